@@ -1,0 +1,120 @@
+"""Engine: the seam between the product and the hypervisor.
+
+An engine is finished when `tests/contract/test_engine.py` passes on it. How memory is shared and
+which migration capability is set stays inside the engine's own package.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmpool.model import AgentAddress, Attachment, Kernel, MachineSpec
+    from vmpool.snapshot import Snapshot
+
+
+class Machine(Protocol):
+    """One hypervisor process that holds a guest."""
+
+    @property
+    def pid(self) -> int:
+        """Process id of the hypervisor."""
+
+    @property
+    def spec(self) -> MachineSpec:
+        """What this machine shares with its siblings."""
+
+    @property
+    def agent_address(self) -> AgentAddress:
+        """Where the guest agent's byte stream is reached."""
+
+    async def pause(self) -> None:
+        """Stop the virtual CPUs. *Idempotent.*
+
+        Raises:
+            EngineError: The hypervisor failed or died; call `kill()`.
+        """
+
+    async def resume(self) -> None:
+        """Let the virtual CPUs run. *Idempotent.*
+
+        Raises:
+            EngineError: The hypervisor failed or died; call `kill()`.
+        """
+
+    async def save(self, directory: Path) -> None:
+        """Write memory, device state and disk of a paused machine into `directory`.
+
+        Only for a machine that was booted: its memory is the file that its clones will share.
+        The machine is of no further use; call `kill()`. *Not idempotent.*
+
+        Args:
+            directory: Existing, empty, on the state file system. Filled with the files that
+                `Snapshot` names, fsynced; the caller adds the manifest and publishes.
+
+        Raises:
+            EngineError: The hypervisor failed; `directory` holds no snapshot.
+            DiskFullError: The disk is full; `directory` holds no snapshot.
+        """
+
+    async def wait(self) -> int:
+        """Return the hypervisor's exit code once it has ended; negative for a signal.
+
+        Returns the moment the process dies, whatever the cause, so that a crash is noticed at once.
+        May be awaited by several callers and after the end.
+        """
+
+    async def kill(self) -> None:
+        """End the hypervisor; return when it is reaped. *Idempotent*, safe after a crash.
+
+        Files in the attachment's directory are the caller's to remove.
+        """
+
+
+class Shell(Protocol):
+    """A hypervisor that waits for a state and costs no CPU."""
+
+    @property
+    def pid(self) -> int:
+        """Process id of the hypervisor."""
+
+    async def load(self, snapshot: Snapshot) -> Machine:
+        """Load a state and return the paused machine; the shell is spent. *Not idempotent.*
+
+        Args:
+            snapshot: The template that the shell was prepared for, or one that descends from it.
+
+        Raises:
+            SnapshotError: The state does not fit or is damaged; the hypervisor is gone.
+            EngineError: The hypervisor failed; it is gone. On cancellation it is gone too.
+        """
+
+    async def wait(self) -> int:
+        """Return the exit code once the waiting hypervisor has ended, as `Machine.wait`."""
+
+    async def kill(self) -> None:
+        """End the hypervisor; return when it is reaped. *Idempotent.*"""
+
+
+class Engine(Protocol):
+    """A way to start machines."""
+
+    @property
+    def version(self) -> str:
+        """The hypervisor's version, as it stands in `MachineSpec.qemu_version`."""
+
+    async def boot(self, spec: MachineSpec, kernel: Kernel, at: Attachment) -> Machine:
+        """Boot a machine; return it running, with the guest still coming up.
+
+        Raises:
+            EngineError: The hypervisor did not start; nothing is left but files in `at.directory`.
+        """
+
+    async def prepare(self, template: Snapshot, at: Attachment) -> Shell:
+        """Start a hypervisor that waits for `template`'s state or one that descends from it.
+
+        Raises:
+            EngineError: The hypervisor did not start; nothing is left but files in `at.directory`.
+        """

@@ -1,0 +1,298 @@
+"""Model: the values that cross the lines between modules.
+
+Frozen, comparable, without behaviour beyond checking themselves. It decides nothing and knows no
+library: what a machine, a clone's identity or a command is, not how any of them comes about.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+AGENT_PORT_NAME = "vmpool.agent"
+"""Name of the virtio-serial port that the agent opens in the guest."""
+
+AGENT_VSOCK_PORT = 1024
+"""Port on which the agent listens over AF_VSOCK."""
+
+DEFAULT_USER = "user"
+"""The guest account that code runs as when the caller names none; its home is `/home/user`."""
+
+_ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+
+
+def new_id(prefix: str = "") -> str:
+    """Return a random id of 20 characters from `[a-z0-9]` after `prefix`: over 100 bits.
+
+    Ids hold no dash, so that one can be a label of a host name beside a port.
+    """
+    return prefix + "".join(secrets.choice(_ID_ALPHABET) for _ in range(20))
+
+
+class Accelerator(StrEnum):
+    """What executes guest instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class Transport(StrEnum):
+    """What carries the agent's byte stream."""
+
+    VSOCK = "vsock"
+    SERIAL = "virtio-serial"
+
+
+class MachineType(StrEnum):
+    """The board that QEMU emulates."""
+
+    Q35 = "q35"
+    MICROVM = "microvm"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSpec:
+    """What all clones of one snapshot share.
+
+    Attributes:
+        root: The read-only root file system (a raw erofs image), seen by the guest as its first
+            virtio disk.
+        memory_bytes: Guest RAM, a multiple of 1 MiB.
+        disk_bytes: Size of the writable scratch disk, 0 for none. Without one the guest keeps what
+            it writes in RAM; with one it is the guest's second virtio disk, ext4, and holds the
+            upper layer of its root.
+        cpu_model: What QEMU's `-cpu` takes.
+        qemu_version: The hypervisor's version, as `query-version` gives it; a state loads only
+            into the version that saved it.
+    """
+
+    root: Path
+    memory_bytes: int
+    accelerator: Accelerator
+    transport: Transport
+    machine_type: MachineType = MachineType.Q35
+    vcpus: int = 1
+    disk_bytes: int = 0
+    cpu_model: str = "max"
+    qemu_version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """What a machine is booted with; a restored machine needs none of it."""
+
+    kernel: Path
+    initrd: Path
+    command_line: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """What no two machines share.
+
+    Attributes:
+        directory: The machine's own directory, existing and empty: sockets, overlay, log. `rm -r`
+            of it is the whole cleanup of what a dead machine leaves.
+        cid: The vsock context id, reserved for this machine by the caller; `None` on virtio-serial.
+    """
+
+    directory: Path
+    cid: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SerialAddress:
+    """Where the agent's stream is reached when it runs over virtio-serial: a Unix socket."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VsockAddress:
+    """Where the agent's stream is reached when it runs over vhost-vsock."""
+
+    cid: int
+    port: int = AGENT_VSOCK_PORT
+
+
+AgentAddress = SerialAddress | VsockAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What makes a clone itself, told to the agent after every restore.
+
+    Attributes:
+        hostname: RFC 1123 label.
+        machine_id: 32 lower-case hex digits, as in machine-id(5).
+        seed: 64 bytes of fresh randomness, never stored.
+    """
+
+    hostname: str
+    machine_id: str
+    seed: bytes = field(repr=False)
+
+    @classmethod
+    def fresh(cls, hostname: str) -> Identity:
+        """Return a new identity under `hostname`, random in everything else."""
+        return cls(
+            hostname=hostname, machine_id=secrets.token_hex(16), seed=secrets.token_bytes(64)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityReceipt:
+    """The agent's word that an identity took, read back from the guest after setting it.
+
+    Attributes:
+        boot_id: The boot identity that the guest now shows, made new for this clone.
+        entropy_bits: Entropy credited to the kernel's random generator.
+        generators: The user-space generators that were seeded anew in the warm interpreter.
+        clock_error_ns: Guest wall clock minus host wall clock after it was set.
+    """
+
+    hostname: str
+    machine_id: str
+    boot_id: str
+    entropy_bits: int
+    generators: tuple[str, ...]
+    clock_error_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A program to run in a guest.
+
+    Attributes:
+        argv: Program and arguments, found on the guest's PATH; never empty. A shell line is
+            `("/bin/bash", "-l", "-c", line)`.
+        env: Added to the account's login environment.
+        cwd: Absolute, or relative to the account's home; `None` for the home.
+        user: Guest account to run as.
+        timeout: Seconds until the process group is killed; `None` for no limit.
+        stdin: Whether stdin is a pipe that the caller writes; `/dev/null` otherwise.
+    """
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    user: str = DEFAULT_USER
+    timeout: float | None = None
+    stdin: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Code:
+    """Python source to run in a fork of the interpreter that was warmed before the snapshot.
+
+    Attributes are as in `Command`; the code runs as `__main__`, and the value of a last
+    expression becomes a `Result`.
+    """
+
+    source: str
+    env: dict[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    user: str = DEFAULT_USER
+    timeout: float | None = None
+    stdin: bool = False
+
+
+class Stream(StrEnum):
+    """Which output a chunk came from."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event of every execution that could be started.
+
+    Attributes:
+        pid: Process id in the guest; the process leads its own group and session.
+    """
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Bytes as the program wrote them, at most 64 KiB an event, not aligned to characters."""
+
+    stream: Stream
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A value that code showed, as a MIME bundle: `text/plain` always, richer forms beside it.
+
+    Binary forms (`image/png`) are base64 text.
+    """
+
+    mime: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """An exception that ended code, as Python would have printed it."""
+
+    name: str
+    value: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exited:
+    """The last event of every execution that could be started; output is complete before it.
+
+    Attributes:
+        exit_code: 0 to 255, `None` when a signal ended the process.
+        signal: Number of the signal that ended it, `None` when it exited.
+        timed_out: The process group was killed because its time was up.
+        out_of_memory: The guest's kernel killed a process of the group for want of memory.
+    """
+
+    exit_code: int | None
+    signal: int | None = None
+    timed_out: bool = False
+    out_of_memory: bool = False
+
+
+ExecutionEvent = Started | Output | Result | Raised | Exited
+
+
+class FileKind(StrEnum):
+    """What a directory entry is, links not followed."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileInfo:
+    """One entry of a guest's file system.
+
+    Attributes:
+        path: Absolute path in the guest.
+        mode: Permission bits.
+        owner: Account name, or the number when it has none; `group` likewise.
+        modified_ns: Unix time.
+        target: Where a symbolic link points, as written in it.
+    """
+
+    path: str
+    kind: FileKind
+    size_bytes: int
+    mode: int
+    owner: str
+    group: str
+    modified_ns: int
+    target: str | None = None
