@@ -1,0 +1,67 @@
+"""What holds for every test: it leaves nothing behind.
+
+Async tests need no mark; each runs on an event loop of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+import pytest_asyncio
+
+from tests import leftovers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+hypothesis.settings.register_profile("vmpool", deadline=None)  # neighbours make any deadline flaky
+hypothesis.settings.load_profile("vmpool")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _marked_and_confined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Mark every process that the run starts, and give stray temporary files one place to show."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(leftovers.MARK_NAME, leftovers.MARK)
+        patch.setenv("TMPDIR", os.fspath(tmp_path_factory.mktemp("stray")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _module_leaves_nothing() -> Iterator[None]:
+    """Fail when a module's tests, with the fixtures they share, leave something on the host."""
+    before = leftovers.Census.take()
+    yield
+    assert not leftovers.since(before)
+
+
+@pytest.fixture(autouse=True)
+def _test_leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail when a test leaves a task or something on the host.
+
+    Tests marked `shares_host` use machines that outlive them and come and go on their own; for them
+    the module's fixture looks at the end.
+    """
+    if inspect.iscoroutinefunction(request.function):
+        request.getfixturevalue("_test_leaves_no_task")
+    if request.node.get_closest_marker("shares_host"):
+        yield
+        return
+    before = leftovers.Census.take()
+    yield
+    assert not leftovers.since(before)
+
+
+@pytest_asyncio.fixture
+async def _test_leaves_no_task() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    assert not left
