@@ -1,4 +1,328 @@
 """Snapshot: memory, device state, disk and manifest of a paused machine, immutable.
 
-The directory of a published snapshot never changes; it is there whole or not at all.
+The directory of a published snapshot never changes; it is there whole or not at all. A snapshot
+is written beside its place under a `.partial-` name, made durable, and renamed; whatever carries
+that name when a host starts is the rest of a crash and is swept.
+
+This module decides what a whole snapshot is and where it fits. It does not know how a hypervisor
+writes or loads one. All of it blocks; call it from a thread where the loop must not wait.
 """
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vmpool.errors import ConflictError, DiskFullError, SnapshotError
+from vmpool.model import Accelerator, MachineSpec, Transport, new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+FORMAT = 1
+"""Version of the manifest; a host refuses what a later vmpool wrote."""
+
+PARTIAL = ".partial-"
+"""What the name of a snapshot begins with while it is being written or removed."""
+
+MANIFEST = "manifest.json"
+MEMORY = "memory"
+DEVICE_STATE = "device-state"
+DISK = "disk"
+
+_MANIFEST_LIMIT_BYTES = 1 << 20
+
+
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What one file of a snapshot must be."""
+
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a snapshot is.
+
+    Attributes:
+        image: Digest of the image that the machine was booted from.
+        spec: What all clones share. Its `root` is absolute, or relative to the snapshot's
+            directory, so that a whole state directory can be moved.
+        files: By name: every file of the snapshot but the manifest.
+        created_ns: Unix time.
+        parent: Id of the snapshot that this one descends from; `None` for a template.
+    """
+
+    id: str
+    image: str
+    spec: MachineSpec
+    files: dict[str, FileRecord]
+    created_ns: int
+    parent: str | None = None
+    format: int = FORMAT
+
+
+class _Header(msgspec.Struct):
+    """The one field that every version of the manifest has."""
+
+    format: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """A published snapshot: a directory and what its manifest says."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def memory(self) -> Path:
+        """Guest RAM as a raw file with holes, to be mapped privately."""
+        return self.directory / MEMORY
+
+    @property
+    def device_state(self) -> Path:
+        """The hypervisor's migration stream without RAM."""
+        return self.directory / DEVICE_STATE
+
+    @property
+    def disk(self) -> Path | None:
+        """The scratch disk as a raw file with holes, to be backed by, never written."""
+        return self.directory / DISK if self.manifest.spec.disk_bytes else None
+
+    @property
+    def spec(self) -> MachineSpec:
+        """What all clones share, with an absolute `root`."""
+        spec = self.manifest.spec
+        return replace(spec, root=Path(os.path.normpath(self.directory / spec.root)))
+
+    def fits(
+        self,
+        *,
+        version: str,
+        accelerators: Collection[Accelerator],
+        transports: Collection[Transport],
+    ) -> None:
+        """Refuse, before the hypervisor does, a host on which this snapshot cannot run.
+
+        Args:
+            version: The host's hypervisor, as in `Engine.version`.
+            accelerators: Those that work on the host, probed by running a guest.
+            transports: Those that the host has.
+
+        Raises:
+            SnapshotError: It does not fit; code `snapshot_unfit`.
+        """
+        spec, name = self.manifest.spec, self.manifest.id
+        if spec.qemu_version != version:
+            raise SnapshotError(
+                f"snapshot {name!r} was saved by QEMU {spec.qemu_version!r}, "
+                f"this host has {version!r}",
+                code="snapshot_unfit",
+                remedy="make the template again on this host",
+            )
+        if spec.accelerator not in accelerators:
+            raise SnapshotError(
+                f"snapshot {name!r} needs the accelerator {spec.accelerator.value!r}, "
+                "which does not work on this host",
+                code="snapshot_unfit",
+                remedy="make the template again on this host",
+            )
+        if spec.transport not in transports:
+            raise SnapshotError(
+                f"snapshot {name!r} reaches its agent over {spec.transport.value!r}, "
+                "which this host lacks",
+                code="snapshot_unfit",
+                remedy="load vhost_vsock, or make the template again on this host",
+            )
+
+    def verify(self) -> None:
+        """Read every file and compare it with its digest.
+
+        Reads all of the memory file: for an import or the start of a host, not for a restore.
+
+        Raises:
+            SnapshotError: A file is missing or not what was saved; code `snapshot_damaged`.
+        """
+        self.check_sizes()
+        for name, record in self.manifest.files.items():
+            if _digest(self.directory / name) != record.sha256:
+                raise _damaged(self.directory, f"{name!r} does not match its digest")
+
+    def check_sizes(self) -> None:
+        """Compare the size of every file with its record: cheap, and a mapping of a file that was
+        cut short would kill the hypervisor with SIGBUS.
+
+        Raises:
+            SnapshotError: A file is missing or cut short; code `snapshot_damaged`.
+        """
+        for name, record in self.manifest.files.items():
+            try:
+                found = (self.directory / name).lstat()
+            except OSError as err:
+                raise _damaged(self.directory, f"{name!r}: {err.strerror}") from err
+            if not stat.S_ISREG(found.st_mode) or found.st_size != record.size_bytes:
+                raise _damaged(
+                    self.directory,
+                    f"{name!r} has {found.st_size} bytes, not {record.size_bytes}",
+                )
+
+    def remove(self) -> None:
+        """Remove the snapshot. *Idempotent.*
+
+        Hypervisors that run from it keep its files until they end. A crash leaves a `.partial-`
+        directory for `sweep`, never half a snapshot.
+        """
+        doomed = self.directory.with_name(f"{PARTIAL}{new_id()}")
+        try:
+            self.directory.rename(doomed)
+        except FileNotFoundError:
+            return
+        shutil.rmtree(doomed)
+
+
+def begin(parent: Path) -> Path:
+    """Create an empty directory among the snapshots in `parent` to write one's files into."""
+    partial = parent / f"{PARTIAL}{new_id()}"
+    partial.mkdir(mode=0o700)
+    return partial
+
+
+def describe(
+    partial: Path,
+    *,
+    id: str,  # noqa: A002 -- the field's own name
+    image: str,
+    spec: MachineSpec,
+    created_ns: int,
+    parent: str | None = None,
+) -> Manifest:
+    """Return the manifest of the files in `partial`; reads all of them for their digests."""
+    files = {
+        path.name: FileRecord(size_bytes=path.stat().st_size, sha256=_digest(path))
+        for path in sorted(partial.iterdir())
+    }
+    return Manifest(
+        id=id, image=image, spec=spec, files=files, created_ns=created_ns, parent=parent
+    )
+
+
+def publish(partial: Path, manifest: Manifest, parent: Path) -> Snapshot:
+    """Make the files in `partial` durable and give them their name, all at once.
+
+    Args:
+        partial: From `begin(parent)`, filled; gone afterwards, whatever happened.
+        manifest: Written beside the files; its id becomes the snapshot's name.
+        parent: Directory of the published snapshots.
+
+    Raises:
+        ConflictError: There is a snapshot of that name; code `snapshot_exists`.
+        DiskFullError: The disk is full; nothing was published.
+        SnapshotError: Nothing was published.
+    """
+    final = parent / manifest.id
+    try:
+        (partial / MANIFEST).write_bytes(_encode(manifest))
+        for path in partial.iterdir():
+            path.chmod(0o444)
+            _sync(path)
+        _sync(partial)
+        partial.rename(final)
+        _sync(parent)
+    except OSError as err:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise _publishing_failed(final, err) from err
+    return Snapshot(directory=final, manifest=manifest)
+
+
+def load(directory: Path) -> Snapshot:
+    """Read the snapshot in `directory`; its manifest and the sizes of its files are checked.
+
+    Raises:
+        SnapshotError: There is none (`snapshot_missing`), it is damaged (`snapshot_damaged`), or
+            a later vmpool wrote it (`snapshot_unfit`).
+    """
+    try:
+        with (directory / MANIFEST).open("rb") as file:
+            data = file.read(_MANIFEST_LIMIT_BYTES + 1)
+    except FileNotFoundError as err:
+        raise SnapshotError(f"no snapshot in {str(directory)!r}", code="snapshot_missing") from err
+    except OSError as err:
+        raise _damaged(directory, f"{MANIFEST!r}: {err.strerror}") from err
+    snapshot = Snapshot(directory=directory, manifest=_decode(directory, data))
+    snapshot.check_sizes()
+    return snapshot
+
+
+def sweep(parent: Path) -> tuple[Path, ...]:
+    """Remove what crashes left among the snapshots in `parent`; return what it was.
+
+    Only while nobody else writes or removes a snapshot there: when a host starts.
+    """
+    left = tuple(sorted(parent.glob(f"{PARTIAL}*")))
+    for directory in left:
+        shutil.rmtree(directory)
+    return left
+
+
+def _encode(manifest: Manifest) -> bytes:
+    data = msgspec.json.encode(manifest, enc_hook=str)  # the one foreign type is Path
+    return msgspec.json.format(data, indent=2) + b"\n"
+
+
+def _decode(directory: Path, data: bytes) -> Manifest:
+    if len(data) > _MANIFEST_LIMIT_BYTES:
+        raise _damaged(directory, f"{MANIFEST!r} is longer than {_MANIFEST_LIMIT_BYTES} bytes")
+    try:
+        version = msgspec.json.decode(data, type=_Header).format
+        if version > FORMAT:
+            raise SnapshotError(
+                f"snapshot in {str(directory)!r} has format {version}, this vmpool reads {FORMAT}",
+                code="snapshot_unfit",
+                remedy="upgrade vmpool",
+            )
+        manifest = msgspec.json.decode(data, type=Manifest, dec_hook=lambda kind, v: kind(v))
+    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+        raise _damaged(directory, f"{MANIFEST!r}: {err}") from err
+    if any("/" in name or name in {".", "..", ""} for name in manifest.files):
+        raise _damaged(directory, f"{MANIFEST!r} names a file outside the snapshot")
+    required = {MEMORY, DEVICE_STATE} | ({DISK} if manifest.spec.disk_bytes else set())
+    if missing := required - manifest.files.keys():
+        raise _damaged(directory, f"{MANIFEST!r} does not list {', '.join(sorted(missing))}")
+    return manifest
+
+
+def _damaged(directory: Path, what: str) -> SnapshotError:
+    return SnapshotError(
+        f"snapshot in {str(directory)!r} is damaged: {what}",
+        code="snapshot_damaged",
+        remedy="remove it and make the template again",
+    )
+
+
+def _publishing_failed(final: Path, err: OSError) -> ConflictError | DiskFullError | SnapshotError:
+    if err.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+        return ConflictError(f"there is a snapshot in {str(final)!r}", code="snapshot_exists")
+    if err.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DiskFullError(f"no space to publish the snapshot {final.name!r}")
+    return SnapshotError(f"cannot publish {str(final)!r}: {err.strerror}", code="snapshot_unsaved")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
