@@ -1,0 +1,219 @@
+"""Command: QEMU's command line for one machine, as a pure function of its spec.
+
+Every file and socket reaches QEMU as an open descriptor with a number fixed here, so that the
+command line holds no host path and the process needs no access to any. Boot and restore share one
+device list: a state loads only into the devices that it was saved from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from vmpool.model import AGENT_PORT_NAME, MIB, Accelerator, MachineSpec, MachineType, Transport
+
+
+class Slot(IntEnum):
+    """Descriptor numbers in the QEMU process; each number also names the fdset that holds it."""
+
+    QMP = 3
+    AGENT = 4
+    MEMORY = 5
+    ROOT = 6
+    KERNEL = 7
+    INITRD = 8
+    CONSOLE = 9
+    DISK = 10
+    OVERLAY = 11
+    VHOST = 12
+    KVM = 13
+    # QEMU waits for an RCU grace period (5 to 10 ms) whenever its descriptor table grows; with one
+    # high descriptor open from the start the table has its final size.
+    CEILING = 255
+
+
+STATE_FDSET = 300
+"""The fdset that a state's descriptor is added to over QMP; above all slots."""
+
+KVM_DEVICE_SINCE = (9, 0)
+"""First version whose `-accel kvm` takes its device as an open descriptor."""
+
+# What one clone may spend on translated code. QEMU takes a gigabyte by default and only what is
+# used counts, but a guest that runs long enough would use it all.
+_TRANSLATION_CACHE_MIB = 64
+
+_CONSOLE_BYTES = 64 << 10
+
+_BOARDS = {
+    # Each controller left out saves start time, memory and attack surface.
+    MachineType.Q35: "q35,sata=off,usb=off,smbus=off,hpet=off,vmport=off,i8042=off",
+    # Under TCG the guest needs the old timer and interrupt controller to come up.
+    MachineType.MICROVM: (
+        "microvm,acpi=on,pit=on,pic=on,rtc=on,isa-serial=on,auto-kernel-cmdline=off"
+    ),
+}
+_BOARD_OPTIONS = "memory-backend=ram,mem-merge=off,dump-guest-core=off"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """What one command line has beyond its spec.
+
+    Attributes:
+        name: What `ps` shows to tell one QEMU from the next.
+        cid: The vsock context id; `None` on virtio-serial.
+    """
+
+    name: str
+    cid: int | None = None
+
+
+def boot(spec: MachineSpec, instance: Instance, command_line: str) -> list[str]:
+    """Return QEMU's arguments to boot a machine whose memory its clones will share."""
+    return [
+        *_machine(spec, instance),
+        *("-object", _memory(spec, "share=on")),
+        *("-kernel", _path(Slot.KERNEL)),
+        *("-initrd", _path(Slot.INITRD)),
+        *("-append", command_line),
+        *("-add-fd", _fdset(Slot.CONSOLE)),
+        *("-chardev", f"file,id=console,path=/dev/fdset/{Slot.CONSOLE:d}"),
+        *_block("root", Slot.ROOT, "read-only=on"),
+        *(_block("scratch", Slot.DISK, "cache.no-flush=on") if spec.disk_bytes else []),
+        *_devices(spec, instance),
+    ]
+
+
+def restore(spec: MachineSpec, instance: Instance) -> list[str]:
+    """Return QEMU's arguments to wait, stopped, for a state of a machine booted as `spec`."""
+    return [
+        *_machine(spec, instance),
+        *("-incoming", "defer"),
+        "-S",
+        # Without a writable descriptor a balloon's discard cannot punch holes in the golden file.
+        *("-object", _memory(spec, "share=off,readonly=on,rom=off")),
+        *("-chardev", f"ringbuf,id=console,size={_CONSOLE_BYTES}"),
+        *_block("root", Slot.ROOT, "read-only=on"),
+        *(_overlay() if spec.disk_bytes else []),
+        *_devices(spec, instance),
+    ]
+
+
+def _machine(spec: MachineSpec, instance: Instance) -> list[str]:
+    return [
+        *("-name", instance.name.replace(",", ",,")),
+        *("-nodefaults", "-no-user-config"),
+        *("-display", "none"),
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *("-accel", _accelerator(spec)),
+        *("-machine", f"{_BOARDS[spec.machine_type]},{_BOARD_OPTIONS}"),
+        *("-cpu", spec.cpu_model),
+        *("-smp", f"cpus={spec.vcpus},maxcpus={spec.vcpus}"),
+        *("-m", f"{spec.memory_bytes // MIB}M"),
+        *("-rtc", "base=utc,clock=host"),
+        # A guest that powers off, reboots or panics ends the process: its death is the one signal.
+        "-no-reboot",
+        *("-action", "panic=exit-failure"),
+        *("-chardev", f"socket,id=qmp,fd={Slot.QMP:d},server=on,wait=off"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *(_opened_kvm() if takes_kvm_descriptor(spec) else []),
+    ]
+
+
+def _accelerator(spec: MachineSpec) -> str:
+    match spec.accelerator:
+        case Accelerator.TCG:
+            return f"tcg,tb-size={_TRANSLATION_CACHE_MIB}"
+        case Accelerator.KVM if takes_kvm_descriptor(spec):
+            return f"kvm,device=/dev/fdset/{Slot.KVM:d}"
+        case Accelerator.KVM:
+            return "kvm"
+
+
+def takes_kvm_descriptor(spec: MachineSpec) -> bool:
+    """Whether QEMU is handed `/dev/kvm` open; it opens the path itself where it cannot be."""
+    if spec.accelerator is not Accelerator.KVM:
+        return False
+    return parse_version(spec.qemu_version) >= KVM_DEVICE_SINCE
+
+
+def parse_version(version: str) -> tuple[int, ...]:
+    """Return `"10.0.2"` as `(10, 0, 2)`; parts that are no number end it."""
+    parts: list[int] = []
+    for part in version.split("."):
+        if not part.isdecimal():
+            break
+        parts.append(int(part))
+    return tuple(parts)
+
+
+def _opened_kvm() -> list[str]:
+    return ["-add-fd", _fdset(Slot.KVM)]
+
+
+def _memory(spec: MachineSpec, sharing: str) -> str:
+    return (
+        f"memory-backend-file,id=ram,size={spec.memory_bytes},"
+        f"mem-path={_path(Slot.MEMORY)},{sharing},merge=off,dump=off"
+    )
+
+
+def _block(node: str, slot: Slot, options: str) -> list[str]:
+    file = f"driver=file,node-name={node}-file,filename=/dev/fdset/{slot:d},{options}"
+    return [
+        *("-add-fd", _fdset(slot)),
+        *("-blockdev", file),
+        *("-blockdev", f"driver=raw,node-name={node},file={node}-file,{options}"),
+    ]
+
+
+def _overlay() -> list[str]:
+    slot, options = Slot.OVERLAY, "cache.no-flush=on"
+    file = f"driver=file,node-name=scratch-file,filename=/dev/fdset/{slot:d},{options}"
+    qcow2 = f"driver=qcow2,node-name=scratch,file=scratch-file,backing=golden,{options}"
+    return [
+        *_block("golden", Slot.DISK, "read-only=on"),
+        *("-add-fd", _fdset(slot)),
+        *("-blockdev", file),
+        *("-blockdev", qcow2),
+    ]
+
+
+def _devices(spec: MachineSpec, instance: Instance) -> list[str]:
+    pci = spec.machine_type is MachineType.Q35
+    bus = "pci" if pci else "device"
+
+    def at(address: int) -> str:
+        # Fixed addresses: a device added later moves none of these.
+        return f",disable-legacy=on,addr={address:#x}" if pci else ""
+
+    devices = [
+        *("-serial", "chardev:console"),
+        *("-device", f"virtio-blk-{bus},drive=root,num-queues=1{at(2)}"),
+    ]
+    if spec.disk_bytes:
+        devices += ["-device", f"virtio-blk-{bus},drive=scratch,num-queues=1{at(3)}"]
+    match spec.transport:
+        case Transport.SERIAL:
+            devices += [
+                *("-chardev", f"socket,id=agent,fd={Slot.AGENT:d},server=on,wait=off"),
+                *("-device", f"virtio-serial-{bus},max_ports=2{at(4)}"),
+                *("-device", f"virtserialport,chardev=agent,name={AGENT_PORT_NAME}"),
+            ]
+        case Transport.VSOCK:
+            vsock = f"vhost-vsock-{bus},guest-cid={instance.cid},vhostfd={Slot.VHOST:d}"
+            devices += ["-device", vsock + (f",addr={4:#x}" if pci else "")]
+    if pci:
+        # microvm has no generation id, and nothing tells its guest of a panic device.
+        devices += ["-device", "vmgenid,guid=auto", "-device", "pvpanic"]
+    else:
+        devices += ["-global", "virtio-mmio.force-legacy=false"]
+    return devices
+
+
+def _path(slot: Slot) -> str:
+    return f"/proc/self/fd/{slot:d}"
+
+
+def _fdset(slot: Slot) -> str:
+    return f"fd={slot:d},set={slot:d}"

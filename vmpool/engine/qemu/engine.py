@@ -1,0 +1,379 @@
+"""Engine: QEMU as an `engine.Engine`.
+
+Opens what a machine needs, hands it over as descriptors, and keeps the directories closed. A
+template's RAM is a file that its machine shares; a clone's RAM is the same file, mapped privately.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from vmpool import disk
+from vmpool.engine.qemu import command, hypervisor, migration, sparse, vsock
+from vmpool.engine.qemu.command import Instance, Slot
+from vmpool.engine.qemu.monitor import listen
+from vmpool.engine.qemu.process import uninterrupted
+from vmpool.errors import DiskFullError, EngineError, HostError, SnapshotError
+from vmpool.model import SerialAddress, Transport, VsockAddress
+from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmpool.engine.qemu.hypervisor import Hypervisor, StartTimings
+    from vmpool.engine.qemu.isolation import Isolation
+    from vmpool.errors import InfrastructureError
+    from vmpool.model import AgentAddress, Attachment, Kernel, MachineSpec
+    from vmpool.snapshot import Snapshot
+
+AGENT_SOCKET = "agent"
+CONSOLE = "console"
+OVERLAY = "overlay"
+
+_KVM = "/dev/kvm"
+_SOCKET_PATH_LIMIT_BYTES = 107  # unix(7): sun_path without its final zero
+
+
+class QemuEngine:
+    """Starts machines under QEMU. Holds nothing: what it starts belongs to the caller."""
+
+    def __init__(self, *, binary: str, version: str, isolation: Isolation) -> None:
+        self._binary = binary
+        self._version = version
+        self._isolation = isolation
+
+    @property
+    def version(self) -> str:
+        """QEMU's version."""
+        return self._version
+
+    @property
+    def isolation(self) -> Isolation:
+        """What every QEMU is cut off from."""
+        return self._isolation
+
+    async def boot(self, spec: MachineSpec, kernel: Kernel, at: Attachment) -> QemuMachine:
+        """Boot a machine, as `Engine.boot`.
+
+        Args:
+            kernel: Files that every account may read, whatever directory they are in.
+        """
+        self._require_version(spec)
+        memory, scratch = at.directory / MEMORY, at.directory / DISK
+        if spec.disk_bytes:
+            await disk.create_scratch(scratch, spec.disk_bytes)
+        with _Handover(spec, at) as handover:
+            handover.put(Slot.MEMORY, self._new_memory(memory, spec.memory_bytes))
+            handover.put(Slot.KERNEL, _open(kernel.kernel, os.O_RDONLY))
+            handover.put(Slot.INITRD, _open(kernel.initrd, os.O_RDONLY))
+            handover.put(Slot.CONSOLE, _create(at.directory / CONSOLE, os.O_WRONLY))
+            if spec.disk_bytes:
+                handover.put(Slot.DISK, _open(scratch, os.O_RDWR))
+            argv = command.boot(spec, handover.instance, kernel.command_line)
+            started = await self._start(argv, handover)
+        return QemuMachine(started, spec, at.directory, handover.agent_address)
+
+    async def prepare(self, template: Snapshot, at: Attachment) -> QemuShell:
+        """Start a waiting hypervisor, as `Engine.prepare`."""
+        spec = template.spec
+        self._require_version(spec)
+        with _Handover(spec, at) as handover:
+            handover.put(Slot.MEMORY, _open(template.memory, os.O_RDONLY))
+            if template.disk is not None:
+                overlay = _create(at.directory / OVERLAY, os.O_RDWR)
+                handover.put(Slot.OVERLAY, overlay)
+                handover.put(Slot.DISK, _open(template.disk, os.O_RDONLY))
+                disk.write_overlay(overlay, spec.disk_bytes)
+            argv = command.restore(spec, handover.instance)
+            started = await self._start(argv, handover)
+        try:
+            await migration.enable(started.monitor)
+        except BaseException as err:
+            await started.kill()
+            if isinstance(err, EngineError):
+                raise started.explained(err) from err
+            raise
+        return QemuShell(started, template, at.directory, handover.agent_address)
+
+    async def _start(self, argv: list[str], handover: _Handover) -> Hypervisor:
+        return await hypervisor.start(
+            (self._binary, *argv),
+            slots=handover.slots,
+            directory=handover.directory,
+            isolation=self._isolation,
+            spec=handover.spec,
+            cid=handover.instance.cid,
+        )
+
+    def _require_version(self, spec: MachineSpec) -> None:
+        if spec.qemu_version != self._version:
+            raise EngineError(
+                f"the machine is for QEMU {spec.qemu_version!r}, this is {self._version!r}",
+                code="qemu_version_differs",
+            )
+
+    def _new_memory(self, path: Path, size_bytes: int) -> int:
+        descriptor = _create(path, os.O_RDWR)
+        try:
+            os.ftruncate(descriptor, size_bytes)
+            if self._isolation.account is not None:
+                # QEMU opens it once more through /proc, as whom it runs as.
+                os.fchown(descriptor, self._isolation.account.uid, -1)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+
+class QemuShell:
+    """A QEMU that waits for a state, as `engine.Shell`.
+
+    Attributes:
+        timings: How long its start took; `load` and `resume` are single steps, timed from outside.
+    """
+
+    def __init__(
+        self, started: Hypervisor, template: Snapshot, directory: Path, address: AgentAddress
+    ) -> None:
+        self._hypervisor = started
+        self._template = template
+        self._directory = directory
+        self._agent_address = address
+        self.timings: StartTimings = started.timings
+
+    @property
+    def pid(self) -> int:
+        """Process id of QEMU, in our namespace."""
+        return self._hypervisor.process.pid
+
+    async def load(self, snapshot: Snapshot) -> QemuMachine:
+        """Load a state, as `Shell.load`."""
+        try:
+            self._require_descent(snapshot)
+            await self._receive(snapshot)
+        except BaseException as err:
+            await self._hypervisor.kill()
+            if isinstance(err, EngineError):
+                explained = self._hypervisor.explained(err)
+                if explained.error_code == "state_refused":
+                    raise _refused(snapshot, explained) from err
+                raise explained from err
+            raise
+        return QemuMachine(
+            self._hypervisor, self._template.spec, self._directory, self._agent_address
+        )
+
+    async def wait(self) -> int:
+        """Return the exit code once QEMU has ended."""
+        return await self._hypervisor.process.wait()
+
+    async def kill(self) -> None:
+        """End QEMU; return when it is reaped. *Idempotent.*"""
+        await self._hypervisor.kill()
+
+    def _require_descent(self, snapshot: Snapshot) -> None:
+        template = self._template.manifest.id
+        if template not in {snapshot.manifest.id, snapshot.manifest.parent}:
+            raise SnapshotError(
+                f"snapshot {snapshot.manifest.id!r} does not descend from {template!r}",
+                code="snapshot_unfit",
+            )
+
+    async def _receive(self, snapshot: Snapshot) -> None:
+        try:
+            descriptor = os.open(snapshot.device_state, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as err:
+            raise SnapshotError(
+                f"cannot open the device state of {snapshot.manifest.id!r}: {err.strerror}",
+                code="snapshot_damaged",
+            ) from err
+        try:
+            version = command.parse_version(self._template.spec.qemu_version)
+            started = self._hypervisor
+            await migration.receive(started.monitor, started.process, descriptor, version)
+        finally:
+            os.close(descriptor)
+
+
+class QemuMachine:
+    """A QEMU that holds a guest, as `engine.Machine`."""
+
+    def __init__(
+        self, started: Hypervisor, spec: MachineSpec, directory: Path, address: AgentAddress
+    ) -> None:
+        self._hypervisor = started
+        self._spec = spec
+        self._directory = directory
+        self._agent_address = address
+
+    @property
+    def pid(self) -> int:
+        """Process id of QEMU, in our namespace."""
+        return self._hypervisor.process.pid
+
+    @property
+    def spec(self) -> MachineSpec:
+        """What this machine shares with its siblings."""
+        return self._spec
+
+    @property
+    def agent_address(self) -> AgentAddress:
+        """Where the guest agent's byte stream is reached."""
+        return self._agent_address
+
+    async def pause(self) -> None:
+        """Stop the virtual CPUs. *Idempotent.*"""
+        await self._hypervisor.execute("stop")
+
+    async def resume(self) -> None:
+        """Let the virtual CPUs run. *Idempotent.*"""
+        await self._hypervisor.execute("cont")
+
+    async def save(self, directory: Path) -> None:
+        """Save a booted machine, as `Machine.save`; QEMU has ended when this returns.
+
+        It ends before its memory is copied, so that nothing writes to what is being saved.
+        """
+        if (await self._hypervisor.execute("query-status"))["running"]:
+            raise EngineError("only a paused machine can be saved", code="machine_running")
+        try:
+            await self._send(directory / DEVICE_STATE)
+            await self._hypervisor.kill()
+            # Not cut short: a thread that still writes must not outlive this call.
+            await uninterrupted(asyncio.to_thread(self._copy_files, directory))
+        except BaseException as err:
+            for name in (MEMORY, DEVICE_STATE, DISK):
+                (directory / name).unlink(missing_ok=True)
+            if isinstance(err, EngineError):
+                raise self._hypervisor.explained(err) from err
+            raise
+
+    async def wait(self) -> int:
+        """Return the exit code once QEMU has ended."""
+        return await self._hypervisor.process.wait()
+
+    async def obituary(self) -> InfrastructureError:
+        """Wait for the end and return, as an error to raise, what it was: the guest's kernel
+        panicked, the guest powered off or rebooted, or QEMU died."""
+        return await self._hypervisor.obituary()
+
+    async def kill(self) -> None:
+        """End QEMU; return when it is reaped. *Idempotent.*"""
+        await self._hypervisor.kill()
+
+    async def _send(self, path: Path) -> None:
+        descriptor = _create(path, os.O_WRONLY)
+        try:
+            await migration.enable(self._hypervisor.monitor)
+            await migration.send(self._hypervisor.monitor, self._hypervisor.process, descriptor)
+            await asyncio.to_thread(os.fsync, descriptor)
+        except OSError as err:
+            raise DiskFullError("no space for the device state of a snapshot") from err
+        finally:
+            os.close(descriptor)
+
+    def _copy_files(self, directory: Path) -> None:
+        for name in (MEMORY, DISK) if self._spec.disk_bytes else (MEMORY,):
+            source = _open(self._directory / name, os.O_RDONLY)
+            try:
+                sparse.copy(source, directory / name)
+            finally:
+                os.close(source)
+
+
+class _Handover:
+    """The descriptors that one QEMU is started with; ours are closed at the end."""
+
+    def __init__(self, spec: MachineSpec, at: Attachment) -> None:
+        self.spec = spec
+        self.directory = at.directory
+        self.slots: dict[int, int] = {}
+        self.agent_address: AgentAddress
+        self.instance: Instance
+        self._wanted_cid = at.cid
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> _Handover:
+        with self._held:
+            self._fill()
+            self._held = self._held.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def put(self, slot: Slot, descriptor: int) -> None:
+        """Hand over `descriptor` as `slot`; it is closed here at the end."""
+        self._held.callback(os.close, descriptor)
+        self.slots[slot] = descriptor
+
+    def _fill(self) -> None:
+        cid = None
+        self._put_socket(Slot.QMP, hypervisor.QMP_SOCKET)
+        self.put(Slot.ROOT, _open(self.spec.root, os.O_RDONLY))
+        self.put(Slot.CEILING, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        if command.takes_kvm_descriptor(self.spec):
+            self.put(Slot.KVM, _open_kvm())
+        match self.spec.transport:
+            case Transport.SERIAL:
+                self.agent_address = SerialAddress(path=self.directory / AGENT_SOCKET)
+                _require_short(self.agent_address.path)
+                self._put_socket(Slot.AGENT, AGENT_SOCKET)
+            case Transport.VSOCK:
+                claim = vsock.claim(self._wanted_cid)
+                self.put(Slot.VHOST, claim.descriptor)
+                self.agent_address = VsockAddress(cid=claim.cid)
+                cid = claim.cid
+        self.instance = Instance(name=self.directory.name, cid=cid)
+
+    def _put_socket(self, slot: Slot, name: str) -> None:
+        self.put(slot, listen(self.directory, name).detach())
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except OSError as err:
+        raise EngineError(f"cannot open {str(path)!r}: {err.strerror}") from err
+
+
+def _create(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        if err.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFullError(f"no space for {str(path)!r}") from err
+        raise EngineError(f"cannot create {str(path)!r}: {err.strerror}") from err
+
+
+def _open_kvm() -> int:
+    try:
+        return os.open(_KVM, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as err:
+        raise HostError(
+            f"cannot open {_KVM}: {err.strerror}",
+            code="kvm_missing",
+            remedy="add this account to the group kvm, or use the accelerator 'tcg'",
+        ) from err
+
+
+def _require_short(path: Path) -> None:
+    if len(os.fsencode(path)) > _SOCKET_PATH_LIMIT_BYTES:
+        raise HostError(
+            f"{str(path)!r} is longer than the {_SOCKET_PATH_LIMIT_BYTES} bytes of a socket's path",
+            code="run_path_too_long",
+            remedy="choose a shorter directory for running clones",
+        )
+
+
+def _refused(snapshot: Snapshot, err: EngineError) -> SnapshotError:
+    words = err.log_tail.splitlines()[-1:]
+    return SnapshotError(
+        f"cannot load snapshot {snapshot.manifest.id!r}: {'; '.join([err.message, *words])}",
+        code="snapshot_refused",
+        remedy="verify it, or make the template again",
+    )

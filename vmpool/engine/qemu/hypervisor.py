@@ -1,0 +1,145 @@
+"""Hypervisor: one QEMU process with its control socket, from start to end.
+
+What a waiting shell and a machine have in common. Its errors carry the command line and the tail
+of the log.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmpool.engine.qemu import process as processes
+from vmpool.engine.qemu.monitor import Monitor
+from vmpool.engine.qemu.process import Process, log_tail, uninterrupted
+from vmpool.engine.qemu.record import Record
+from vmpool.errors import EngineError, GuestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from vmpool.engine.qemu.isolation import Isolation
+    from vmpool.errors import InfrastructureError
+    from vmpool.model import MachineSpec
+
+QMP_SOCKET = "qmp"
+LOG = "qemu.log"
+
+_GUEST_ENDINGS = {
+    "guest-panic": ("the guest's kernel panicked", "guest_panicked"),
+    "guest-reset": ("the guest rebooted", "guest_rebooted"),
+    "guest-shutdown": ("the guest powered off", "guest_powered_off"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartTimings:
+    """How long the start of a hypervisor took, in nanoseconds of the monotonic clock.
+
+    Attributes:
+        spawn_ns: Until the process existed.
+        monitor_ns: From there until it answered on its control socket.
+    """
+
+    spawn_ns: int
+    monitor_ns: int
+
+
+class Hypervisor:
+    """A QEMU process that answers. Made by `start`; whoever holds it calls `kill`."""
+
+    def __init__(
+        self,
+        process: Process,
+        monitor: Monitor,
+        argv: tuple[str, ...],
+        log: Path,
+        timings: StartTimings,
+    ) -> None:
+        self.process = process
+        self.monitor = monitor
+        self.timings = timings
+        self._argv = argv
+        self._log = log
+
+    async def execute(self, command: str, **arguments: object) -> Any:
+        """Run a QMP command, as `Monitor.execute`.
+
+        Raises:
+            EngineError: QEMU refused, did not answer, or is gone.
+        """
+        try:
+            return await self.monitor.execute(command, **arguments)
+        except EngineError as err:
+            raise self.explained(err) from err
+
+    def explained(self, err: EngineError) -> EngineError:
+        """Return `err` with this process's command line and what it logged."""
+        return _explained(err, self._argv, self._log)
+
+    async def kill(self) -> None:
+        """End the process and the session. *Idempotent*, completes when cancelled."""
+        await uninterrupted(_end(self.process, self.monitor))
+
+    async def obituary(self) -> InfrastructureError:
+        """Wait for the end and return, as an error to raise, what it was."""
+        code = await self.process.wait()
+        for event in await self.monitor.last_events():
+            if event["event"] == "SHUTDOWN" and event["data"]["reason"] in _GUEST_ENDINGS:
+                what, error_code = _GUEST_ENDINGS[event["data"]["reason"]]
+                return GuestError(what, code=error_code)
+        return self.explained(EngineError(f"QEMU ended with {code}", code="qemu_died"))
+
+
+async def start(
+    argv: tuple[str, ...],
+    *,
+    slots: Mapping[int, int],
+    directory: Path,
+    isolation: Isolation,
+    spec: MachineSpec,
+    cid: int | None,
+) -> Hypervisor:
+    """Start QEMU and return once it answers; on failure or cancellation it is gone.
+
+    Args:
+        slots: Number in the process → our descriptor; ours to close.
+        directory: The machine's own, with the socket `QMP_SOCKET` that is among the slots.
+        spec: For the record that a later manager finds in `directory`; `cid` likewise.
+
+    Raises:
+        EngineError: QEMU did not start.
+        HostError: It is missing, or cannot be isolated.
+    """
+    began = time.perf_counter_ns()
+    log = directory / LOG
+    with log.open("ab") as log_file:
+        process = await processes.spawn(
+            argv, slots=slots, log=log_file.fileno(), isolation=isolation
+        )
+    monitor = None
+    try:
+        spawned = time.perf_counter_ns()
+        Record.of(process.pid, spec, cid).write(directory)
+        monitor = await Monitor.connect(directory, QMP_SOCKET)
+    except BaseException as err:
+        await uninterrupted(_end(process, monitor))
+        if isinstance(err, EngineError):
+            raise _explained(err, argv, log) from err
+        raise
+    timings = StartTimings(spawn_ns=spawned - began, monitor_ns=time.perf_counter_ns() - spawned)
+    return Hypervisor(process, monitor, argv, log, timings)
+
+
+async def _end(process: Process, monitor: Monitor | None) -> None:
+    await process.kill()
+    if monitor is not None:
+        await monitor.close()
+
+
+def _explained(err: EngineError, argv: tuple[str, ...], log: Path) -> EngineError:
+    return EngineError(
+        err.message, code=err.error_code, remedy=err.remedy, argv=argv, log_tail=log_tail(log)
+    )

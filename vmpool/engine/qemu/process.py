@@ -1,0 +1,217 @@
+"""Process: one QEMU process, from spawn to reaping.
+
+It is held by a pidfd, so its end is an event on the loop and a signal never meets a stranger who
+has inherited the number. A process outlives the manager that started it; what starts it here also
+reaps it, and what a later manager finds it can watch and kill all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+from vmpool.errors import EngineError, HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
+    from typing import TypeVar
+
+    from vmpool.engine.qemu.isolation import Isolation
+
+    T = TypeVar("T")
+
+UNKNOWN_EXIT = 255
+"""Exit code of a process that ended and was not our child: the kernel tells only the parent."""
+
+REAP_TIMEOUT = 15.0
+"""Seconds from SIGKILL until the kernel must have torn a process down, RAM and all."""
+
+_LOG_TAIL_BYTES = 4096
+
+# Sources are moved above every slot first: a slot filled could overwrite a source still to come.
+_ABOVE_SLOTS = 512
+
+
+class Process:
+    """A running or ended process, held by its pidfd."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self._pidfd = pidfd
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[int] = self._loop.create_future()
+        self._loop.add_reader(pidfd, self._end)
+
+    @classmethod
+    def open(cls, pid: int) -> Process:
+        """Hold the process `pid`, whoever started it.
+
+        Raises:
+            ProcessLookupError: There is none.
+        """
+        return cls(pid, os.pidfd_open(pid))
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code, negative for a signal; `None` while it runs."""
+        return self._ended.result() if self._ended.done() else None
+
+    async def wait(self) -> int:
+        """Return the exit code once the process has ended and is reaped."""
+        return await asyncio.shield(self._ended)
+
+    async def kill(self) -> None:
+        """End the process; return when it is reaped. *Idempotent*, completes when cancelled.
+
+        Raises:
+            EngineError: The kernel did not end it in time; code `process_stuck`.
+        """
+        if self._ended.done():
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        await uninterrupted(self._reaped())
+
+    async def _reaped(self) -> None:
+        try:
+            async with asyncio.timeout(REAP_TIMEOUT):
+                await self.wait()
+        except TimeoutError as err:
+            raise EngineError(
+                f"process {self.pid} did not end within {REAP_TIMEOUT:g} s of SIGKILL",
+                code="process_stuck",
+            ) from err
+
+    def _end(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        code = UNKNOWN_EXIT
+        with contextlib.suppress(ChildProcessError):
+            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+            assert result is not None  # without WNOHANG
+            exited = result.si_code == os.CLD_EXITED
+            code = result.si_status if exited else -result.si_status
+        os.close(self._pidfd)
+        self._ended.set_result(code)
+
+
+async def uninterrupted(work: Awaitable[T]) -> T:
+    """Await `work` to its end even when the caller is cancelled; the cancellation comes after."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as err:
+            if task.cancelled():
+                raise
+            cancelled = err
+        except BaseException:  # noqa: BLE001 -- the task's own error, raised below
+            break
+    if cancelled is not None:
+        task.exception()  # retrieved: the cancellation is what the caller learns
+        raise cancelled
+    return task.result()
+
+
+async def spawn(
+    argv: Sequence[str], *, slots: Mapping[int, int], log: int, isolation: Isolation
+) -> Process:
+    """Start `argv`, cut off by `isolation`, in a session of its own.
+
+    Args:
+        argv: Program, found on PATH, and arguments.
+        slots: Number in the child → our descriptor, which stays ours to close. The child gets
+            these and no other.
+        log: Descriptor that the child's output goes to.
+
+    Raises:
+        HostError: The program is missing, or the kernel refused the isolation.
+        EngineError: The program could not be started.
+    """
+    command = [*isolation.prefix, *argv]
+
+    def start() -> Process:
+        # On the loop again, in one step with learning the pid: no cancellation comes between.
+        return Process.open(pid.result())
+
+    pid: asyncio.Future[int] = asyncio.ensure_future(
+        _in_own_thread(lambda: _spawn_isolated(command, slots, log, isolation))
+    )
+    try:
+        await asyncio.shield(pid)
+    except asyncio.CancelledError:
+        with contextlib.suppress(HostError, EngineError):
+            await uninterrupted(pid)
+            await start().kill()
+        raise
+    return start()
+
+
+def _spawn_isolated(
+    command: list[str], slots: Mapping[int, int], log: int, isolation: Isolation
+) -> int:
+    try:
+        isolation.enter()
+        # From here on the descriptor table is this thread's own, and goes away with it.
+        wanted = {0: os.open(os.devnull, os.O_RDWR), 1: log, 2: log, **slots}
+        moved = {
+            slot: fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, _ABOVE_SLOTS)
+            for slot, ours in wanted.items()
+        }
+        return os.posix_spawnp(
+            command[0],
+            command,
+            {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+            file_actions=[(os.POSIX_SPAWN_DUP2, ours, slot) for slot, ours in moved.items()],
+            setsid=True,
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM),
+        )
+    except FileNotFoundError as err:
+        raise HostError(
+            f"{command[0]!r} is missing",
+            code="qemu_missing",
+            remedy="apt-get install qemu-system-x86 qemu-utils",
+        ) from err
+    except OSError as err:
+        raise EngineError(
+            f"cannot start {command[0]!r}: {err.strerror}", argv=tuple(command)
+        ) from err
+
+
+async def _in_own_thread(function: Callable[[], T]) -> T:
+    """Run `function` in a new thread that ends with it; on cancellation its result is lost."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def run() -> None:
+        try:
+            result = function()
+        except BaseException as err:  # noqa: BLE001 -- handed to the awaiting side
+            loop.call_soon_threadsafe(future.set_exception, err)
+        else:
+            loop.call_soon_threadsafe(future.set_result, result)
+
+    thread = threading.Thread(target=run, name="vmpool-spawn")
+    thread.start()
+    try:
+        return await future
+    finally:
+        thread.join()
+
+
+def log_tail(log: Path) -> str:
+    """Return the last lines of a log file, empty when there is none."""
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LOG_TAIL_BYTES))
+            return file.read(_LOG_TAIL_BYTES).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
