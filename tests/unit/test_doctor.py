@@ -1,0 +1,104 @@
+"""What the doctor concludes from what it is shown, and that it looks at this host quickly."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmpool import doctor
+from vmpool.doctor import Finding, State, judgement
+from vmpool.engine.qemu.isolation import Confinement
+from vmpool.model import GIB
+from vmpool.tools import QEMU, TOOLS
+
+
+@pytest.mark.parametrize(
+    ("finding", "state"),
+    [
+        (judgement.platform("Linux", "x86_64"), State.OK),
+        (judgement.platform("Linux", "aarch64"), State.MISSING),
+        (judgement.platform("Darwin", "x86_64"), State.MISSING),
+        (judgement.python((3, 11, 0)), State.OK),
+        (judgement.python((3, 10, 14)), State.MISSING),
+        (judgement.qemu((8, 2, 0), Path("/q")), State.OK),
+        (judgement.qemu((7, 2, 19), Path("/q")), State.MISSING),
+        (judgement.qemu(None, None), State.MISSING),
+        (judgement.tool(TOOLS[1], None), State.MISSING),
+        (judgement.tool(TOOLS[1], Path("/x")), State.OK),
+        (judgement.isolation(Confinement.ACCOUNT), State.OK),
+        (judgement.isolation(Confinement.USER_NAMESPACE), State.DEGRADED),
+        (judgement.isolation(Confinement.NONE), State.DEGRADED),
+        (judgement.vsock(usable=True), State.OK),
+        (judgement.vsock(usable=False), State.DEGRADED),
+        (judgement.pagemap_scan(release="6.1", available=False), State.DEGRADED),
+        (judgement.cgroups(unified=False), State.OK),
+        (judgement.disk(Path("/s"), 100 * GIB), State.OK),
+        (judgement.disk(Path("/s"), 5 * GIB), State.DEGRADED),
+        (judgement.disk(Path("/s"), 1 * GIB), State.MISSING),
+        (judgement.memory(16 * GIB), State.OK),
+        (judgement.memory(2 * GIB), State.DEGRADED),
+        (judgement.memory(GIB // 2), State.MISSING),
+        (judgement.descriptors(1024), State.DEGRADED),
+        (judgement.descriptors(-1), State.OK),
+        (judgement.run_directory(Path("/run/vmpool")), State.OK),
+        (judgement.run_directory(Path("/" + "d" * 90)), State.MISSING),
+    ],
+    ids=lambda value: value.name if isinstance(value, Finding) else str(value),
+)
+def test_each_thing_is_judged(finding: Finding, state: State) -> None:
+    assert finding.state is state
+
+
+@given(st.integers(0, 120))
+def test_a_run_directory_fits_exactly_when_its_longest_socket_does(length: int) -> None:
+    run = Path("/" + "r" * length)
+    address = os.fsencode(str(run) + judgement.LONGEST_SOCKET)
+    fits = judgement.run_directory(run).state is State.OK
+    assert fits == (len(address) < 108)  # linux/un.h, with the closing zero
+
+
+async def test_whatever_does_not_stand_well_has_a_remedy(tmp_path: Path) -> None:
+    findings = await doctor.examine(state=tmp_path / "state", run=tmp_path / "run")
+    for finding in findings:
+        assert finding.purpose
+        assert finding.detail
+        assert bool(finding.remedy) == (finding.state is not State.OK), finding
+    assert len({finding.name for finding in findings}) == len(findings)
+
+
+async def test_this_host_is_examined_in_less_than_two_seconds(tmp_path: Path) -> None:
+    began = time.monotonic()
+    await doctor.examine(state=tmp_path, run=tmp_path)
+    assert time.monotonic() - began < 2.0
+
+
+def test_a_missing_thing_makes_a_host_unhealthy_and_a_degraded_one_does_not() -> None:
+    good, degraded = judgement.cgroups(unified=True), judgement.vsock(usable=False)
+    assert doctor.healthy([good, degraded])
+    assert not doctor.healthy([good, judgement.qemu(None, None)])
+
+
+def test_text_and_document_say_the_same() -> None:
+    findings = [judgement.qemu(None, None), judgement.cgroups(unified=True)]
+    text = doctor.render_text(findings)
+    assert text.splitlines()[0].split() == ["missing", QEMU.name, "not", "found"]
+    assert judgement.INSTALL_COMMAND in text
+    assert json.loads(json.dumps(doctor.document(findings))) == {
+        "healthy": False,
+        "checks": [
+            {
+                "name": finding.name,
+                "purpose": finding.purpose,
+                "state": finding.state,
+                "detail": finding.detail,
+                "remedy": finding.remedy,
+            }
+            for finding in findings
+        ],
+    }

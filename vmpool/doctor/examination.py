@@ -1,0 +1,94 @@
+"""Examination: reads what there is to judge off the host."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import mmap
+import os
+import platform
+import resource
+import shutil
+import struct
+import sys
+from pathlib import Path
+
+from vmpool.doctor import judgement
+from vmpool.doctor.finding import Finding, State
+from vmpool.engine.qemu import isolation
+from vmpool.errors import HostError
+from vmpool.tools import QEMU, TOOLS, query_qemu_version
+
+_PAGEMAP_SCAN = 0xC0606610  # linux/fs.h, since 6.7
+_PAGEMAP_SCAN_ARGUMENT = struct.Struct("=12Q")  # struct pm_scan_arg, its own size and flags first
+
+
+async def examine(*, state: Path, run: Path) -> tuple[Finding, ...]:
+    """Look at everything, in less than two seconds.
+
+    Args:
+        state: The state directory; need not exist yet.
+        run: The run directory; need not exist yet.
+    """
+    version = await query_qemu_version()
+    host = await asyncio.to_thread(_examine_host, state)
+    return (
+        judgement.platform(platform.system(), platform.machine()),
+        judgement.python(sys.version_info[:3]),
+        judgement.qemu(version, None if version is None else QEMU.find()),
+        *(judgement.tool(tool, tool.find()) for tool in TOOLS if tool is not QEMU),
+        *host,
+        judgement.run_directory(run),
+    )
+
+
+def _examine_host(state: Path) -> tuple[Finding, ...]:
+    """Look at what the kernel says. Blocks."""
+    return (
+        _examine_isolation(),
+        judgement.vsock(usable=os.access("/dev/vhost-vsock", os.R_OK | os.W_OK)),
+        judgement.pagemap_scan(release=platform.release(), available=_has_pagemap_scan()),
+        judgement.cgroups(unified=Path("/sys/fs/cgroup/cgroup.controllers").is_file()),
+        judgement.disk(state, shutil.disk_usage(_existing(state)).free),
+        judgement.memory(_memory_available_bytes()),
+        judgement.descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+    )
+
+
+def _examine_isolation() -> Finding:
+    try:
+        return judgement.isolation(isolation.detect().confinement)
+    except HostError as err:
+        return Finding(
+            name="isolation",
+            purpose="an account without rights, for QEMU to run as",
+            state=State.MISSING,
+            detail=err.message,
+            remedy=err.remedy,
+        )
+
+
+def _has_pagemap_scan() -> bool:
+    """Scan the first page of our address space, and ask for nothing."""
+    # size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, return
+    argument = _PAGEMAP_SCAN_ARGUMENT.pack(
+        _PAGEMAP_SCAN_ARGUMENT.size, 0, 0, mmap.PAGESIZE, 0, 0, 0, 0, 0, 0, 0, 0
+    )
+    with Path("/proc/self/pagemap").open("rb") as pagemap:
+        try:
+            fcntl.ioctl(pagemap, _PAGEMAP_SCAN, bytearray(argument))
+        except OSError:
+            return False
+    return True
+
+
+def _memory_available_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _existing(path: Path) -> Path:
+    """Return the directory itself or its closest ancestor that exists."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
