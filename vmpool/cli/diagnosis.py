@@ -1,0 +1,33 @@
+"""Diagnosis: `vmpool doctor`, what this host has and lacks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+
+from vmpool import doctor
+from vmpool.cli import table
+from vmpool.cli.report import ExitCode
+from vmpool.cli.state import state_option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@click.command()
+@state_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(*, state: Path, as_json: bool) -> None:
+    """Print each thing that this host needs, whether it is there, and the command that mends it.
+
+    It changes nothing, and exits with 1 when something is missing that vmpool cannot do without.
+    """
+    findings = asyncio.run(doctor.examine(state=state, run=state / "run"))
+    if as_json:
+        table.print_json(doctor.document(findings))
+    else:
+        click.echo(doctor.render_text(findings))
+    if not doctor.healthy(findings):
+        click.get_current_context().exit(ExitCode.FAILED)

@@ -1,0 +1,160 @@
+"""Sandboxes: `vmpool sandbox`, guests that are held for longer than one run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmpool.cli import files, table
+from vmpool.cli.connection import connects
+from vmpool.cli.remote import path
+
+if TYPE_CHECKING:
+    from vmpool.cli.remote import Remote
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def command() -> None:
+    """Create, inspect, fill and kill sandboxes."""
+
+
+@command.command()
+@connects
+@click.option("-t", "--template", metavar="NAME", help="Its template.  [default: python]")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Kill it after so long.",
+)
+@click.option(
+    "-e", "--env", multiple=True, metavar="NAME=VALUE", help="Variable for all in it. Repeatable."
+)
+@click.option(
+    "-m", "--metadata", multiple=True, metavar="NAME=VALUE", help="Words of yours. Repeatable."
+)
+@json_option
+def create(
+    remote: Remote,
+    *,
+    template: str | None,
+    timeout: float | None,
+    env: tuple[str, ...],
+    metadata: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Create a sandbox and print its id.
+
+    \b
+      id=$(vmpool sandbox create --timeout 600)
+    """
+    body: dict[str, Any] = {"env": _pairs("env", env), "metadata": _pairs("metadata", metadata)}
+    if template is not None:
+        body["template"] = template
+    if timeout is not None:
+        body["timeout"] = timeout
+    answer = remote.call("POST", path("sandboxes"), body)
+    if as_json:
+        table.print_json(answer)
+    else:
+        click.echo(answer["id"])
+
+
+@command.command("list")
+@connects
+@click.option(
+    "-m", "--metadata", multiple=True, metavar="NAME=VALUE", help="Only those with it. Repeatable."
+)
+@json_option
+def list_(remote: Remote, *, metadata: tuple[str, ...], as_json: bool) -> None:
+    """List your sandboxes, newest first."""
+    _pairs("metadata", metadata)
+    sandboxes: list[dict[str, Any]] = []
+    cursor: str | None = None
+    while True:
+        page = remote.call("GET", path("sandboxes", metadata=metadata, cursor=cursor))
+        sandboxes += page["sandboxes"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    if as_json:
+        table.print_json(sandboxes)
+        return
+    table.print_table(
+        ("ID", "TEMPLATE", "STATE", "CREATED", "EXPIRES"),
+        [
+            (
+                one["id"],
+                one["template"],
+                one["state"],
+                table.moment(one["created_at"]),
+                table.moment(one["expires_at"]),
+            )
+            for one in sandboxes
+        ],
+    )
+
+
+@command.command()
+@connects
+@click.argument("sandbox")
+@json_option
+def show(remote: Remote, *, sandbox: str, as_json: bool) -> None:
+    """Show a sandbox: its deadline, its identity, how long its restore took."""
+    one = remote.call("GET", path("sandboxes", sandbox))
+    if as_json:
+        table.print_json(one)
+        return
+    identity = one["identity"]
+    fields = {
+        "id": one["id"],
+        "template": one["template"],
+        "state": one["state"],
+        "created": table.moment(one["created_at"]),
+        "expires": table.moment(one["expires_at"]),
+        "hostname": identity["hostname"],
+        "machine id": identity["machine_id"],
+        "boot id": identity["boot_id"],
+        "seeded": f"kernel, {', '.join(identity['generators'])}",
+        "timings (ms)": ", ".join(f"{name} {ms:.1f}" for name, ms in one["timings_ms"].items()),
+    }
+    metadata = {f"metadata {name}": value for name, value in one["metadata"].items()}
+    table.print_fields(fields | metadata)
+
+
+@command.command()
+@connects
+@click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...")
+def kill(remote: Remote, *, sandboxes: tuple[str, ...]) -> None:
+    """Kill sandboxes; nothing of them is left."""
+    for sandbox in sandboxes:
+        remote.call("DELETE", path("sandboxes", sandbox))
+
+
+@command.command()
+@connects
+@click.argument("sandbox")
+@click.argument("seconds", type=click.FloatRange(min=0))
+def timeout(remote: Remote, *, sandbox: str, seconds: float) -> None:
+    """Let a sandbox live for SECONDS from now, longer or shorter than it had."""
+    answer = remote.call("POST", path("sandboxes", sandbox, "timeout"), {"timeout": seconds})
+    click.echo(f"expires {table.moment(answer['expires_at'])}")
+
+
+for _file_command in (files.upload, files.download, files.ls):
+    command.add_command(_file_command)
+
+
+def _pairs(option: str, words: tuple[str, ...]) -> dict[str, str]:
+    """Return `NAME=VALUE` words as a mapping.
+
+    Raises:
+        click.UsageError: One has no `=`.
+    """
+    for word in words:
+        if "=" not in word:
+            raise click.UsageError(f"--{option} takes NAME=VALUE, not {word!r}")
+    return dict(word.split("=", 1) for word in words)

@@ -1,0 +1,115 @@
+"""Templates: `vmpool template`, what a running server restores clones from."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmpool.cli import table
+from vmpool.cli.connection import connects
+from vmpool.cli.progress import Progress
+from vmpool.cli.quantity import Size
+from vmpool.cli.remote import path
+from vmpool.errors import InfrastructureError
+
+if TYPE_CHECKING:
+    from vmpool.cli.remote import Remote
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+LOOK_AGAIN = 0.5
+"""Seconds between two looks at a template in the making, which takes from seconds to minutes."""
+
+
+@click.group()
+def command() -> None:
+    """Create, list and remove templates."""
+
+
+@command.command()
+@connects
+@click.argument("name")
+@click.option("--image", metavar="NAME", help="Image to boot.  [default: the one called NAME]")
+@click.option("--memory", type=Size(), metavar="SIZE", help="Memory of each clone, like 512M.")
+@click.option("--vcpus", type=click.IntRange(min=1), metavar="N", help="Virtual CPUs of each.")
+@click.option("--disk", type=Size(), metavar="SIZE", help="Scratch disk of each; 0 for none.")
+@click.option("--ready", type=click.IntRange(min=0), metavar="N", help="Clones to keep ready.")
+@click.option("--total", type=click.IntRange(min=1), metavar="N", help="Clones at most.")
+@json_option
+def create(
+    remote: Remote,
+    *,
+    name: str,
+    image: str | None,
+    memory: int | None,
+    vcpus: int | None,
+    disk: int | None,
+    ready: int | None,
+    total: int | None,
+    as_json: bool,
+) -> None:
+    """Boot an image, save it as the template NAME, and wait until clones can be had.
+
+    \b
+      vmpool template create big --image python --memory 2G --ready 4
+    """
+    body: dict[str, Any] = {"name": name, "image": image or name}
+    body |= _given(memory_bytes=memory, vcpus=vcpus, disk_bytes=disk)
+    if limits := _given(ready=ready, total=total):
+        body["limits"] = limits
+    with Progress(sys.stderr) as progress:
+        progress(f"making template {name}")
+        one = remote.call("POST", path("templates"), body)
+        while one["state"] == "building":
+            time.sleep(LOOK_AGAIN)
+            one = remote.call("GET", path("templates", name))
+        if one["state"] != "ready":
+            raise InfrastructureError(
+                f"template {name!r} could not be made: {one['error']}", code="template_failed"
+            )
+    if as_json:
+        table.print_json(one)
+    else:
+        click.echo(name)
+
+
+@command.command("list")
+@connects
+@json_option
+def list_(remote: Remote, *, as_json: bool) -> None:
+    """List the templates with their pools."""
+    templates = remote.call("GET", path("templates"))["templates"]
+    if as_json:
+        table.print_json(templates)
+        return
+    table.print_table(
+        ("NAME", "STATE", "IMAGE", "MEMORY", "READY", "HELD", "WAITING", "ERROR"),
+        [
+            (
+                one["name"],
+                one["state"],
+                one["image"],
+                table.size(one["memory_bytes"]),
+                f"{one['pool']['ready']}/{one['limits']['ready']}",
+                str(one["pool"]["held"]),
+                str(one["pool"]["waiting"]),
+                one["error"],
+            )
+            for one in templates
+        ],
+    )
+
+
+@command.command()
+@connects
+@click.argument("name")
+def remove(remote: Remote, *, name: str) -> None:
+    """Remove a template; sandboxes that were made from it live on."""
+    remote.call("DELETE", path("templates", name))
+
+
+def _given(**values: int | None) -> dict[str, int]:
+    return {name: value for name, value in values.items() if value is not None}
