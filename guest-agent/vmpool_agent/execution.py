@@ -1,0 +1,243 @@
+"""Execution: one run of a program or of source, as the agent's end of its channel.
+
+It decides what the host is told and when time is up; `relay` carries the bytes and `spawn` or the
+warm interpreter makes the process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+from vmpool_agent import spawn, wire
+from vmpool_agent.relay import Relay
+from vmpool_agent.session import OperationError
+
+if TYPE_CHECKING:
+    from vmpool_agent.machine import Machine
+    from vmpool_agent.reactor import Timer
+    from vmpool_agent.session import Channel
+
+_SHOWN = ("result", "raised")
+
+
+class Execution:
+    """A process that the host watches.
+
+    Args:
+        announces: Whether the process says itself that it has started. A program cannot; it has
+            started when exec closed the pipe of its reports.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        channel: Channel,
+        pipes: Pipes,
+        *,
+        announces: bool,
+        timeout: float | None,
+    ) -> None:
+        self._machine = machine
+        self._channel = channel
+        self._announces = announces
+        self._started = False
+        self._failed = False
+        self._killed = False
+        self._timed_out = False
+        self._oom_kills = machine.system.oom_kills()
+        self._timer: Timer | None = None
+        if timeout is not None:
+            self._timer = machine.reactor.after(timeout, self._on_timeout)
+        self.relay = Relay(
+            machine.reactor,
+            channel,
+            self,
+            outputs={pipes.stdout: wire.STDOUT, pipes.stderr: wire.STDERR},
+            report=pipes.report,
+            stdin=pipes.stdin,
+        )
+
+    def on_data(self, data: wire.Data) -> None:
+        """See `session.Operation`."""
+        self.relay.feed(data)
+
+    def on_finish(self) -> None:
+        """See `session.Operation`."""
+        self.relay.finish_input()
+
+    def on_message(self, value: dict[str, Any]) -> None:
+        """See `session.Operation`."""
+        number = value.get("signal")
+        if value.get("op") != "kill" or not isinstance(number, int):
+            raise OperationError("bad_request", "an execution understands only kill")
+        if number not in signal.valid_signals():
+            raise OperationError("bad_request", f"there is no signal {number}")
+        self._killed |= number == signal.SIGKILL
+        self.relay.kill(number)
+
+    def on_writable(self) -> None:
+        """See `session.Operation`."""
+        self.relay.resume()
+
+    def on_closed(self) -> None:
+        """See `session.Operation`."""
+        self._stop_timer()
+        self.relay.abandon()
+
+    def on_report(self, value: dict[str, Any]) -> None:
+        """See `relay.Owner`."""
+        kind = value.get("type")
+        if kind == "error" and not self._started:
+            self._failed = True
+            self._channel.fail(OperationError(str(value.get("code")), str(value.get("message"))))
+            self._stop_timer()
+        elif kind == "started" and self._announces:
+            self._start()
+        elif kind in _SHOWN and self._started:
+            self._channel.send_message(value)
+
+    def on_reports_end(self) -> None:
+        """See `relay.Owner`."""
+        if not self._announces:
+            self._start()
+
+    def on_end(self, status: int) -> None:
+        """See `relay.Owner`."""
+        self._stop_timer()
+        if self._failed:
+            return
+        self._start()
+        exited = os.WIFEXITED(status)
+        self._channel.send_message(
+            {
+                "type": "exited",
+                "exit_code": os.WEXITSTATUS(status) if exited else None,
+                "signal": None if exited else os.WTERMSIG(status),
+                "timed_out": self._timed_out,
+                "out_of_memory": self._ran_out_of_memory(status),
+            }
+        )
+        self._channel.end()
+
+    def lose(self, why: str) -> None:
+        """End without a status: there is no process, or who knew its status is gone."""
+        self._stop_timer()
+        self._failed = True
+        self._channel.fail(OperationError("interpreter_lost", why))
+        self.relay.abandon()
+
+    def _start(self) -> None:
+        if self._started or self._failed:
+            return
+        self._started = True
+        self._channel.send_message({"type": "started", "pid": self.relay.pid})
+        self.relay.flow()
+
+    def _ran_out_of_memory(self, status: int) -> bool:
+        # A shell reports its child's death by SIGKILL as 137.
+        killed = (
+            os.WTERMSIG(status) == signal.SIGKILL
+            if os.WIFSIGNALED(status)
+            else os.WEXITSTATUS(status) == 128 + signal.SIGKILL
+        )
+        ours = self._killed or self._timed_out
+        return killed and not ours and self._machine.system.oom_kills() > self._oom_kills
+
+    def _on_timeout(self) -> None:
+        self._timed_out = True
+        self.relay.kill(signal.SIGKILL)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+class Pipes:
+    """The pipes between a child and the agent; either end is closed by whoever owns it.
+
+    Args:
+        stdin: Whether stdin is a pipe; `/dev/null` otherwise.
+    """
+
+    def __init__(self, *, stdin: bool) -> None:
+        self.stdin: int | None = None
+        if stdin:
+            child_stdin, self.stdin = os.pipe()
+        else:
+            child_stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self.stdout, child_stdout = os.pipe()
+        self.stderr, child_stderr = os.pipe()
+        self.report, child_report = os.pipe()
+        self.child = (child_stdin, child_stdout, child_stderr, child_report)
+
+    def close_child(self) -> None:
+        """Close the child's ends, which it has copies of."""
+        for fd in self.child:
+            os.close(fd)
+
+
+def run_program(machine: Machine, channel: Channel, request: dict[str, Any]) -> Execution:
+    """Begin the operation `exec`.
+
+    Raises:
+        OperationError: It cannot be run; what only the child can find out is told later.
+    """
+    argv = request.get("argv")
+    if not isinstance(argv, list) or not argv or not all(_is_argument(word) for word in argv):
+        raise OperationError("bad_request", "argv is a list of strings, not empty, without zero")
+    launch = read_launch(machine, request)
+    pipes = Pipes(stdin=request.get("stdin") is True)
+    execution = Execution(machine, channel, pipes, announces=False, timeout=read_timeout(request))
+
+    def body() -> int:
+        spawn.execute(machine.system, launch, argv)
+
+    pid = spawn.fork(pipes.child, body)
+    pipes.close_child()
+    machine.expect(pid, execution.relay.reaped)
+    execution.relay.adopt(pid)
+    return execution
+
+
+def read_launch(machine: Machine, request: dict[str, Any]) -> spawn.Launch:
+    """Return how a request wants its process run.
+
+    Raises:
+        OperationError: It is malformed, or names an account that is not there.
+    """
+    env = request.get("env", {})
+    cwd = request.get("cwd")
+    if not isinstance(env, dict) or not all(
+        _is_argument(name) and _is_argument(value) and name and "=" not in name
+        for name, value in env.items()
+    ):
+        raise OperationError("bad_request", "env maps names to strings, without zero")
+    if cwd is not None and not _is_argument(cwd):
+        raise OperationError("bad_request", "cwd is a string without zero, or null")
+    return spawn.Launch(machine.account(request), env, cwd)
+
+
+def read_timeout(request: dict[str, Any]) -> float | None:
+    """Return a request's timeout in seconds, `None` for none.
+
+    Raises:
+        OperationError: It is no number of seconds.
+    """
+    timeout = request.get("timeout")
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise OperationError("bad_request", "timeout is a number of seconds, or null")
+    return float(min(timeout, 1e9))
+
+
+def _is_argument(value: object) -> bool:
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True

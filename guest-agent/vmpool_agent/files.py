@@ -1,0 +1,258 @@
+"""Files: what a file operation does, in the child that runs as the asking account.
+
+The child may block as long as it likes; the kernel decides what the account may touch. Bytes go
+through descriptors 0 and 1, everything else through reports. Errno becomes a code here, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import pwd
+import shutil
+import stat
+import sys
+from typing import TYPE_CHECKING, Any, Callable, Iterator
+
+from vmpool_agent import spawn
+from vmpool_agent.session import OperationError
+
+if TYPE_CHECKING:
+    from vmpool_agent.system import Account
+
+MAX_ENTRIES = 10_000
+_BATCH = 100
+_CHUNK = 128 * 1024
+_CODES = {
+    errno.ENOENT: "file_not_found",
+    errno.ENOTDIR: "not_a_directory",
+    errno.EISDIR: "is_a_directory",
+    errno.EACCES: "permission_denied",
+    errno.EPERM: "permission_denied",
+    errno.EEXIST: "file_exists",
+    errno.ENOSPC: "disk_full",
+    errno.EDQUOT: "disk_full",
+    errno.EFBIG: "disk_full",
+    errno.ENAMETOOLONG: "name_too_long",
+    errno.ENOTEMPTY: "not_empty",
+    errno.ELOOP: "too_many_links",
+    errno.EROFS: "read_only",
+    errno.EBUSY: "busy",
+    errno.ETXTBSY: "busy",
+}
+
+
+def perform(name: str, account: Account, request: dict[str, Any]) -> int:
+    """Do the operation `name` and report `done` or an error; from the child.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        path = spawn.resolve(_text(request, "path"), account)
+        members = _VERBS[name](path, account, request)
+    except OSError as err:
+        code = _CODES.get(err.errno or 0, "io_error")
+        # The name as the kernel was given it, not as a constructor may have doubled it.
+        where = err.filename if isinstance(err.filename, str) else request.get("path")
+        raise OperationError(code, f"{where!r}: {err.strerror or err}") from err
+    spawn.tell({"type": "done", **members})
+    return 0
+
+
+def describe(path: str) -> dict[str, Any]:
+    """Return the `info` of an entry, links not followed."""
+    entry = os.lstat(path)
+    kind = "other"
+    target = None
+    if stat.S_ISREG(entry.st_mode):
+        kind = "file"
+    elif stat.S_ISDIR(entry.st_mode):
+        kind = "directory"
+    elif stat.S_ISLNK(entry.st_mode):
+        kind = "symlink"
+        target = os.readlink(path)  # noqa: PTH115 the text as written, not a path
+    return {
+        "path": path,
+        "kind": kind,
+        "size_bytes": entry.st_size,
+        "mode": stat.S_IMODE(entry.st_mode),
+        "owner": _owner(entry.st_uid),
+        "group": _group(entry.st_gid),
+        "modified_ns": entry.st_mtime_ns,
+        "target": target,
+    }
+
+
+def _read(path: str, _account: Account, request: dict[str, Any]) -> dict[str, Any]:
+    offset = _number(request, "offset") or 0
+    left = _number(request, "length")
+    # Non-blocking, so that a pipe without a writer is refused and not waited for.
+    with _opened(path, os.O_RDONLY | os.O_NONBLOCK) as fd:
+        os.lseek(fd, offset, os.SEEK_SET)
+        while left is None or left > 0:
+            data = os.read(fd, _CHUNK if left is None else min(left, _CHUNK))
+            if not data:
+                break
+            if left is not None:
+                left -= len(data)
+            _write_all(1, data)
+    return {}
+
+
+def _write(path: str, account: Account, request: dict[str, Any]) -> dict[str, Any]:
+    mode = _number(request, "mode")
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)  # noqa: PTH103, PTH120
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK
+    created = not os.path.lexists(path)
+    try:
+        with _opened(path, flags) as fd:
+            # A file of another's that the group may write keeps its owner.
+            with contextlib.suppress(PermissionError):
+                os.fchown(fd, account.uid, account.gid)
+            if mode is not None:
+                os.fchmod(fd, stat.S_IMODE(mode))
+            while True:
+                data = os.read(0, _CHUNK)
+                if not data:
+                    break
+                _write_all(fd, data)
+    except OSError as err:
+        if created and _CODES.get(err.errno or 0) == "disk_full":
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # noqa: PTH108
+        raise
+    return {"info": describe(path)}
+
+
+def _stat(path: str, _account: Account, _request: dict[str, Any]) -> dict[str, Any]:
+    return {"info": describe(path)}
+
+
+def _list(path: str, _account: Account, request: dict[str, Any]) -> dict[str, Any]:
+    batch: list[dict[str, Any]] = []
+    for count, entry in enumerate(_walk(path, _number(request, "depth") or 1)):
+        if count >= MAX_ENTRIES:
+            raise OperationError("too_many_entries", f"{path!r} has over {MAX_ENTRIES} entries")
+        batch.append(entry)
+        if len(batch) == _BATCH:
+            spawn.tell({"type": "entries", "entries": batch})
+            batch = []
+    if batch:
+        spawn.tell({"type": "entries", "entries": batch})
+    return {}
+
+
+def _remove(path: str, _account: Account, _request: dict[str, Any]) -> dict[str, Any]:
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)  # noqa: PTH108
+    return {}
+
+
+def _move(path: str, account: Account, request: dict[str, Any]) -> dict[str, Any]:
+    destination = spawn.resolve(_text(request, "destination"), account)
+    os.lstat(path)
+    os.makedirs(os.path.dirname(destination), mode=0o755, exist_ok=True)  # noqa: PTH103, PTH120
+    try:
+        os.rename(path, destination)  # noqa: PTH104
+    except OSError as err:
+        if err.errno != errno.EXDEV:
+            raise
+        if os.path.isdir(destination):  # noqa: PTH112
+            raise IsADirectoryError(errno.EISDIR, "is a directory", destination) from err
+        shutil.move(path, destination)
+    return {"info": describe(destination)}
+
+
+def _make_directory(path: str, _account: Account, _request: dict[str, Any]) -> dict[str, Any]:
+    os.makedirs(path, mode=0o755)  # noqa: PTH103
+    return {"info": describe(path)}
+
+
+_VERBS: dict[str, Callable[[str, Account, dict[str, Any]], dict[str, Any]]] = {
+    "read": _read,
+    "write": _write,
+    "stat": _stat,
+    "list": _list,
+    "remove": _remove,
+    "move": _move,
+    "make_directory": _make_directory,
+}
+OPERATIONS = frozenset(_VERBS)
+
+
+def _walk(path: str, depth: int) -> Iterator[dict[str, Any]]:
+    for name in sorted(os.listdir(path)):  # noqa: PTH208
+        child = os.path.join(path, name)  # noqa: PTH118
+        try:
+            entry = describe(child)
+        except FileNotFoundError:
+            continue  # removed since it was listed
+        yield entry
+        if depth > 1 and entry["kind"] == "directory":
+            # A directory closed to the account is listed without its content.
+            with contextlib.suppress(PermissionError, FileNotFoundError):
+                yield from _walk(child, depth - 1)
+
+
+@contextlib.contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    """Open a regular file.
+
+    Raises:
+        OperationError: It is something else.
+    """
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    try:
+        kind = os.fstat(fd).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, "is a directory", path)
+        if not stat.S_ISREG(kind):
+            raise OperationError("not_a_regular_file", f"{path!r} is no regular file")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _text(request: dict[str, Any], name: str) -> str:
+    value = request.get(name)
+    if not isinstance(value, str):
+        raise OperationError("bad_request", f"{name} is a string")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError as err:
+        raise OperationError("bad_request", f"{name} {value!r} is no file name") from err
+    return value
+
+
+def _number(request: dict[str, Any], name: str) -> int | None:
+    value = request.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= sys.maxsize:
+        raise OperationError("bad_request", f"{name} is a number from 0 on, or null")
+    return value
+
+
+def _owner(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

@@ -1,0 +1,280 @@
+"""Relay: a child process behind a channel, its pipes carried over the channel's windows.
+
+It decides when output may be read (the window has room), when the child has ended for the channel
+(reaped, and its output at an end or out of grace), and who is killed when. It knows neither
+programs nor files: what reports mean is told by its owner's callbacks.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vmpool_agent import wire
+
+if TYPE_CHECKING:
+    from vmpool_agent.reactor import Reactor, Timer
+    from vmpool_agent.session import Channel
+
+_GRACE = 0.5
+"""Seconds that output may stay open after we killed the group: others may hold the pipes."""
+_MAX_REPORT = wire.MAX_MESSAGE
+
+
+class Owner(Protocol):
+    """Whose child it is."""
+
+    def on_report(self, value: dict[str, Any]) -> None:
+        """Take one report of the child."""
+
+    def on_reports_end(self) -> None:
+        """Note that the child reports no more: it runs a program, or has ended."""
+
+    def on_end(self, status: int) -> None:
+        """Note that the child is reaped and its output has been sent."""
+
+
+class Relay:
+    """One child's pipes and life.
+
+    Args:
+        outputs: The channel's stream for each descriptor to read from; owned from here on.
+        report: Where the child reports; owned from here on.
+        stdin: Where the host's data goes; owned from here on. `None` to discard it.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        channel: Channel,
+        owner: Owner,
+        *,
+        outputs: dict[int, int],
+        report: int,
+        stdin: int | None,
+    ) -> None:
+        self._reactor = reactor
+        self._channel = channel
+        self._owner = owner
+        self._outputs = outputs
+        self._report = report
+        self._line = bytearray()
+        self._stdin = stdin
+        self._input: collections.deque[wire.Data] = collections.deque()
+        self._input_offset = 0
+        self._input_ended = False
+        self._pid: int | None = None
+        self._status: int | None = None
+        self._signals: list[int] = []
+        self._flowing = False
+        self._due = False
+        self._ended = False
+        self._grace: Timer | None = None
+        for fd in (*outputs, report, *([] if stdin is None else [stdin])):
+            os.set_blocking(fd, False)
+        reactor.watch(report, self._pump_report)
+
+    @property
+    def pid(self) -> int | None:
+        """The child, `None` while it is not known yet."""
+        return self._pid
+
+    def adopt(self, pid: int) -> None:
+        """Learn the child's process id."""
+        self._pid = pid
+        for number in self._signals:
+            self.kill(number)
+        self._signals.clear()
+
+    def flow(self) -> None:
+        """Begin to carry input and output."""
+        self._flowing = True
+        for fd in self._outputs:
+            self._reactor.watch(fd, self._pump_outputs)
+        if self._stdin is not None:
+            self._reactor.watch(self._stdin, self._pump_input)
+        self._come_again()
+        self._reactor.soon(self._pump_input)
+
+    def reaped(self, status: int) -> None:
+        """Learn the child's wait status."""
+        self._status = status
+        self._check_end()
+
+    def kill(self, number: int) -> None:
+        """Send a signal to the child's process group, as soon as there is one."""
+        if self._pid is None:
+            self._signals.append(number)
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._pid, number)
+        if number == signal.SIGKILL and self._grace is None and not self._ended:
+            self._grace = self._reactor.after(_GRACE, self._give_up_output)
+
+    def abandon(self) -> None:
+        """Kill the group and let go of everything; the child is reaped without a word."""
+        self._ended = True
+        self.kill(signal.SIGKILL)
+        self._release()
+
+    def feed(self, data: wire.Data) -> None:
+        """Take bytes for the child's stdin."""
+        self._input.append(data)
+        self._pump_input()
+
+    def finish_input(self) -> None:
+        """Close the child's stdin behind what was fed."""
+        self._input_ended = True
+        self._pump_input()
+
+    def resume(self) -> None:
+        """Go on: the channel has room again."""
+        self._pump_outputs()
+        self._pump_report()
+
+    def _pump_input(self) -> None:
+        while self._input and (self._flowing or self._stdin is None):
+            data = self._input[0]
+            if self._stdin is not None and not self._write_input(data.payload):
+                return
+            self._input.popleft()
+            self._input_offset = 0
+            self._channel.consumed(data)
+        if self._input_ended and not self._input and self._stdin is not None:
+            self._close(self._stdin)
+            self._stdin = None
+
+    def _write_input(self, payload: bytes) -> bool:
+        """Write what is left of a payload; return whether it is done with."""
+        assert self._stdin is not None
+        try:
+            while self._input_offset < len(payload):
+                self._input_offset += os.write(self._stdin, payload[self._input_offset :])
+        except BlockingIOError:
+            return False
+        except OSError:
+            # The program closed its stdin; what still comes is discarded.
+            self._close(self._stdin)
+            self._stdin = None
+        return True
+
+    def _turn(self) -> None:
+        self._due = False
+        self._pump_outputs()
+        self._pump_report()
+
+    def _come_again(self) -> None:
+        """Go on in the next turn, so that a flood here leaves the others their turn."""
+        if not self._due:
+            self._due = True
+            self._reactor.soon(self._turn)
+
+    def _pump_outputs(self) -> None:
+        if not self._flowing:
+            return
+        for fd in list(self._outputs):
+            self._pump_output(fd)
+        self._check_end()
+
+    def _pump_output(self, fd: int) -> None:
+        room = self._channel.capacity
+        if not room:
+            return
+        try:
+            data = os.read(fd, room)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            del self._outputs[fd]
+            self._close(fd)
+            self._pump_report()
+            return
+        self._channel.send_data(self._outputs[fd], data)
+        self._come_again()
+
+    def _pump_report(self) -> None:
+        """Read reports, but none before the output that was written before it is sent."""
+        while self._report >= 0 and not self._channel.backlog and not self._output_waits():
+            try:
+                data = os.read(self._report, wire.MAX_PAYLOAD)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._close(self._report)
+                self._report = -1
+                self._owner.on_reports_end()
+                self._check_end()
+                return
+            self._parse(data)
+
+    def _output_waits(self) -> bool:
+        """Whether a pipe holds output that should go first; it is pumped, and we come again."""
+        if not self._flowing:
+            return False
+        for fd in list(self._outputs):
+            room = self._channel.capacity
+            if not room:
+                return True
+            with contextlib.suppress(OSError):
+                data = os.read(fd, room)
+                if data:
+                    self._channel.send_data(self._outputs[fd], data)
+                    self._come_again()
+                    return True
+        return False
+
+    def _parse(self, data: bytes) -> None:
+        """Take complete lines; what is no report is the child's own fault and passed over."""
+        self._line += data
+        *lines, rest = self._line.split(b"\n")
+        self._line = bytearray(rest if len(rest) <= _MAX_REPORT else b"")
+        for line in lines:
+            try:
+                value = json.loads(line.decode("ascii"))
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(value, dict) and not self._ended:
+                self._owner.on_report(value)
+
+    def _give_up_output(self) -> None:
+        for fd in list(self._outputs):
+            del self._outputs[fd]
+            self._close(fd)
+        if self._report >= 0:
+            self._close(self._report)
+            self._report = -1
+            self._owner.on_reports_end()
+        self._check_end()
+
+    def _check_end(self) -> None:
+        if self._ended or self._status is None or self._outputs or self._report >= 0:
+            return
+        self._ended = True
+        self._release()
+        self._owner.on_end(self._status)
+
+    def _release(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+        for fd in self._outputs:
+            self._close(fd)
+        self._outputs = {}
+        self._input.clear()
+        if self._report >= 0:
+            self._close(self._report)
+            self._report = -1
+        if self._stdin is not None:
+            self._close(self._stdin)
+            self._stdin = None
+
+    def _close(self, fd: int) -> None:
+        self._reactor.forget(fd)
+        os.close(fd)

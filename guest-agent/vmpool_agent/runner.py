@@ -1,0 +1,154 @@
+"""Runner: one run of source in a fork of the warm interpreter.
+
+The source runs as `__main__`; a last expression's value, open figures and an exception are
+reported beside what it prints.
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import io
+import json
+import linecache
+import os
+import site
+import sys
+import sysconfig
+import threading
+import traceback
+import types
+from typing import TYPE_CHECKING, Any
+
+from vmpool_agent import display, generators, spawn
+from vmpool_agent.system import Account
+
+if TYPE_CHECKING:
+    from vmpool_agent.system import System
+
+_FILE = "<code>"
+_TEXT_LIMIT = 64 * 1024
+
+
+def run(system: System) -> int:
+    """Run the request on descriptor 4 and return the exit code; from a fresh fork.
+
+    Raises:
+        OperationError: The working directory is missing or closed to the account.
+    """
+    with open(spawn.REQUEST, "rb") as file:  # noqa: PTH123
+        file.seek(0)
+        request = json.load(file)
+    name, uid, gid, groups, home = request["account"]
+    account = Account(name, uid, gid, tuple(groups), home)
+    os.environ.clear()
+    os.environ.update({"MPLBACKEND": "Agg", **request["env"]})
+    spawn.enter(system, spawn.Launch(account, {}, request["cwd"]))
+    generators.reseed(os.urandom(64))
+    _open_streams()
+    _set_path(home)
+    spawn.tell({"type": "started"})
+    code = _exit_code(request["source"])
+    return _finish(code)
+
+
+def _open_streams() -> None:
+    """Make stdin, stdout and stderr anew over the pipes; lines are flushed as they end."""
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(
+            io.BufferedWriter(io.FileIO(fd, "w", closefd=False)),
+            "utf-8",
+            errors,
+            line_buffering=True,
+        )
+        for fd, errors in ((1, "surrogateescape"), (2, "backslashreplace"))
+    )
+
+
+def _set_path(home: str) -> None:
+    """Find what `python -c` would find: the working directory's modules and the account's."""
+    sys.argv = [""]
+    sys.path[:] = ["", *(path for path in sys.path if not path.endswith("agent.pyz"))]
+    version = sysconfig.get_python_version()
+    packages = os.path.join(home, ".local", "lib", f"python{version}", "site-packages")  # noqa: PTH118
+    if os.path.isdir(packages):  # noqa: PTH112
+        site.addsitedir(packages)
+
+
+def _exit_code(source: str) -> int:
+    """Run the source; return the exit code that Python would have given."""
+    try:
+        _run_as_main(source)
+    except SystemExit as err:
+        return _code_of(err)
+    except BaseException as err:  # noqa: BLE001 it is the code's, and told to the caller
+        spawn.tell({"type": "raised", **_describe(err)})
+        return 1
+    return 0
+
+
+def _run_as_main(source: str) -> None:
+    lines = source.splitlines(keepends=True)
+    linecache.cache[_FILE] = (len(source), None, lines, _FILE)
+    main = types.ModuleType("__main__")
+    main.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = main
+    tree = ast.parse(source, _FILE)
+    last = tree.body[-1] if tree.body else None
+    if isinstance(last, ast.Expr):
+        tree.body.pop()
+    exec(compile(tree, _FILE, "exec"), main.__dict__)  # noqa: S102 it is what we are for
+    if isinstance(last, ast.Expr):
+        value = eval(compile(ast.Expression(last.value), _FILE, "eval"), main.__dict__)  # noqa: S307
+        if value is not None:
+            _show(display.bundle(value))
+    for bundle in display.figures():
+        _show(bundle)
+
+
+def _show(mime: dict[str, str]) -> None:
+    # What was printed before comes before.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    spawn.tell({"type": "result", "mime": mime})
+
+
+def _describe(err: BaseException) -> dict[str, Any]:
+    trace = err.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    if isinstance(err, SyntaxError) and err.filename == _FILE:
+        trace = None
+    try:
+        value = str(err)
+    except Exception:  # noqa: BLE001 it is the exception's own code
+        value = "<its str raised>"
+    text = "".join(traceback.format_exception(type(err), err.with_traceback(trace), trace))
+    return {
+        "name": type(err).__name__,
+        "value": value[:_TEXT_LIMIT],
+        "traceback": text[-_TEXT_LIMIT:],
+    }
+
+
+def _code_of(err: SystemExit) -> int:
+    if err.code is None:
+        return 0
+    if isinstance(err.code, int):
+        return err.code & 0xFF
+    print(err.code, file=sys.stderr)  # noqa: T201 as Python does
+    return 1
+
+
+def _finish(code: int) -> int:
+    """Do what an interpreter does at its end, but for tearing itself down."""
+    for step in (getattr(threading, "_shutdown", None), getattr(atexit, "_run_exitfuncs", None)):
+        if step is not None:
+            step()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or 120  # as Python, when what was printed cannot be written
+    return code

@@ -1,0 +1,151 @@
+"""Spawn: children of the agent, from fork to the program or function that they run.
+
+A child speaks through four descriptors: 0, 1 and 2, and on 3 a pipe for reports, one JSON object
+a line. It starts a session and process group of its own, takes on an account, and holds nothing
+else of the agent's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, NoReturn, Sequence
+
+from vmpool_agent.session import OperationError
+
+if TYPE_CHECKING:
+    from vmpool_agent.system import Account, System
+
+REPORT = 3
+REQUEST = 4
+"""Where a fork of the warm interpreter finds its request."""
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_OUT_OF_THE_WAY = 10
+
+
+class Launch(NamedTuple):
+    """How a program or source is run."""
+
+    account: Account
+    env: dict[str, str]
+    cwd: str | None
+
+
+def environment(account: Account, extra: dict[str, str]) -> dict[str, str]:
+    """Return an account's login environment with more on top."""
+    return {
+        "PATH": PATH,
+        "HOME": account.home,
+        "USER": account.name,
+        "LOGNAME": account.name,
+        **extra,
+    }
+
+
+def resolve(path: str, account: Account) -> str:
+    """Return an absolute path: `~` is the account's home, and what is relative is relative to it.
+
+    Raises:
+        OperationError: The path holds a zero byte.
+    """
+    if "\0" in path:
+        raise OperationError("bad_request", f"path {path!r} holds a zero byte")
+    if path == "~" or path.startswith("~/"):
+        path = path[2:]
+    return os.path.normpath(os.path.join(account.home, path))  # noqa: PTH118
+
+
+def fork(descriptors: Sequence[int], body: Callable[[], int]) -> int:
+    """Run `body` in a child and return the child's process id.
+
+    Args:
+        descriptors: What become the child's 0, 1, 2, 3 and so on; the caller closes its own.
+        body: Returns the exit code. An exception from it is the agent's fault, reported as such.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 127
+    try:
+        settle(descriptors)
+        code = body()
+    except OperationError as err:
+        tell({"type": "error", "code": err.code, "message": str(err)})
+    except BaseException as err:  # noqa: BLE001 the child's top: it must not return into the loop
+        tell({"type": "error", "code": "internal", "message": f"{type(err).__name__}: {err}"})
+    finally:
+        os._exit(code)
+    raise AssertionError("unreachable")
+
+
+def settle(descriptors: Sequence[int]) -> None:
+    """Put a new child on its own feet: descriptors, signals, session, umask."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    # First all out of the way, so that none is overwritten before it has been moved.
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _OUT_OF_THE_WAY) for fd in descriptors]
+    for target, fd in enumerate(moved):
+        os.dup2(fd, target, inheritable=target < REPORT)
+    close_others(len(moved))
+    os.setsid()
+    os.umask(0o022)
+
+
+def close_others(lowest: int) -> None:
+    """Close all descriptors from `lowest` on."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) >= lowest:
+            # One of them is the listing itself, already closed.
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+
+
+def tell(value: dict[str, Any]) -> None:
+    """Write one report; from the child."""
+    line = memoryview(json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n")
+    # A child whose report nobody reads any more is about to be killed.
+    with contextlib.suppress(OSError):
+        while line:
+            line = line[os.write(REPORT, line) :]
+
+
+def enter(system: System, launch: Launch) -> None:
+    """Take on the account, its environment and the working directory; from the child.
+
+    Raises:
+        OperationError: The directory is missing or closed to the account.
+    """
+    with contextlib.suppress(OSError):
+        system.unprotect()
+    system.become(launch.account)
+    cwd = resolve(launch.cwd or "", launch.account)
+    try:
+        os.chdir(cwd)
+    except (FileNotFoundError, NotADirectoryError) as err:
+        raise OperationError("cwd_not_found", f"cwd '{launch.cwd or cwd}' does not exist") from err
+    except OSError as err:
+        raise OperationError("permission_denied", f"cwd '{cwd}': {err.strerror}") from err
+
+
+def execute(system: System, launch: Launch, argv: list[str]) -> NoReturn:
+    """Become a program; from the child.
+
+    Raises:
+        OperationError: It cannot be run.
+    """
+    enter(system, launch)
+    try:
+        os.execvpe(argv[0], argv, environment(launch.account, launch.env))  # noqa: S606
+    except OSError as err:
+        code = {
+            errno.ENOENT: "program_not_found",
+            errno.ENOTDIR: "program_not_found",
+            errno.EACCES: "permission_denied",
+            errno.E2BIG: "argument_list_too_long",
+        }.get(err.errno or 0, "program_not_executable")
+        raise OperationError(code, f"{argv[0]!r}: {err.strerror}") from err

@@ -1,0 +1,236 @@
+"""System: every effect that the agent has on the machine as a whole.
+
+One small seam, so that tests run the real agent as an ordinary process on a machine that it must
+not change: what sets a clock, a name or a random generator goes through here, nothing else does.
+`LinuxSystem` is the guest's; `tests/fake_guest.py` holds one that only remembers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import gc
+import os
+import pwd
+import socket
+import struct
+import time
+import uuid
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+_RNDADDENTROPY = 0x40085203  # linux/random.h
+_RNDRESEEDCRNG = 0x5207  # linux/random.h
+_MS_BIND = 4096  # sys/mount.h
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_RUN = "/run/vmpool"
+
+
+class Account(NamedTuple):
+    """Who a process runs as."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+
+
+class System(Protocol):
+    """The machine, as far as the agent changes it."""
+
+    def account(self, name: str) -> Account:
+        """Return an account.
+
+        Raises:
+            KeyError: There is none of that name.
+        """
+
+    def become(self, account: Account) -> None:
+        """Take on an account's ids for good, root's capabilities dropped with them."""
+
+    def protect(self) -> None:
+        """Exempt this process from the kernel's out-of-memory killer."""
+
+    def unprotect(self) -> None:
+        """Make this process the killer's prey like any other."""
+
+    def oom_kills(self) -> int:
+        """Return how many processes the kernel has killed for want of memory."""
+
+    def set_clock(self, clock_ns: int) -> None:
+        """Set the wall clock to a Unix time in ns."""
+
+    def clock(self) -> int:
+        """Return what the wall clock shows, Unix time in ns."""
+
+    def add_entropy(self, seed: bytes) -> int:
+        """Credit a seed to the kernel's generator and reseed it; return the bits credited."""
+
+    def set_hostname(self, name: str) -> str:
+        """Set the host name; return what the kernel then says."""
+
+    def set_machine_id(self, machine_id: str) -> str:
+        """Set the machine id; return what then can be read."""
+
+    def renew_boot_id(self) -> str:
+        """Make a new boot identity and return it as then can be read.
+
+        Raises:
+            OSError: It did not take.
+        """
+
+    def settle(self) -> None:
+        """Give freed memory back, write out and drop the page cache."""
+
+
+class LinuxSystem:
+    """A Linux guest of which the agent is the master; runs as root."""
+
+    def account(self, name: str) -> Account:
+        """See `System`."""
+        entry = pwd.getpwnam(name)
+        groups = tuple(os.getgrouplist(name, entry.pw_gid))
+        return Account(name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir)
+
+    def become(self, account: Account) -> None:
+        """See `System`."""
+        os.setgroups(account.groups)
+        os.setresgid(account.gid, account.gid, account.gid)
+        # Leaving uid 0 empties the permitted, effective and ambient capability sets.
+        os.setresuid(account.uid, account.uid, account.uid)
+
+    def protect(self) -> None:
+        """See `System`."""
+        _write("/proc/self/oom_score_adj", "-1000")
+
+    def unprotect(self) -> None:
+        """See `System`."""
+        _write("/proc/self/oom_score_adj", "0")
+
+    def oom_kills(self) -> int:
+        """See `System`."""
+        return oom_kills()
+
+    def set_clock(self, clock_ns: int) -> None:
+        """See `System`."""
+        time.clock_settime_ns(time.CLOCK_REALTIME, clock_ns)
+
+    def clock(self) -> int:
+        """See `System`."""
+        return time.time_ns()
+
+    def add_entropy(self, seed: bytes) -> int:
+        """See `System`."""
+        bits = len(seed) * 8
+        fd = os.open("/dev/urandom", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(fd, _RNDADDENTROPY, struct.pack("ii", bits, len(seed)) + seed)
+            fcntl.ioctl(fd, _RNDRESEEDCRNG)
+        finally:
+            os.close(fd)
+        return bits
+
+    def set_hostname(self, name: str) -> str:
+        """See `System`."""
+        socket.sethostname(name)
+        # What reads these is a convenience; a read-only /etc must not cost the clone.
+        with contextlib.suppress(OSError):
+            _write("/etc/hostname", name + "\n")
+        with contextlib.suppress(OSError):
+            _name_in_hosts(name)
+        return socket.gethostname()
+
+    def set_machine_id(self, machine_id: str) -> str:
+        """See `System`."""
+        _replace("/etc/machine-id", machine_id + "\n")
+        return Path("/etc/machine-id").read_text().strip()
+
+    def renew_boot_id(self) -> str:
+        """See `System`."""
+        boot_id = str(uuid.UUID(bytes=os.urandom(16), version=4))
+        _cover(_BOOT_ID, boot_id + "\n")
+        shown = Path(_BOOT_ID).read_text().strip()
+        if shown != boot_id:
+            raise OSError(f"boot identity is {shown}, not {boot_id}")
+        return shown
+
+    def settle(self) -> None:
+        """See `System`."""
+        gc.collect()
+        trim_heap()
+        os.sync()
+        with contextlib.suppress(OSError):
+            _write("/proc/sys/vm/drop_caches", "3")
+
+
+def oom_kills() -> int:
+    """Return the kernel's count of processes killed for want of memory; 0 when it has none."""
+    with contextlib.suppress(OSError), open("/proc/vmstat", "rb") as file:  # noqa: PTH123
+        for line in file:
+            if line.startswith(b"oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def trim_heap() -> None:
+    """Give the C heap's free pages back, where the C library can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
+    """Mount; Python's `os` cannot.
+
+    Raises:
+        OSError: As mount(2).
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.mount(
+        os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags),
+        options.encode() or None,
+    )  # fmt: skip
+    if result:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), target)
+
+
+def _write(path: str, text: str) -> None:
+    # No `Path.write_text`: it would create what a kernel without the file does not have.
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _replace(path: str, text: str) -> None:
+    """Write a file, or cover it where its file system is read-only."""
+    try:
+        Path(path).write_text(text)
+    except OSError:
+        _cover(path, text)
+
+
+def _cover(path: str, text: str) -> None:
+    """Put a file of ours over one that cannot be written; cover it once, then write ours."""
+    Path(_RUN).mkdir(mode=0o755, parents=True, exist_ok=True)
+    ours = Path(_RUN) / Path(path).name
+    covered = ours.exists()
+    ours.write_text(text)
+    ours.chmod(0o444)
+    if not covered:
+        mount(str(ours), path, "", _MS_BIND)
+
+
+def _name_in_hosts(name: str) -> None:
+    path = Path("/etc/hosts")
+    lines = path.read_text().splitlines() if path.exists() else ["127.0.0.1 localhost"]
+    kept = [line for line in lines if not line.startswith("127.0.1.1")]
+    path.write_text("\n".join([*kept, f"127.0.1.1 {name}"]) + "\n")
+
+
+def become_subreaper() -> None:
+    """Have orphans of this process handed to it, as they are to the first process."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER, linux/prctl.h

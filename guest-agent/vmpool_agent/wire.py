@@ -1,0 +1,479 @@
+"""Wire: the codec of the agent protocol, shared by both ends of the stream.
+
+Bytes in, events out; frames accumulate in `outgoing` until the owner has written them. It decides
+what a legal frame is and how much each side may send; it knows no socket, no clock and no
+operation. `PROTOCOL.md` is the specification.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Union
+
+    Event = Union["Synchronised", "Opened", "Data", "Message", "Finished", "Closed", "Credited"]
+
+MAX_PAYLOAD = 32 * 1024
+FRAME_COST = 64
+"""What a frame costs in the window beside its payload, so that small frames fill it too."""
+WINDOW = 256 * 1024
+MAX_CREDIT = 2**31 - 1
+MAX_MESSAGE = 8 * 1024 * 1024
+MAX_CHANNELS = 256
+MAX_DISCARD = 16 * 1024 * 1024
+VERSIONS = (1, 1)
+NONCE_SIZE = 16
+
+STDIN = 0
+STDOUT = 1
+STDERR = 2
+
+_HEADER = struct.Struct("!BBHI")  # kind, stream, payload length, channel
+_SYNC = struct.Struct("!8s16sHH")  # magic, nonce, lowest and highest version
+_CREDIT = struct.Struct("!I")
+_MAGIC = b"vmpool\xf0\x0d"
+_RETURN_AT = WINDOW // 4
+
+MAX_FRAME = _HEADER.size + MAX_PAYLOAD
+FLUSH = bytes(MAX_FRAME)
+"""What ends a half-sent frame at the far end, whatever it was."""
+
+_NOP, _SYNC_KIND, _SYNCED, _OPEN, _PART, _MESSAGE, _DATA, _FINISH, _CLOSE, _CREDIT_KIND = range(10)
+
+
+class WireError(Exception):
+    """Root of what this module raises."""
+
+
+class PeerError(WireError):
+    """The peer broke the protocol. Nothing that it sends after it can be understood."""
+
+
+class MisuseError(WireError):
+    """The owner of this end asked for what the protocol does not allow; nothing was sent."""
+
+
+class Role(Enum):
+    """Which end of the stream this is."""
+
+    HOST = "host"
+    AGENT = "agent"
+
+
+class Synchronised(NamedTuple):
+    """The stream begins anew; all channels of the time before are gone."""
+
+    version: int
+
+
+class Opened(NamedTuple):
+    """The host opened a channel."""
+
+    channel: int
+
+
+class Data(NamedTuple):
+    """Bytes of a stream; give their cost back with `Connection.consumed`."""
+
+    channel: int
+    stream: int
+    payload: bytes
+
+
+class Message(NamedTuple):
+    """A whole message; give its cost back with `Connection.consumed`.
+
+    `cost` is that of its last frame: the frames before it are accounted for inside.
+    """
+
+    channel: int
+    value: dict[str, Any]
+    cost: int
+
+
+class Finished(NamedTuple):
+    """The peer sends no more data or messages on the channel."""
+
+    channel: int
+
+
+class Closed(NamedTuple):
+    """The channel is over on both sides."""
+
+    channel: int
+
+
+class Credited(NamedTuple):
+    """The peer widened the window of the channel."""
+
+    channel: int
+
+
+def encode(value: dict[str, Any]) -> memoryview:
+    """Return the document of a message.
+
+    Raises:
+        MisuseError: The document is over `MAX_MESSAGE` bytes.
+    """
+    document = json.dumps(value, separators=(",", ":")).encode("ascii")
+    if len(document) > MAX_MESSAGE:
+        raise MisuseError(f"message of {len(document)} bytes is over {MAX_MESSAGE}")
+    return memoryview(document)
+
+
+def decode(document: bytes) -> dict[str, Any]:
+    """Return the value of a message's document.
+
+    Raises:
+        PeerError: It is no JSON object in ASCII.
+    """
+    try:
+        value = json.loads(document.decode("ascii"))
+    except (ValueError, RecursionError) as err:
+        raise PeerError(f"malformed message: {err}") from err
+    if not isinstance(value, dict):
+        raise PeerError(f"message is no object but {type(value).__name__}")
+    return value
+
+
+class _Flow:
+    """One channel's accounts: the windows of both directions and a message being assembled."""
+
+    __slots__ = (
+        "finished_in", "finished_out", "owed", "parts", "receive_window",
+        "send_window", "waiting", "withheld",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.send_window = WINDOW
+        self.receive_window = WINDOW
+        self.owed = 0  # consumed, and not yet given back
+        self.withheld = 0  # cost of assembled parts that must wait for an earlier message
+        self.waiting = 0  # messages that the owner has not consumed
+        self.parts = bytearray()
+        self.finished_in = False
+        self.finished_out = False
+
+
+class Connection:
+    """One end of one stream.
+
+    The owner writes `outgoing` to the transport and deletes from its front what was written. What
+    it grows by is in the owner's hands: answers to SYNC and CLOSE, credit, and what was sent.
+
+    Args:
+        role: Which end this is. Either begins unsynchronised.
+    """
+
+    def __init__(self, role: Role) -> None:
+        self.outgoing = bytearray()
+        self.version = 0
+        self._role = role
+        self._flows: dict[int, _Flow] = {}
+        self._draining: set[int] = set()
+        self._last = 0
+        self._buffer = bytearray()
+        self._discarded = 0
+        self._landmark: bytes = b""
+        if role is Role.AGENT:
+            self.reset()
+
+    @property
+    def synchronised(self) -> bool:
+        """Whether channels can be opened and used."""
+        return self.version != 0
+
+    def reset(self) -> None:
+        """Forget the peer and look for a SYNC; the agent's end only."""
+        if self._role is not Role.AGENT:
+            raise MisuseError("only the agent waits for a SYNC")
+        self._forget()
+        self._buffer.clear()
+        self._landmark = _HEADER.pack(_SYNC_KIND, 0, _SYNC.size, 0) + _MAGIC
+
+    def synchronise(self, nonce: bytes) -> None:
+        """Send SYNC; the host's end only. Bytes are discarded until the answer to it.
+
+        Args:
+            nonce: `NONCE_SIZE` bytes that the peer cannot guess and has not seen.
+        """
+        if self._role is not Role.HOST or len(nonce) != NONCE_SIZE:
+            raise MisuseError("SYNC is the host's and has a nonce of 16 bytes")
+        self._forget()
+        self._landmark = _HEADER.pack(_SYNCED, 0, _SYNC.size, 0) + _MAGIC + nonce
+        self._frame(_SYNC_KIND, 0, _SYNC.pack(_MAGIC, nonce, *VERSIONS))
+
+    def take(self) -> bytes:
+        """Return all of `outgoing` and empty it."""
+        taken = bytes(self.outgoing)
+        self.outgoing.clear()
+        return taken
+
+    def open(self) -> int:
+        """Open a channel and return its number; the host's end only.
+
+        Raises:
+            MisuseError: Not synchronised, or `MAX_CHANNELS` are open or closing.
+        """
+        if self._role is not Role.HOST or not self.synchronised:
+            raise MisuseError("channels are opened by a synchronised host")
+        if len(self._flows) + len(self._draining) >= MAX_CHANNELS:
+            raise MisuseError(f"{MAX_CHANNELS} channels are open")
+        self._last += 1
+        self._flows[self._last] = _Flow()
+        self._frame(_OPEN, self._last)
+        return self._last
+
+    def capacity(self, channel: int) -> int:
+        """Return how many bytes of payload the next frame on a channel may have, 0 for none."""
+        flow = self._flows.get(channel)
+        if flow is None or flow.finished_out:
+            return 0
+        return max(0, min(flow.send_window - FRAME_COST, MAX_PAYLOAD))
+
+    def send_data(self, channel: int, stream: int, payload: bytes) -> None:
+        """Send bytes of a stream, at most `capacity(channel)`.
+
+        Raises:
+            MisuseError: The channel is not open for sending, or the window too small.
+        """
+        self._spend(_DATA, channel, payload, stream)
+
+    def send_message(self, channel: int, document: memoryview) -> memoryview:
+        """Send as much of an encoded message as the window allows; return what is left of it.
+
+        Once begun, a message must be sent to its end before the next.
+        """
+        room = self.capacity(channel)
+        while document and room:
+            piece, document = document[:room], document[room:]
+            self._spend(_PART if document else _MESSAGE, channel, piece)
+            room = self.capacity(channel)
+        return document
+
+    def send_finish(self, channel: int) -> None:
+        """Send the end of what this side says on a channel. *Idempotent.*"""
+        flow = self._flows.get(channel)
+        if flow is not None and not flow.finished_out:
+            flow.finished_out = True
+            self._frame(_FINISH, channel)
+
+    def send_close(self, channel: int) -> None:
+        """Send CLOSE. *Idempotent*; on the host a `Closed` event follows when the agent agrees."""
+        if self._flows.pop(channel, None) is None:
+            return
+        if self._role is Role.HOST:
+            self._draining.add(channel)
+        self._frame(_CLOSE, channel)
+
+    def consumed(self, event: Data | Message) -> None:
+        """Take note that an event was handed on, so that the peer may send as much again."""
+        flow = self._flows.get(event.channel)
+        if flow is None:
+            return
+        if isinstance(event, Message):
+            flow.waiting -= 1
+            flow.owed += event.cost
+            if not flow.waiting:
+                flow.owed += flow.withheld
+                flow.withheld = 0
+        else:
+            flow.owed += FRAME_COST + len(event.payload)
+        self._return_credit(event.channel, flow)
+
+    def receive(self, data: bytes) -> list[Event]:
+        """Return what the bytes mean, in order; an incomplete frame is kept for the next call.
+
+        Raises:
+            PeerError: The peer broke the protocol. Call `reset()` or close the stream.
+        """
+        self._buffer += data
+        events: list[Event] = []
+        offset = 0
+        try:
+            while True:
+                step = self._step if not self._landmark else self._hunt
+                used = step(offset, events)
+                if not used:
+                    return events
+                offset += used
+        finally:
+            del self._buffer[:offset]
+
+    def _forget(self) -> None:
+        self._flows.clear()
+        self._draining.clear()
+        self._last = 0
+        self._discarded = 0
+        self.version = 0
+        self.outgoing.clear()
+
+    def _hunt(self, offset: int, _events: list[Event]) -> int:
+        """Return how many bytes to discard, 0 when more are needed."""
+        found = self._buffer.find(self._landmark, offset)
+        if found >= 0:
+            self._landmark = b""
+            self._discarded += found - offset
+            # At the landmark nothing is discarded, and the frame is still to be parsed.
+            return (found - offset) or self._step(offset, _events)
+        discard = max(0, len(self._buffer) - offset - len(self._landmark) + 1)
+        self._discarded += discard
+        if self._role is Role.HOST and self._discarded > MAX_DISCARD:
+            raise PeerError(f"no answer to SYNC within {MAX_DISCARD} bytes")
+        return discard
+
+    def _step(self, offset: int, events: list[Event]) -> int:
+        """Parse one frame or run of NOPs; return its size, 0 when more bytes are needed."""
+        buffer = self._buffer
+        available = len(buffer) - offset
+        if not available:
+            return 0
+        if buffer[offset] == _NOP:
+            chunk = bytes(buffer[offset : offset + MAX_FRAME])
+            return len(chunk) - len(chunk.lstrip(b"\0"))
+        if available < _HEADER.size:
+            return 0
+        kind, stream, length, channel = _HEADER.unpack_from(buffer, offset)
+        if length > MAX_PAYLOAD:
+            raise PeerError(f"payload of {length} bytes is over {MAX_PAYLOAD}")
+        size: int = _HEADER.size + length
+        if available < size:
+            return 0
+        payload = bytes(buffer[offset + _HEADER.size : offset + size])
+        if stream and kind != _DATA:
+            raise PeerError(f"stream {stream} on frame kind {kind}")
+        self._dispatch(kind, stream, channel, payload, events)
+        return size
+
+    def _dispatch(
+        self, kind: int, stream: int, channel: int, payload: bytes, events: list[Event]
+    ) -> None:
+        if kind in (_SYNC_KIND, _SYNCED):
+            events.append(self._on_sync(kind, channel, payload))
+            return
+        if not self.synchronised:
+            raise PeerError(f"frame kind {kind} before SYNC")
+        if kind == _OPEN:
+            events.append(self._on_open(channel, payload))
+            return
+        if kind > _CREDIT_KIND:
+            raise PeerError(f"unknown frame kind {kind}")
+        flow = self._flows.get(channel)
+        if flow is None:
+            self._on_stranger(kind, channel, events)
+        elif kind in (_PART, _MESSAGE, _DATA):
+            self._on_payload(flow, kind, stream, channel, payload, events)
+        elif kind == _CREDIT_KIND:
+            events.append(self._on_credit(flow, channel, payload))
+        elif payload:
+            raise PeerError(f"payload on frame kind {kind}")
+        elif kind == _FINISH:
+            if flow.finished_in:
+                raise PeerError(f"channel {channel} finished twice")
+            flow.finished_in = True
+            events.append(Finished(channel))
+        else:
+            self._on_close(channel)
+            events.append(Closed(channel))
+
+    def _on_sync(self, kind: int, channel: int, payload: bytes) -> Synchronised:
+        expected = _SYNCED if self._role is Role.HOST else _SYNC_KIND
+        if kind != expected or channel or len(payload) != _SYNC.size:
+            raise PeerError(f"malformed or misplaced frame kind {kind}")
+        magic, nonce, lowest, highest = _SYNC.unpack(payload)
+        if magic != _MAGIC:
+            raise PeerError("wrong magic")
+        if self._role is Role.HOST and self.synchronised:
+            raise PeerError("SYNCED twice")
+        version = min(highest, VERSIONS[1])
+        if self._role is Role.AGENT:
+            self._forget()
+            self._frame(_SYNCED, 0, _SYNC.pack(_MAGIC, nonce, *VERSIONS))
+            # Where the versions do not overlap the host closes; until then ours holds.
+            version = max(version, VERSIONS[0])
+        elif version < max(lowest, VERSIONS[0]):
+            raise PeerError(f"agent speaks versions {lowest} to {highest}, we speak {VERSIONS}")
+        self.version = version
+        return Synchronised(version)
+
+    def _on_open(self, channel: int, payload: bytes) -> Opened:
+        if self._role is not Role.AGENT or payload or channel != self._last + 1:
+            raise PeerError(f"malformed or misplaced OPEN of channel {channel}")
+        if len(self._flows) >= MAX_CHANNELS:
+            raise PeerError(f"more than {MAX_CHANNELS} channels")
+        self._last = channel
+        self._flows[channel] = _Flow()
+        return Opened(channel)
+
+    def _on_stranger(self, kind: int, channel: int, events: list[Event]) -> None:
+        """Pass over frames that were on their way when this side closed the channel."""
+        if self._role is Role.AGENT and 0 < channel <= self._last:
+            return
+        if channel not in self._draining:
+            raise PeerError(f"frame kind {kind} on channel {channel}, which is not open")
+        if kind == _CLOSE:
+            self._draining.remove(channel)
+            events.append(Closed(channel))
+
+    def _on_close(self, channel: int) -> None:
+        del self._flows[channel]
+        if self._role is Role.AGENT:
+            self._frame(_CLOSE, channel)
+
+    def _on_credit(self, flow: _Flow, channel: int, payload: bytes) -> Credited:
+        if len(payload) != _CREDIT.size:
+            raise PeerError("malformed CREDIT")
+        (increment,) = _CREDIT.unpack(payload)
+        flow.send_window += increment
+        if not increment or flow.send_window > MAX_CREDIT:
+            raise PeerError(f"CREDIT of {increment} for a window of {flow.send_window}")
+        return Credited(channel)
+
+    def _on_payload(
+        self, flow: _Flow, kind: int, stream: int, channel: int, payload: bytes, events: list[Event]
+    ) -> None:
+        cost = FRAME_COST + len(payload)
+        if not payload or flow.finished_in:
+            raise PeerError(f"empty frame, or data after FINISH, on channel {channel}")
+        if cost > flow.receive_window:
+            raise PeerError(f"window of channel {channel} overrun")
+        flow.receive_window -= cost
+        if kind == _DATA:
+            events.append(Data(channel, stream, payload))
+            return
+        if len(flow.parts) + len(payload) > MAX_MESSAGE:
+            raise PeerError(f"message over {MAX_MESSAGE} bytes")
+        flow.parts += payload
+        if kind == _MESSAGE:
+            document = bytes(flow.parts)
+            flow.parts = bytearray()
+            flow.waiting += 1
+            events.append(Message(channel, decode(document), cost))
+        elif flow.waiting:
+            flow.withheld += cost
+        else:
+            flow.owed += cost
+            self._return_credit(channel, flow)
+
+    def _return_credit(self, channel: int, flow: _Flow) -> None:
+        # A finished peer needs no more credit; a small debt is given back with the next.
+        if flow.owed >= _RETURN_AT and not flow.finished_in:
+            flow.receive_window += flow.owed
+            self._frame(_CREDIT_KIND, channel, _CREDIT.pack(flow.owed))
+            flow.owed = 0
+
+    def _spend(self, kind: int, channel: int, payload: bytes | memoryview, stream: int = 0) -> None:
+        if not 0 < len(payload) <= self.capacity(channel):
+            raise MisuseError(f"{len(payload)} bytes do not fit the window of channel {channel}")
+        self._flows[channel].send_window -= FRAME_COST + len(payload)
+        self._frame(kind, channel, payload, stream)
+
+    def _frame(
+        self, kind: int, channel: int, payload: bytes | memoryview = b"", stream: int = 0
+    ) -> None:
+        self.outgoing += _HEADER.pack(kind, stream, len(payload), channel)
+        self.outgoing += payload

@@ -1,0 +1,6 @@
+"""Agent: the host's end of the agent protocol, and the archive that images embed."""
+
+from vmpool.agent.archive import archive, archive_bytes
+from vmpool.agent.client import Agent, Execution, connect
+
+__all__ = ["Agent", "Execution", "archive", "archive_bytes", "connect"]

@@ -1,0 +1,264 @@
+"""Answers: what a guest says, checked and turned into values and errors.
+
+Pure. A guest that says something else than the protocol allows gets a `GuestError` with code
+`guest_protocol`; a refusal becomes an error whose class says whose fault it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vmpool.errors import (
+    GuestError,
+    GuestFileError,
+    InvalidRequestError,
+    TooLargeError,
+    VmpoolError,
+)
+from vmpool.model import (
+    Code,
+    Command,
+    ExecutionEvent,
+    Exited,
+    FileInfo,
+    FileKind,
+    Identity,
+    IdentityReceipt,
+    Raised,
+    Result,
+    Started,
+)
+from vmpool_agent import wire
+
+REQUEST_REFUSALS = frozenset(
+    {
+        "argument_list_too_long",
+        "bad_request",
+        "cwd_not_found",
+        "permission_denied",
+        "program_not_executable",
+        "program_not_found",
+        "unknown_user",
+    }
+)
+FILE_REFUSALS = frozenset(
+    {
+        "busy",
+        "disk_full",
+        "file_exists",
+        "file_not_found",
+        "io_error",
+        "is_a_directory",
+        "name_too_long",
+        "not_a_directory",
+        "not_a_regular_file",
+        "not_empty",
+        "permission_denied",
+        "read_only",
+        "too_many_links",
+    }
+)
+_MAX_TEXT = 4096
+_MIN_ENTROPY_BITS = 256
+
+
+def expect(event: wire.Data | wire.Message | None) -> dict[str, Any]:
+    """Return the message that must come now.
+
+    Raises:
+        GuestError: Something else came, or the channel ended.
+    """
+    if isinstance(event, wire.Message):
+        return event.value
+    what = "the end of the channel" if event is None else "data"
+    raise GuestError(f"{what} where a message was due", code="guest_protocol")
+
+
+def execution_request(what: Command | Code) -> dict[str, Any]:
+    """Return the request that has something run."""
+    request: dict[str, Any] = {
+        "env": what.env,
+        "cwd": what.cwd,
+        "user": what.user,
+        "timeout": what.timeout,
+        "stdin": what.stdin,
+    }
+    if isinstance(what, Code):
+        return {"op": "code", "source": what.source, **request}
+    return {"op": "exec", "argv": list(what.argv), **request}
+
+
+def execution_event(message: dict[str, Any]) -> ExecutionEvent:
+    """Return the event that a message is.
+
+    Raises:
+        InvalidRequestError: The guest refused to run it.
+        GuestError: The guest failed or broke the protocol.
+    """
+    match message.get("type"):
+        case "started":
+            return Started(integer(message, "pid"))
+        case "result":
+            mime = message.get("mime")
+            if not isinstance(mime, dict):
+                raise _malformed("mime")
+            return Result({_clean(kind): _clean(_text(mime, kind)) for kind in mime})
+        case "raised":
+            name, value, trace = (
+                _clean(_text(message, key)) for key in ("name", "value", "traceback")
+            )
+            return Raised(name, value, trace)
+        case "exited":
+            return _exited(message)
+        case "error":
+            raise _refusal(message, REQUEST_REFUSALS, InvalidRequestError)
+        case _:
+            raise _malformed("type")
+
+
+def done(message: dict[str, Any]) -> dict[str, Any]:
+    """Return the message when it says that an operation is done.
+
+    Raises:
+        GuestFileError: The guest refused a file operation.
+        InvalidRequestError: It refused the request's form or user.
+        TooLargeError: There is more than the protocol carries.
+        GuestError: The guest failed or broke the protocol.
+    """
+    match message.get("type"):
+        case "done":
+            return message
+        case "error" if message.get("code") in ("bad_request", "unknown_user"):
+            raise _refusal(message, REQUEST_REFUSALS, InvalidRequestError)
+        case "error" if message.get("code") == "too_many_entries":
+            raise _refusal(message, frozenset({"too_many_entries"}), TooLargeError)
+        case "error":
+            raise _refusal(message, FILE_REFUSALS, GuestFileError)
+        case _:
+            raise _malformed("type")
+
+
+def receipt(message: dict[str, Any], identity: Identity, clock_error_ns: int) -> IdentityReceipt:
+    """Return an identity's receipt, held against what was asked for.
+
+    Raises:
+        GuestError: `guest_identity`: what the guest read back is not what it was given.
+    """
+    generators = message.get("generators")
+    if not isinstance(generators, list) or not all(isinstance(name, str) for name in generators):
+        raise _malformed("generators")
+    result = IdentityReceipt(
+        hostname=_short(message, "hostname"),
+        machine_id=_short(message, "machine_id"),
+        boot_id=_short(message, "boot_id"),
+        entropy_bits=integer(message, "entropy_bits"),
+        generators=tuple(_clean(name[:_MAX_TEXT]) for name in generators[:64]),
+        clock_error_ns=clock_error_ns,
+    )
+    given = (identity.hostname, identity.machine_id)
+    if (result.hostname, result.machine_id) != given or result.entropy_bits < _MIN_ENTROPY_BITS:
+        raise GuestError(f"identity did not take: {result!r}", code="guest_identity")
+    return result
+
+
+def entries(message: dict[str, Any]) -> list[FileInfo]:
+    """Return the entries of a message.
+
+    Raises:
+        GuestError: The message is malformed.
+    """
+    listed = message.get("entries")
+    if not isinstance(listed, list):
+        raise _malformed("entries")
+    return [file_info(entry) for entry in listed]
+
+
+def file_info(value: object) -> FileInfo:
+    """Return one entry; a name that is not UTF-8 holds surrogate escapes, for the way back.
+
+    Raises:
+        GuestError: It is malformed.
+    """
+    if not isinstance(value, dict):
+        raise _malformed("info")
+    try:
+        kind = FileKind(_short(value, "kind"))
+    except ValueError as err:
+        raise _malformed("kind") from err
+    return FileInfo(
+        path=_path(value, "path"),
+        kind=kind,
+        size_bytes=integer(value, "size_bytes"),
+        mode=integer(value, "mode"),
+        owner=_short(value, "owner"),
+        group=_short(value, "group"),
+        modified_ns=integer(value, "modified_ns"),
+        target=None if value.get("target") is None else _path(value, "target"),
+    )
+
+
+def integer(message: dict[str, Any], name: str) -> int:
+    """Return a member that is a number of at most 64 bits.
+
+    Raises:
+        GuestError: It is not.
+    """
+    value = message.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**64:
+        raise _malformed(name)
+    return value
+
+
+def _exited(message: dict[str, Any]) -> Exited:
+    code, signal = message.get("exit_code"), message.get("signal")
+    if (code is None) == (signal is None):
+        raise _malformed("exit_code")
+    if code is not None and not 0 <= integer(message, "exit_code") <= 255:
+        raise _malformed("exit_code")
+    if signal is not None and not 0 < integer(message, "signal") < 128:
+        raise _malformed("signal")
+    return Exited(
+        exit_code=code,
+        signal=signal,
+        timed_out=message.get("timed_out") is True,
+        out_of_memory=message.get("out_of_memory") is True,
+    )
+
+
+def _refusal(
+    message: dict[str, Any], known: frozenset[str], kind: type[VmpoolError]
+) -> VmpoolError:
+    """Return the error for a refusal; a code that we do not know is the guest's own failure."""
+    code = message.get("code")
+    text = _clean(_short(message, "message"))
+    if isinstance(code, str) and code in known:
+        return kind(text, code=code)
+    return GuestError(f"agent failed: {text}", code="guest_failed")
+
+
+def _text(message: dict[str, Any], name: str) -> str:
+    value = message.get(name)
+    if not isinstance(value, str):
+        raise _malformed(name)
+    return value
+
+
+def _short(message: dict[str, Any], name: str) -> str:
+    return _clean(_text(message, name)[:_MAX_TEXT])
+
+
+def _path(message: dict[str, Any], name: str) -> str:
+    path = _text(message, name)
+    # PATH_MAX in linux/limits.h, and what a walk may put together beyond it.
+    if len(path) > 16 * _MAX_TEXT:
+        raise _malformed(name)
+    return path
+
+
+def _clean(text: str) -> str:
+    """Return text that can be encoded as UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _malformed(name: str) -> GuestError:
+    return GuestError(f"answer with a wrong {name!r}", code="guest_protocol")

@@ -1,0 +1,316 @@
+"""Client: what the agent in a guest can be asked, as coroutines.
+
+It turns operations into channels and guest answers into values and errors. Everything a guest
+says is checked before it becomes a value.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal as signals
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from vmpool.agent import answers
+from vmpool.agent.link import Link, LinkChannel, open_link
+from vmpool.errors import ConflictError, GuestError, TooLargeError
+from vmpool.model import (
+    AgentAddress,
+    Code,
+    Command,
+    ExecutionEvent,
+    Exited,
+    FileInfo,
+    Identity,
+    IdentityReceipt,
+    Output,
+    Started,
+    Stream,
+)
+from vmpool_agent import wire
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+    from types import TracebackType
+
+_PATIENCE = 60.0
+"""Seconds without any progress after which a guest counts as hung."""
+_STREAMS = {wire.STDOUT: Stream.STDOUT, wire.STDERR: Stream.STDERR}
+_MAX_ENTRIES = 10_000
+
+
+async def connect(address: AgentAddress, *, timeout: float) -> Agent:
+    """Return the agent at `address`; tries until it answers.
+
+    Raises:
+        GuestError: `guest_unreachable` when none answered in time, `guest_protocol`.
+    """
+    return Agent(await open_link(address, timeout=timeout))
+
+
+class Execution:
+    """One running program or source: an async iterator of its events, for one reader.
+
+    The first event is `Started`, the last `Exited`. Who reads slowly holds the guest back.
+    """
+
+    def __init__(self, channel: LinkChannel, started: Started, *, stdin: bool) -> None:
+        self._channel = channel
+        self._started: Started | None = started
+        self._exited = False
+        self._stdin = stdin
+        self.pid = started.pid
+
+    def __aiter__(self) -> AsyncIterator[ExecutionEvent]:
+        return self
+
+    async def __anext__(self) -> ExecutionEvent:
+        """Return the next event.
+
+        Raises:
+            GuestError: The guest died, or broke the protocol; the process's fate is unknown.
+        """
+        if self._started is not None:
+            started, self._started = self._started, None
+            return started
+        if self._exited:
+            raise StopAsyncIteration
+        event = await self._channel.receive()
+        if isinstance(event, wire.Data):
+            stream = _STREAMS.get(event.stream)
+            if stream is None:
+                raise GuestError(f"output on stream {event.stream}", code="guest_protocol")
+            return Output(stream, event.payload)
+        parsed = answers.execution_event(answers.expect(event))
+        self._exited = isinstance(parsed, Exited)
+        return parsed
+
+    async def write_stdin(self, data: bytes) -> None:
+        """Send bytes to stdin; waits while the program does not read.
+
+        Raises:
+            ConflictError: Stdin is no pipe, is closed, or the program has ended.
+            GuestError: The link is gone.
+        """
+        if not self._stdin or not await self._channel.send_data(wire.STDIN, data):
+            raise ConflictError("stdin is closed", code="stdin_closed")
+
+    async def close_stdin(self) -> None:
+        """Let the program see the end of its stdin. *Idempotent.*"""
+        self._stdin = False
+        self._channel.finish()
+
+    async def kill(self, signal: int = signals.SIGKILL) -> None:
+        """Send a signal to the process group; nothing when it has ended.
+
+        Raises:
+            GuestError: The link is gone.
+        """
+        if not self._channel.closed:
+            await self._channel.send_message({"op": "kill", "signal": int(signal)})
+
+
+class Agent:
+    """The agent of one guest. Owns its link; an async context manager."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the link; what runs over it is killed in the guest. *Idempotent.*"""
+        await self._link.close()
+
+    async def wait_closed(self) -> None:
+        """Return when the link is lost or closed."""
+        await self._link.wait_closed()
+
+    async def identify(self, identity: Identity, *, timeout: float) -> IdentityReceipt:
+        """Make the guest a clone of its own; sends the host's wall clock along.
+
+        Raises:
+            GuestError: It did not take, or not in time; the clone must not be used.
+        """
+        request = {
+            "op": "identify",
+            "hostname": identity.hostname,
+            "machine_id": identity.machine_id,
+            "seed": identity.seed.hex(),
+        }
+        answer, error_ns = await self._ask_with_clock(request, timeout)
+        return answers.receipt(answer, identity, error_ns)
+
+    async def set_clock(self, *, timeout: float) -> int:
+        """Set the guest's wall clock to the host's.
+
+        Returns:
+            Guest minus host in ns when the answer came; the true error is not larger.
+
+        Raises:
+            GuestError: It did not take, or not in time.
+        """
+        _, error_ns = await self._ask_with_clock({"op": "set_clock"}, timeout)
+        return error_ns
+
+    async def quiesce(self, *, timeout: float) -> None:
+        """Have the guest make ready for a snapshot; close the link after it.
+
+        Raises:
+            GuestError: It did not in time.
+        """
+        await self._ask({"op": "quiesce"}, timeout)
+
+    @contextlib.asynccontextmanager
+    async def execute(self, what: Command | Code) -> AsyncGenerator[Execution, None]:
+        """Run a program or source; leaving the block kills what still runs.
+
+        Raises:
+            InvalidRequestError: It could not be started; the code says why.
+            TooLargeError: The request is too large for the protocol.
+            GuestError: The guest died, hung or broke the protocol.
+        """
+        async with self._link.open() as channel:
+            await channel.send_message(answers.execution_request(what))
+            async with _patience(_PATIENCE):
+                first = answers.execution_event(answers.expect(await channel.receive()))
+            if not isinstance(first, Started):
+                raise GuestError("output before start", code="guest_protocol")
+            yield Execution(channel, first, stdin=what.stdin)
+
+    async def read_file(
+        self, path: str, *, user: str, offset: int = 0, length: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield a file's bytes as they come, at most 32 KiB a piece.
+
+        Raises:
+            GuestFileError: The guest refused; the code says why.
+            GuestError: The guest died, hung or broke the protocol.
+        """
+        request = {"op": "read", "path": path, "user": user, "offset": offset, "length": length}
+        async with self._link.open() as channel:
+            await channel.send_message(request)
+            while True:
+                async with _patience(_PATIENCE):
+                    event = await channel.receive()
+                if not isinstance(event, wire.Data):
+                    break
+                yield event.payload
+            answers.done(answers.expect(event))
+
+    async def write_file(
+        self, path: str, data: AsyncIterable[bytes], *, user: str, mode: int | None = None
+    ) -> FileInfo:
+        """Write a file, parents included. Not atomic: on failure a part of it may be there.
+
+        Raises:
+            GuestFileError: The guest refused; the code says why.
+            GuestError: The guest died, hung or broke the protocol.
+        """
+        request = {"op": "write", "path": path, "user": user, "mode": mode}
+        async with self._link.open() as channel:
+            await channel.send_message(request)
+            async for chunk in data:
+                async with _patience(_PATIENCE):
+                    if not await channel.send_data(wire.STDIN, chunk):
+                        break
+            channel.finish()
+            async with _patience(_PATIENCE):
+                answer = answers.expect(await channel.receive())
+            return answers.file_info(answers.done(answer).get("info"))
+
+    async def stat(self, path: str, *, user: str) -> FileInfo:
+        """Return what is at `path`, links not followed.
+
+        Raises:
+            GuestFileError: The guest refused; the code says why.
+            GuestError: The guest died, hung or broke the protocol.
+        """
+        return await self._ask_for_info({"op": "stat", "path": path, "user": user})
+
+    async def list_directory(self, path: str, *, user: str, depth: int = 1) -> list[FileInfo]:
+        """Return the entries of a directory, in lexical order, parents first.
+
+        Raises:
+            TooLargeError: `too_many_entries`: over 10,000.
+            GuestFileError: The guest refused; the code says why.
+            GuestError: The guest died, hung or broke the protocol.
+        """
+        request = {"op": "list", "path": path, "user": user, "depth": depth}
+        entries: list[FileInfo] = []
+        async with self._link.open() as channel:
+            await channel.send_message(request)
+            while True:
+                async with _patience(_PATIENCE):
+                    answer = answers.expect(await channel.receive())
+                if answer.get("type") != "entries":
+                    answers.done(answer)
+                    return entries
+                entries += answers.entries(answer)
+                if len(entries) > _MAX_ENTRIES:
+                    raise TooLargeError(f"{path!r} is too large", code="too_many_entries")
+
+    async def remove(self, path: str, *, user: str) -> None:
+        """Remove a file, or a directory with all it holds.
+
+        Raises:
+            GuestFileError: The guest refused; the code says why.
+            GuestError: The guest died, hung or broke the protocol.
+        """
+        await self._ask({"op": "remove", "path": path, "user": user}, _PATIENCE)
+
+    async def move(self, source: str, destination: str, *, user: str) -> FileInfo:
+        """Rename, over what is there; makes the destination's parents.
+
+        Raises:
+            GuestFileError: The guest refused; the code says why.
+            GuestError: The guest died, hung or broke the protocol.
+        """
+        return await self._ask_for_info(
+            {"op": "move", "path": source, "destination": destination, "user": user}
+        )
+
+    async def make_directory(self, path: str, *, user: str) -> FileInfo:
+        """Make a directory and its parents.
+
+        Raises:
+            GuestFileError: The guest refused; `file_exists` when something is there.
+            GuestError: The guest died, hung or broke the protocol.
+        """
+        return await self._ask_for_info({"op": "make_directory", "path": path, "user": user})
+
+    async def _ask_for_info(self, request: dict[str, Any]) -> FileInfo:
+        return answers.file_info((await self._ask(request, _PATIENCE)).get("info"))
+
+    async def _ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """Ask for what is answered with one message."""
+        async with self._link.open() as channel, _patience(timeout):
+            await channel.send_message(request)
+            return answers.done(answers.expect(await channel.receive()))
+
+    async def _ask_with_clock(
+        self, request: dict[str, Any], timeout: float
+    ) -> tuple[dict[str, Any], int]:
+        """Ask with the host's clock; return the answer and how far the guest's is off, in ns."""
+        answer = await self._ask({**request, "clock_ns": time.time_ns()}, timeout)
+        return answer, answers.integer(answer, "clock_ns") - time.time_ns()
+
+
+@contextlib.asynccontextmanager
+async def _patience(timeout: float) -> AsyncGenerator[None, None]:
+    """Turn a guest that does not answer in time into an error."""
+    try:
+        async with asyncio.timeout(timeout):
+            yield
+    except TimeoutError as err:
+        raise GuestError(f"guest gave no answer in {timeout} s", code="guest_unresponsive") from err

@@ -1,0 +1,372 @@
+"""Link: one synchronised byte stream to an agent, and the channels on it.
+
+It moves bytes between a socket and the codec, and keeps for each channel no more than its window
+and one message. It knows no operation. The guest is hostile: what it sends is bounded before it
+is kept, and whatever it does ends the link at worst.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import secrets
+import socket
+from typing import TYPE_CHECKING, Any
+
+from vmpool.errors import CapacityError, GuestError, TooLargeError
+from vmpool.model import AgentAddress, SerialAddress
+from vmpool_agent import wire
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_CHUNK = 64 * 1024
+_RETRY = 0.005
+_MAX_RETRY = 0.1
+_RESYNC = 1.0
+_CLOSE_TIMEOUT = 2.0
+
+
+class LinkChannel:
+    """One channel as the host's operations see it.
+
+    Leaving its block closes it; on a normal exit it waits, for a bounded time, until the agent
+    agrees that the operation is over.
+    """
+
+    def __init__(self, link: Link, number: int) -> None:
+        self._link = link
+        self._number = number
+        self._events: collections.deque[wire.Data | wire.Message] = collections.deque()
+        self._readable = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._closed = asyncio.Event()
+        self._sending = asyncio.Lock()
+
+    async def __aenter__(self) -> LinkChannel:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+        if kind is None or not issubclass(kind, asyncio.CancelledError):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_TIMEOUT):
+                    await self._closed.wait()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the agent has ended the channel, or the link is gone."""
+        return self._closed.is_set()
+
+    async def receive(self) -> wire.Data | wire.Message | None:
+        """Return the next event, `None` when the agent has ended the channel.
+
+        Raises:
+            GuestError: The link is gone.
+        """
+        while not self._events:
+            if self.closed:
+                self._link.check()
+                return None
+            self._readable.clear()
+            await self._readable.wait()
+        event = self._events.popleft()
+        self._link.consumed(event)
+        return event
+
+    async def send_message(self, value: dict[str, Any]) -> None:
+        """Send a message; returns when the window has taken it.
+
+        Raises:
+            TooLargeError: The message is over the protocol's limit.
+            GuestError: The link is gone.
+        """
+        try:
+            rest = wire.encode(value)
+        except wire.MisuseError as err:
+            raise TooLargeError(str(err), code="message_too_large") from err
+        async with self._sending:
+            while True:
+                rest = self._link.send_message(self._number, rest)
+                if not rest or not await self._room():
+                    return
+
+    async def send_data(self, stream: int, data: bytes) -> bool:
+        """Send bytes as the window allows; return whether the agent still takes them.
+
+        Raises:
+            GuestError: The link is gone.
+        """
+        view = memoryview(data)
+        async with self._sending:
+            while view:
+                if not await self._room():
+                    return False
+                view = await self._link.send_data(self._number, stream, view)
+        return not self.closed
+
+    def finish(self) -> None:
+        """Tell the agent that no more is sent. *Idempotent.*"""
+        self._link.finish(self._number)
+
+    def close(self) -> None:
+        """Give the operation up. *Idempotent*; what it still sends is discarded."""
+        self._events.clear()
+        self._link.close_channel(self._number)
+
+    async def _room(self) -> bool:
+        """Wait until the window is open; return false when the channel has ended."""
+        while not self.closed:
+            if self._link.capacity(self._number):
+                return True
+            self._writable.clear()
+            await self._writable.wait()
+        self._link.check()
+        return False
+
+    def put(self, event: wire.Event) -> None:
+        """Take an event; the link calls this."""
+        if isinstance(event, (wire.Data, wire.Message)):
+            self._events.append(event)
+            self._readable.set()
+        elif isinstance(event, wire.Credited):
+            self._writable.set()
+        elif isinstance(event, wire.Closed):
+            self.end()
+
+    def end(self) -> None:
+        """Wake whoever waits: nothing more will come; the link calls this."""
+        self._closed.set()
+        self._readable.set()
+        self._writable.set()
+
+
+class Link:
+    """A synchronised stream; owns its reader task and its socket."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        connection: wire.Connection,
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._connection = connection
+        self._channels: dict[int, LinkChannel] = {}
+        self._error: GuestError | None = None
+        self._task = asyncio.create_task(self._run(), name="agent-link")
+
+    def check(self) -> None:
+        """Raise what ended the link, if it has ended.
+
+        Raises:
+            GuestError: `guest_lost` or `guest_protocol`.
+        """
+        if self._error is not None:
+            raise GuestError(self._error.message, code=self._error.error_code)
+
+    def open(self) -> LinkChannel:
+        """Open a channel.
+
+        Raises:
+            GuestError: The link is gone.
+            CapacityError: Too many are open.
+        """
+        self.check()
+        try:
+            number = self._connection.open()
+        except wire.MisuseError as err:
+            raise CapacityError(str(err), code="too_many_channels") from err
+        channel = LinkChannel(self, number)
+        self._channels[number] = channel
+        self._flush()
+        return channel
+
+    async def wait_closed(self) -> None:
+        """Return when the link is lost or closed."""
+        await asyncio.wait([self._task])
+
+    async def close(self) -> None:
+        """Close the stream and reap the reader. *Idempotent.*"""
+        self._fail("link closed", "guest_lost")
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    def capacity(self, number: int) -> int:
+        """Return how many bytes a channel may send at once."""
+        return self._connection.capacity(number)
+
+    def send_message(self, number: int, document: memoryview) -> memoryview:
+        """Send as much of a message as the window allows; return the rest."""
+        self.check()
+        rest = self._connection.send_message(number, document)
+        self._flush()
+        return rest
+
+    async def send_data(self, number: int, stream: int, data: memoryview) -> memoryview:
+        """Send one frame; return the rest. Waits while the transport is full."""
+        self.check()
+        room = self._connection.capacity(number)
+        self._connection.send_data(number, stream, data[:room])
+        self._flush()
+        try:
+            await self._writer.drain()
+        except OSError:
+            self._fail("agent hung up", "guest_lost")
+            self.check()
+        return data[room:]
+
+    def finish(self, number: int) -> None:
+        """Send the end of a channel's data. *Idempotent.*"""
+        self._connection.send_finish(number)
+        self._flush()
+
+    def close_channel(self, number: int) -> None:
+        """Send the end of a channel. *Idempotent.*"""
+        self._connection.send_close(number)
+        self._flush()
+
+    def consumed(self, event: wire.Data | wire.Message) -> None:
+        """Let the agent send as much again."""
+        self._connection.consumed(event)
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._connection.outgoing and self._error is None:
+            self._writer.write(self._connection.take())
+
+    async def _run(self) -> None:
+        try:
+            while data := await self._reader.read(_CHUNK):
+                for event in self._connection.receive(data):
+                    self._dispatch(event)
+                self._flush()
+            self._fail("agent hung up", "guest_lost")
+        except OSError as err:
+            self._fail(f"agent hung up: {err}", "guest_lost")
+        except wire.PeerError as err:
+            self._fail(f"agent broke the protocol: {err}", "guest_protocol")
+        finally:
+            self._fail("link closed", "guest_lost")
+            self._writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await self._writer.wait_closed()
+
+    def _dispatch(self, event: wire.Event) -> None:
+        assert not isinstance(event, (wire.Synchronised, wire.Opened))  # the codec forbids them
+        channel = self._channels.get(event.channel)
+        if channel is not None:
+            channel.put(event)
+        if isinstance(event, wire.Closed):
+            self._channels.pop(event.channel, None)
+
+    def _fail(self, message: str, code: str) -> None:
+        if self._error is None:
+            self._error = GuestError(message, code=code)
+            channels, self._channels = self._channels, {}
+            for channel in channels.values():
+                channel.end()
+
+
+async def open_link(address: AgentAddress, *, timeout: float) -> Link:
+    """Connect and synchronise; tries again until the deadline.
+
+    Raises:
+        GuestError: `guest_unreachable`: no agent answered in time; `guest_protocol`: it speaks
+            no version that we do.
+    """
+    last: list[str] = ["nothing answered"]
+    try:
+        async with asyncio.timeout(timeout):
+            return await _open_until_synchronised(address, last)
+    except TimeoutError as err:
+        raise GuestError(
+            f"no agent at {address!r} within {timeout} s: {last[0]}", code="guest_unreachable"
+        ) from err
+
+
+async def _open_until_synchronised(address: AgentAddress, last: list[str]) -> Link:
+    delay = _RETRY
+    while True:
+        try:
+            reader, writer = await _open_stream(address)
+            async with _Aborting(writer) as aborting:
+                connection = await _synchronise(reader, writer)
+                aborting.release()
+                return Link(reader, writer, connection)
+        except (OSError, EOFError) as err:
+            # Refused, or accepted and then reset: the guest is not up, or finds its new CID.
+            last[0] = f"{type(err).__name__}: {err}"
+        except wire.PeerError as err:
+            raise GuestError(f"agent broke the protocol: {err}", code="guest_protocol") from err
+        await asyncio.sleep(delay)
+        delay = min(2 * delay, _MAX_RETRY)
+
+
+class _Aborting:
+    """Ends a stream when its block is left, unless it was released."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer: asyncio.StreamWriter | None = writer
+
+    def release(self) -> None:
+        """Leave the stream to another owner."""
+        self._writer = None
+
+    async def __aenter__(self) -> _Aborting:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await self._writer.wait_closed()
+
+
+async def _open_stream(
+    address: AgentAddress,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if isinstance(address, SerialAddress):
+        return await asyncio.open_unix_connection(str(address.path), limit=_CHUNK)
+    connecting = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        connecting.setblocking(False)  # noqa: FBT003
+        await asyncio.get_running_loop().sock_connect(connecting, (address.cid, address.port))
+        return await asyncio.open_connection(sock=connecting, limit=_CHUNK)
+    except BaseException:
+        connecting.close()
+        raise
+
+
+async def _synchronise(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> wire.Connection:
+    """Return a synchronised codec for a new stream.
+
+    A lone SYNC first, which is all that a restored clone needs; where it stays unanswered the
+    agent may be inside a frame that its last host never ended, so the next goes behind a flush.
+    """
+    connection = wire.Connection(wire.Role.HOST)
+    patience = _RESYNC
+    flush = b""
+    while True:
+        connection.synchronise(secrets.token_bytes(wire.NONCE_SIZE))
+        writer.write(flush + connection.take())
+        try:
+            async with asyncio.timeout(patience):
+                while not connection.synchronised:
+                    data = await reader.read(_CHUNK)
+                    if not data:
+                        raise EOFError("agent hung up before it answered")
+                    connection.receive(data)
+                return connection
+        except TimeoutError:
+            flush = wire.FLUSH
+            patience *= 2
