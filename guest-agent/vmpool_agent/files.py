@@ -14,12 +14,14 @@ import pwd
 import shutil
 import stat
 import sys
-from typing import TYPE_CHECKING, Any, Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from vmpool_agent import spawn
 from vmpool_agent.session import OperationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from vmpool_agent.system import Account
 
 MAX_ENTRIES = 10_000

@@ -7,11 +7,13 @@ host discards the clone.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from vmpool_agent.session import OperationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmpool_agent.machine import Machine
     from vmpool_agent.session import Channel
 
@@ -26,7 +28,7 @@ def identify(machine: Machine, channel: Channel, request: dict[str, Any]) -> Non
     """
     hostname = _match(request, "hostname", r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
     machine_id = _match(request, "machine_id", r"[0-9a-f]{32}")
-    seed = bytes.fromhex(_match(request, "seed", r"([0-9a-f]{2}){%d}" % _SEED_SIZE))
+    seed = bytes.fromhex(_match(request, "seed", rf"[0-9a-f]{{{2 * _SEED_SIZE}}}"))
     system = machine.system
     try:
         system.set_clock(_clock(request))

@@ -12,12 +12,14 @@ import contextlib
 import json
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmpool_agent import execution, spawn, zygote
 from vmpool_agent.session import OperationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmpool_agent.execution import Execution
     from vmpool_agent.machine import Machine
     from vmpool_agent.session import Channel
@@ -85,7 +87,7 @@ class Interpreter:
             "cwd": launch.cwd,
         }
         # Beyond a socket's buffer, and not for the warm interpreter to copy: its forks read it.
-        with open(document, "wb", closefd=False) as file:  # noqa: PTH123
+        with open(document, "wb", closefd=False) as file:
             file.write(json.dumps(job).encode("ascii"))
         pipes = execution.Pipes(stdin=request.get("stdin") is True)
         run = execution.Execution(self._machine, channel, pipes, announces=True, timeout=timeout)

@@ -6,7 +6,7 @@ and finds the operation that a request names.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from vmpool_agent import execution, fileops, identity
 from vmpool_agent.interpreter import Interpreter
@@ -14,6 +14,8 @@ from vmpool_agent.reactor import Reactor
 from vmpool_agent.session import OperationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmpool_agent.session import Channel, Operation
     from vmpool_agent.system import Account, System
 

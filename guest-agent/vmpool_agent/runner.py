@@ -137,7 +137,7 @@ def _code_of(err: SystemExit) -> int:
         return 0
     if isinstance(err.code, int):
         return err.code & 0xFF
-    print(err.code, file=sys.stderr)  # noqa: T201 as Python does
+    print(err.code, file=sys.stderr)
     return 1
 
 

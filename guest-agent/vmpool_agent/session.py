@@ -10,13 +10,22 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any, Callable, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vmpool_agent import wire
 from vmpool_agent.reactor import report
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmpool_agent.reactor import Reactor
+
+    Start = Callable[["Channel", dict[str, Any]], "Operation | None"]
+    """Begins what a request asks for; `None` when it is already answered.
+
+    Raises:
+        OperationError: It cannot be done.
+    """
 
 _CHUNK = 64 * 1024
 _READS_PER_TURN = 4
@@ -49,14 +58,6 @@ class Operation(Protocol):
 
     def on_closed(self) -> None:
         """End at once: the host has given up, or is gone. Nothing can be sent any more."""
-
-
-Start = Callable[["Channel", "dict[str, Any]"], "Operation | None"]
-"""Begins the operation that a request asks for; `None` when it is already answered.
-
-Raises:
-    OperationError: It cannot be done.
-"""
 
 
 class Channel:

@@ -13,11 +13,13 @@ import fcntl
 import json
 import os
 import signal
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, NoReturn, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from vmpool_agent.session import OperationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from vmpool_agent.system import Account, System
 
 REPORT = 3
@@ -98,7 +100,7 @@ def settle(descriptors: Sequence[int]) -> None:
 
 def close_others(lowest: int) -> None:
     """Close all descriptors from `lowest` on."""
-    for name in os.listdir("/proc/self/fd"):
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 a child touches little
         if int(name) >= lowest:
             # One of them is the listing itself, already closed.
             with contextlib.suppress(OSError):

@@ -13,9 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from typing import Union
-
-    Event = Union["Synchronised", "Opened", "Data", "Message", "Finished", "Closed", "Credited"]
+    from collections.abc import Iterator
 
 MAX_PAYLOAD = 32 * 1024
 FRAME_COST = 64
@@ -113,6 +111,10 @@ class Credited(NamedTuple):
     channel: int
 
 
+if TYPE_CHECKING:  # Python 3.9 cannot make this union
+    Event = Synchronised | Opened | Data | Message | Finished | Closed | Credited
+
+
 def encode(value: dict[str, Any]) -> memoryview:
     """Return the document of a message.
 
@@ -138,6 +140,13 @@ def decode(document: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise PeerError(f"message is no object but {type(value).__name__}")
     return value
+
+
+class _Frame(NamedTuple):
+    kind: int
+    stream: int
+    channel: int
+    payload: bytes
 
 
 class _Flow:
@@ -235,7 +244,7 @@ class Connection:
             return 0
         return max(0, min(flow.send_window - FRAME_COST, MAX_PAYLOAD))
 
-    def send_data(self, channel: int, stream: int, payload: bytes) -> None:
+    def send_data(self, channel: int, stream: int, payload: bytes | memoryview) -> None:
         """Send bytes of a stream, at most `capacity(channel)`.
 
         Raises:
@@ -346,50 +355,51 @@ class Connection:
         payload = bytes(buffer[offset + _HEADER.size : offset + size])
         if stream and kind != _DATA:
             raise PeerError(f"stream {stream} on frame kind {kind}")
-        self._dispatch(kind, stream, channel, payload, events)
+        events.extend(self._dispatch(_Frame(kind, stream, channel, payload)))
         return size
 
-    def _dispatch(
-        self, kind: int, stream: int, channel: int, payload: bytes, events: list[Event]
-    ) -> None:
-        if kind in (_SYNC_KIND, _SYNCED):
-            events.append(self._on_sync(kind, channel, payload))
-            return
-        if not self.synchronised:
-            raise PeerError(f"frame kind {kind} before SYNC")
-        if kind == _OPEN:
-            events.append(self._on_open(channel, payload))
-            return
-        if kind > _CREDIT_KIND:
-            raise PeerError(f"unknown frame kind {kind}")
-        flow = self._flows.get(channel)
-        if flow is None:
-            self._on_stranger(kind, channel, events)
-        elif kind in (_PART, _MESSAGE, _DATA):
-            self._on_payload(flow, kind, stream, channel, payload, events)
-        elif kind == _CREDIT_KIND:
-            events.append(self._on_credit(flow, channel, payload))
-        elif payload:
-            raise PeerError(f"payload on frame kind {kind}")
-        elif kind == _FINISH:
-            if flow.finished_in:
-                raise PeerError(f"channel {channel} finished twice")
-            flow.finished_in = True
-            events.append(Finished(channel))
+    def _dispatch(self, frame: _Frame) -> Iterator[Event]:
+        if frame.kind in (_SYNC_KIND, _SYNCED):
+            yield self._on_sync(frame)
+        elif not self.synchronised:
+            raise PeerError(f"frame kind {frame.kind} before SYNC")
+        elif frame.kind == _OPEN:
+            yield self._on_open(frame)
+        elif frame.kind > _CREDIT_KIND:
+            raise PeerError(f"unknown frame kind {frame.kind}")
+        elif (flow := self._flows.get(frame.channel)) is None:
+            yield from self._on_stranger(frame)
+        elif frame.kind in (_PART, _MESSAGE, _DATA):
+            yield from self._on_payload(flow, frame)
         else:
-            self._on_close(channel)
-            events.append(Closed(channel))
+            yield self._on_control(flow, frame)
 
-    def _on_sync(self, kind: int, channel: int, payload: bytes) -> Synchronised:
+    def _on_control(self, flow: _Flow, frame: _Frame) -> Event:
+        channel = frame.channel
+        if frame.kind == _CREDIT_KIND:
+            return self._on_credit(flow, frame)
+        if frame.payload:
+            raise PeerError(f"payload on frame kind {frame.kind}")
+        if frame.kind == _CLOSE:
+            del self._flows[channel]
+            if self._role is Role.AGENT:
+                self._frame(_CLOSE, channel)
+            return Closed(channel)
+        if flow.finished_in:
+            raise PeerError(f"channel {channel} finished twice")
+        flow.finished_in = True
+        return Finished(channel)
+
+    def _on_sync(self, frame: _Frame) -> Synchronised:
         expected = _SYNCED if self._role is Role.HOST else _SYNC_KIND
-        if kind != expected or channel or len(payload) != _SYNC.size:
-            raise PeerError(f"malformed or misplaced frame kind {kind}")
-        magic, nonce, lowest, highest = _SYNC.unpack(payload)
+        if frame.kind != expected or frame.channel or len(frame.payload) != _SYNC.size:
+            raise PeerError(f"malformed or misplaced frame kind {frame.kind}")
+        magic, nonce, lowest, highest = _SYNC.unpack(frame.payload)
         if magic != _MAGIC:
             raise PeerError("wrong magic")
         if self._role is Role.HOST and self.synchronised:
             raise PeerError("SYNCED twice")
-        version = min(highest, VERSIONS[1])
+        version: int = min(highest, VERSIONS[1])
         if self._role is Role.AGENT:
             self._forget()
             self._frame(_SYNCED, 0, _SYNC.pack(_MAGIC, nonce, *VERSIONS))
@@ -400,8 +410,9 @@ class Connection:
         self.version = version
         return Synchronised(version)
 
-    def _on_open(self, channel: int, payload: bytes) -> Opened:
-        if self._role is not Role.AGENT or payload or channel != self._last + 1:
+    def _on_open(self, frame: _Frame) -> Opened:
+        channel = frame.channel
+        if self._role is not Role.AGENT or frame.payload or channel != self._last + 1:
             raise PeerError(f"malformed or misplaced OPEN of channel {channel}")
         if len(self._flows) >= MAX_CHANNELS:
             raise PeerError(f"more than {MAX_CHANNELS} channels")
@@ -409,50 +420,44 @@ class Connection:
         self._flows[channel] = _Flow()
         return Opened(channel)
 
-    def _on_stranger(self, kind: int, channel: int, events: list[Event]) -> None:
+    def _on_stranger(self, frame: _Frame) -> Iterator[Event]:
         """Pass over frames that were on their way when this side closed the channel."""
-        if self._role is Role.AGENT and 0 < channel <= self._last:
+        if self._role is Role.AGENT and 0 < frame.channel <= self._last:
             return
-        if channel not in self._draining:
-            raise PeerError(f"frame kind {kind} on channel {channel}, which is not open")
-        if kind == _CLOSE:
-            self._draining.remove(channel)
-            events.append(Closed(channel))
+        if frame.channel not in self._draining:
+            raise PeerError(f"frame kind {frame.kind} on channel {frame.channel}, not open")
+        if frame.kind == _CLOSE:
+            self._draining.remove(frame.channel)
+            yield Closed(frame.channel)
 
-    def _on_close(self, channel: int) -> None:
-        del self._flows[channel]
-        if self._role is Role.AGENT:
-            self._frame(_CLOSE, channel)
-
-    def _on_credit(self, flow: _Flow, channel: int, payload: bytes) -> Credited:
-        if len(payload) != _CREDIT.size:
+    def _on_credit(self, flow: _Flow, frame: _Frame) -> Credited:
+        if len(frame.payload) != _CREDIT.size:
             raise PeerError("malformed CREDIT")
-        (increment,) = _CREDIT.unpack(payload)
+        (increment,) = _CREDIT.unpack(frame.payload)
         flow.send_window += increment
         if not increment or flow.send_window > MAX_CREDIT:
             raise PeerError(f"CREDIT of {increment} for a window of {flow.send_window}")
-        return Credited(channel)
+        return Credited(frame.channel)
 
-    def _on_payload(
-        self, flow: _Flow, kind: int, stream: int, channel: int, payload: bytes, events: list[Event]
-    ) -> None:
+    def _on_payload(self, flow: _Flow, frame: _Frame) -> Iterator[Event]:
+        channel, payload = frame.channel, frame.payload
         cost = FRAME_COST + len(payload)
         if not payload or flow.finished_in:
             raise PeerError(f"empty frame, or data after FINISH, on channel {channel}")
         if cost > flow.receive_window:
             raise PeerError(f"window of channel {channel} overrun")
         flow.receive_window -= cost
-        if kind == _DATA:
-            events.append(Data(channel, stream, payload))
+        if frame.kind == _DATA:
+            yield Data(channel, frame.stream, payload)
             return
         if len(flow.parts) + len(payload) > MAX_MESSAGE:
             raise PeerError(f"message over {MAX_MESSAGE} bytes")
         flow.parts += payload
-        if kind == _MESSAGE:
+        if frame.kind == _MESSAGE:
             document = bytes(flow.parts)
             flow.parts = bytearray()
             flow.waiting += 1
-            events.append(Message(channel, decode(document), cost))
+            yield Message(channel, decode(document), cost)
         elif flow.waiting:
             flow.withheld += cost
         else:

@@ -337,7 +337,7 @@ async def _open_stream(
         return await asyncio.open_unix_connection(str(address.path), limit=_CHUNK)
     connecting = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     try:
-        connecting.setblocking(False)  # noqa: FBT003
+        connecting.setblocking(False)
         await asyncio.get_running_loop().sock_connect(connecting, (address.cid, address.port))
         return await asyncio.open_connection(sock=connecting, limit=_CHUNK)
     except BaseException:
