@@ -1,0 +1,2 @@
+# UTF-8 for login shells, whoever starts them.
+export LANG="${LANG:-C.UTF-8}"
