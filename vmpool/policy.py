@@ -116,6 +116,30 @@ def plan(limits: Limits, census: Census) -> Plan:
     return Plan(restore=max(restore, 0))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setback:
+    """Failures in a row, and when to try again.
+
+    Attributes:
+        failures: How many; those before `retry_at` count as one, for they have one cause.
+        retry_at: Nothing is restored before this; on the caller's clock.
+    """
+
+    failures: int = 0
+    retry_at: float = float("-inf")
+
+    def worse(self, *, now: float, jitter: float) -> Setback:
+        """Return the setback after another failure; `jitter` as in `backoff`."""
+        if now < self.retry_at:
+            return self
+        failures = self.failures + 1
+        return Setback(failures=failures, retry_at=now + backoff(failures, jitter))
+
+    def over(self) -> Setback:
+        """Return the setback after a success; one that came early does not open the gate."""
+        return Setback(retry_at=self.retry_at)
+
+
 def backoff(failures: int, jitter: float) -> float:
     """Return the seconds to wait after `failures` in a row before anything is restored again.
 

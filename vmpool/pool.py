@@ -1,0 +1,536 @@
+"""Pool: ready clones of one template, and those who wait for them.
+
+Decides who gets which clone, and when one is restored or given up; how many, `policy` says. It
+knows no engine, no guest and no sandbox: a clone is something that `restore` makes and that can be
+activated, killed and watched.
+
+Every decision is one synchronous step, so that nothing happens between a check and its act; the I/O
+that follows runs in tasks that the pool owns. A clone is in exactly one state of
+`lifecycle.CloneState` at any time, and the census is a tally of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter, deque
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+
+from vmpool import policy
+from vmpool.errors import (
+    CapacityError,
+    GuestError,
+    PoolBusyError,
+    PoolTimeoutError,
+    VmpoolError,
+)
+from vmpool.lifecycle import CloneEnd, CloneEvent, CloneState, advance_clone
+from vmpool.waiters import Line, Waiter
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+    from vmpool.policy import Census, Limits
+
+log = logging.getLogger(__name__)
+
+
+class PoolClone(Protocol):
+    """What a pool asks of a clone."""
+
+    async def activate(self) -> None:
+        """Wake the clone for its holder; return when it has answered.
+
+        Raises:
+            VmpoolError: It cannot be used, or has died; the pool kills it.
+        """
+
+    async def kill(self) -> None:
+        """End the clone and all it holds; return when that is gone. *Idempotent.*"""
+
+    async def wait_dead(self) -> None:
+        """Return the moment the clone dies, whatever the cause."""
+
+
+C = TypeVar("C", bound=PoolClone)
+
+
+class _Member(Generic[C]):
+    """One clone's place in the pool, from the start of its restore to its end."""
+
+    __slots__ = ("clone", "keeper", "state")
+
+    def __init__(self) -> None:
+        self.state = CloneState.RESTORING
+        self.clone: C | None = None
+        self.keeper: asyncio.Task[None] | None = None
+        """Restores the clone, then watches it as long as it is ready."""
+
+
+class Pool(Generic[C]):
+    """Clones of one template, kept ready. An async context manager; leaving it closes the pool.
+
+    Args:
+        name: The template's, for messages.
+        restore: Makes a clone that rests until `activate`; leaves nothing when it raises or is
+            cancelled. Whoever acquires the clone kills it; until then the pool does.
+        limits: What the pool may use.
+        restores: Shared by pools that together may not restore more at one time than it allows;
+            a pool's own limit holds besides.
+        restore_timeout: Seconds after which a restore counts as failed; a backstop, `restore` has
+            deadlines of its own.
+        kill_timeout: Seconds after which a kill is given up and its clone written off.
+        on_acquire: Told the nanoseconds that a caller waited, queue and activation together.
+        jitter: Source of numbers from 0 to 1 that spread retries.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        restore: Callable[[], Awaitable[C]],
+        limits: Limits,
+        restores: asyncio.Semaphore | None = None,
+        restore_timeout: float = 60.0,
+        kill_timeout: float = 10.0,
+        on_acquire: Callable[[int], None] | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = name
+        self._restore = restore
+        self._limits = limits
+        self._restores: AbstractAsyncContextManager[object] = restores or nullcontext()
+        self._restore_timeout = restore_timeout
+        self._kill_timeout = kill_timeout
+        self._on_acquire = on_acquire
+        self._jitter = jitter
+
+        self._tally: Counter[CloneState] = Counter()
+        self._counters: Counter[str] = Counter()
+        self._members: set[_Member[C]] = set()
+        self._ready: deque[_Member[C]] = deque()
+        self._held: dict[int, _Member[C]] = {}
+        self._line: Line[_Member[C]] = Line()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+        self._open = False
+        self._restore_error: Exception | None = None
+        self._clone_error: Exception | None = None
+        self._setback = policy.Setback()
+        self._retry: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._open = True
+        self._rebalance()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def limits(self) -> Limits:
+        """What the pool may use; changed by `resize`."""
+        return self._limits
+
+    @property
+    def census(self) -> Census:
+        """Clones by what they are doing, and the callers who wait, now."""
+        tally = self._tally
+        return policy.Census(
+            ready=tally[CloneState.READY],
+            restoring=tally[CloneState.RESTORING],
+            held=tally[CloneState.OFFERED] + tally[CloneState.ACTIVATING] + tally[CloneState.HELD],
+            dying=tally[CloneState.DYING],
+            waiting=len(self._line),
+        )
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Events since the pool was made.
+
+        `acquired`, `queued`, `refused`, `timed_out`, `restored`, `kill_failed`, and one
+        `ended_<reason>` for each `lifecycle.CloneEnd`. Every clone that was restored is either
+        alive in the census or in one `ended_…`; `ended_restore_failed` never were restored.
+        """
+        return dict(self._counters)
+
+    @property
+    def last_error(self) -> Exception | None:
+        """Why clones fail now; `None` once one was restored, or activated, since."""
+        return self._restore_error or self._clone_error
+
+    async def acquire(self, *, deadline: float) -> C:
+        """Return an activated clone, which is then the caller's to kill and to `release`.
+
+        When cancelled, the caller owns nothing: a clone that was offered but never touched goes
+        back to the others, one whose activation had begun is killed. Await this directly; a wrapper
+        that drops its result loses the clone.
+
+        Args:
+            deadline: On the loop's clock; for queue and activation together.
+
+        Raises:
+            PoolBusyError: Nothing is ready and the queue is full.
+            PoolTimeoutError: The deadline passed. Its `__cause__` is what keeps clones from coming.
+            CapacityError: `pool_closed`; the pool was closed, before or meanwhile.
+        """
+        began_ns = time.perf_counter_ns()
+        enqueue = self._enqueue
+        while True:
+            self._check_open()
+            if deadline <= self._loop.time():
+                raise self._timed_out()
+            member = self._take_ready()
+            if member is None:
+                member = await self._offered(enqueue(), deadline)
+            if member is not None and await self._activate(member, deadline):
+                break
+            enqueue = self._requeue
+        assert member.clone is not None
+        if self._on_acquire is not None:
+            self._on_acquire(time.perf_counter_ns() - began_ns)
+        return member.clone
+
+    def release(self, clone: C) -> None:
+        """Count out a clone that its holder has killed; another is restored in its place.
+
+        Raises:
+            ValueError: The clone is not held from this pool, or was released before.
+        """
+        member = self._held.get(id(clone))
+        if member is None or member.state is not CloneState.HELD:
+            raise ValueError(f"pool {self.name!r} has not given out {clone!r}")
+        self._end(member, CloneEnd.RELEASED)
+
+    def resize(self, limits: Limits) -> None:
+        """Change the limits; spares beyond them are killed in the background, held clones stay."""
+        self._limits = limits
+        self._rebalance()
+
+    async def close(self) -> None:
+        """Turn waiters away, cancel restores, kill what nobody holds; return when it is gone.
+
+        Clones that are held stay their holders' and may still be released. *Idempotent.* Goes on to
+        its end when cancelled, and raises then; takes no longer than two kill timeouts.
+        """
+        if self._open:
+            self._shut()
+        drain = asyncio.ensure_future(self._drain())
+        cancelled: asyncio.CancelledError | None = None
+        while not drain.done():
+            try:
+                await asyncio.wait({drain})
+            except asyncio.CancelledError as error:
+                cancelled = error
+        drain.result()
+        if cancelled is not None:
+            raise cancelled
+
+    # What takes time. Each awaits one thing and leaves the deciding to the steps below.
+
+    async def _offered(self, waiter: Waiter[_Member[C]], deadline: float) -> _Member[C] | None:
+        """Wait in the queue and take what is offered; `None` when that was lost on the way."""
+        expiry = self._loop.call_at(deadline, self._expire, waiter)
+        try:
+            member = await waiter
+        except asyncio.CancelledError:
+            if waiter.unseen is not None:
+                self._decline(waiter.unseen)
+            raise
+        finally:
+            expiry.cancel()
+            self._line.leave(waiter)
+        return member if self._accept(member) else None
+
+    async def _activate(self, member: _Member[C], deadline: float) -> bool:
+        """Wake a clone for its caller; false when it failed, or the pool closed meanwhile."""
+        assert member.clone is not None
+        limit = asyncio.timeout_at(deadline)
+        try:
+            async with limit:
+                await member.clone.activate()
+        except VmpoolError as error:
+            log.warning("pool=%s activation failed: %s", self.name, error)
+            self._clone_failed(error)
+            self._spoil(member, CloneEnd.ACTIVATION_FAILED)
+            return False
+        except BaseException as error:
+            self._spoil(member, CloneEnd.ABANDONED)
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise self._timed_out() from self.last_error
+            raise
+        return self._activated(member)
+
+    async def _keep(self, member: _Member[C]) -> None:
+        """Restore a clone and watch it until somebody takes it."""
+        try:
+            async with self._restores:
+                clone = await self._restore_in_time()
+        except Exception as error:  # noqa: BLE001 - the task's top: whatever failed, try again later
+            self._restore_failed(member, error)
+            return
+        self._arrive(member, clone)
+        if member.state is CloneState.DYING:
+            return
+        await clone.wait_dead()
+        self._died(member)
+
+    async def _restore_in_time(self) -> C:
+        limit = asyncio.timeout(self._restore_timeout)
+        try:
+            async with limit:
+                return await self._restore()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            message = f"a restore took longer than {self._restore_timeout} s"
+            raise GuestError(message, code="restore_timeout") from error
+
+    async def _reap(self, member: _Member[C], end: CloneEnd) -> None:
+        """Kill a clone. One that cannot be killed is written off, for the next start to sweep."""
+        assert member.clone is not None
+        try:
+            async with asyncio.timeout(self._kill_timeout):
+                await member.clone.kill()
+        except Exception:
+            self._counters["kill_failed"] += 1
+            log.exception("pool=%s a clone could not be killed", self.name)
+        self._end(member, end)
+
+    async def _drain(self) -> None:
+        """Await all tasks; each is bounded by the kill timeout, together they get it twice."""
+        deadline = self._loop.time() + 2 * self._kill_timeout
+        while busy := {task for task in self._tasks if not task.done()}:
+            left = deadline - self._loop.time()
+            if left <= 0:
+                log.error("pool=%s closed with %d tasks that do not end", self.name, len(busy))
+                return
+            await asyncio.wait(busy, timeout=left)
+
+    # Steps. Each is one synchronous decision.
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise self._closed()
+
+    def _closed(self) -> CapacityError:
+        return CapacityError(f"pool {self.name!r} is closed", code="pool_closed")
+
+    def _timed_out(self) -> PoolTimeoutError:
+        self._counters["timed_out"] += 1
+        error = PoolTimeoutError(
+            f"no clone of {self.name!r} came free before the deadline",
+            remedy="wait longer, or raise the template's limits",
+        )
+        error.__cause__ = self.last_error
+        return error
+
+    def _enqueue(self) -> Waiter[_Member[C]]:
+        if len(self._line) >= self._limits.queue:
+            self._counters["refused"] += 1
+            raise PoolBusyError(
+                f"no clone of {self.name!r} is ready and {self._limits.queue} callers wait already",
+                remedy="try again in a moment, or raise the template's limits",
+            )
+        self._counters["queued"] += 1
+        waiter = self._line.join()
+        self._rebalance()
+        return waiter
+
+    def _requeue(self) -> Waiter[_Member[C]]:
+        """Queue a caller whose turn it was already: before all others, and never refused."""
+        waiter = self._line.rejoin()
+        self._rebalance()
+        return waiter
+
+    def _expire(self, waiter: Waiter[_Member[C]]) -> None:
+        if waiter.waits:
+            waiter.fail(self._timed_out())
+
+    def _step(self, member: _Member[C], event: CloneEvent) -> None:
+        """Move a clone to its next state and the tally with it."""
+        after = advance_clone(member.state, event)
+        self._tally[member.state] -= 1
+        self._tally[after] += 1
+        member.state = after
+
+    def _rebalance(self) -> None:
+        """Do what the policy asks for, now or when the backoff is over."""
+        if not self._open:
+            return
+        step = policy.plan(self._limits, self.census)
+        for _ in range(step.retire):
+            self._doom(self._ready.popleft(), CloneEnd.RETIRED)  # the oldest
+        if step.restore == 0:
+            return
+        if self._loop.time() < self._setback.retry_at:
+            if self._retry is None:
+                self._retry = self._loop.call_at(self._setback.retry_at, self._try_again)
+            return
+        for _ in range(step.restore):
+            self._begin()
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._rebalance()
+
+    def _begin(self) -> None:
+        member = _Member[C]()
+        self._members.add(member)
+        self._tally[CloneState.RESTORING] += 1
+        member.keeper = self._spawn(self._keep(member))
+        member.keeper.add_done_callback(partial(self._kept, member))
+
+    def _kept(self, member: _Member[C], _keeper: asyncio.Task[None]) -> None:
+        """Count out a restore that was cancelled, perhaps before its task had begun."""
+        if member.state is CloneState.RESTORING:
+            self._end(member, CloneEnd.POOL_CLOSED)
+
+    def _restore_failed(self, member: _Member[C], error: Exception) -> None:
+        unexpected = None if isinstance(error, VmpoolError) else error
+        log.warning("pool=%s restore failed: %s", self.name, error, exc_info=unexpected)
+        self._restore_error = error
+        self._back_off()
+        self._end(member, CloneEnd.RESTORE_FAILED)
+
+    def _arrive(self, member: _Member[C], clone: C) -> None:
+        member.clone = clone
+        self._step(member, CloneEvent.RESTORED)
+        self._counters["restored"] += 1
+        self._restore_error = None
+        if self._clone_error is None:
+            self._setback = self._setback.over()
+        if self._open:
+            self._place(member)
+            self._rebalance()
+        else:
+            self._doom(member, CloneEnd.POOL_CLOSED)
+
+    def _place(self, member: _Member[C]) -> None:
+        """Offer a ready clone to the first who waits, or keep it."""
+        if self._line.offer(member):
+            self._step(member, CloneEvent.OFFER)
+        else:
+            self._ready.append(member)
+
+    def _died(self, member: _Member[C]) -> None:
+        """Replace a clone that died while nobody had touched it."""
+        if member.state not in {CloneState.READY, CloneState.OFFERED}:
+            return
+        log.warning("pool=%s a clone died while it was ready", self.name)
+        if member.state is CloneState.READY:
+            self._ready.remove(member)
+        self._clone_failed(GuestError("a clone died while it was ready", code="clone_died"))
+        self._doom(member, CloneEnd.DIED_READY)
+        self._rebalance()
+
+    def _take_ready(self) -> _Member[C] | None:
+        """Take the youngest spare: what it touched last is still in the host's caches."""
+        if not self._ready:
+            return None
+        member = self._ready.pop()
+        self._touch(member)
+        self._rebalance()
+        return member
+
+    def _accept(self, member: _Member[C]) -> bool:
+        """Take what was offered; false when it died, or the pool closed, on the way."""
+        if member.state is not CloneState.OFFERED:
+            return False
+        self._touch(member)
+        return True
+
+    def _decline(self, member: _Member[C]) -> None:
+        """Take back an offer that its caller never saw.
+
+        Nobody has resumed the clone, so it is as it was and serves the next one; to kill it would
+        let a crowd of impatient callers drain the pool.
+        """
+        if member.state is CloneState.OFFERED:
+            self._step(member, CloneEvent.DECLINE)
+            self._place(member)
+            self._rebalance()
+
+    def _touch(self, member: _Member[C]) -> None:
+        """Begin to activate; from here on its caller sees the clone die, not its keeper."""
+        assert member.keeper is not None
+        self._step(member, CloneEvent.TAKE)
+        member.keeper.cancel()
+
+    def _activated(self, member: _Member[C]) -> bool:
+        if member.state is not CloneState.ACTIVATING:
+            return False
+        self._step(member, CloneEvent.ACTIVATED)
+        self._held[id(member.clone)] = member
+        self._counters["acquired"] += 1
+        self._clone_error = None
+        self._setback = self._setback.over()
+        return True
+
+    def _spoil(self, member: _Member[C], end: CloneEnd) -> None:
+        """Have a touched clone killed, unless the pool has closed and does so already."""
+        if member.state is CloneState.ACTIVATING:
+            self._doom(member, end)
+            self._rebalance()
+
+    def _clone_failed(self, error: VmpoolError) -> None:
+        self._clone_error = error
+        self._back_off()
+
+    def _back_off(self) -> None:
+        self._setback = self._setback.worse(now=self._loop.time(), jitter=self._jitter())
+
+    def _doom(self, member: _Member[C], end: CloneEnd) -> None:
+        """Have a clone killed; it counts until it is gone."""
+        self._step(member, CloneEvent.DOOM)
+        if member.keeper is not None and member.keeper is not asyncio.current_task():
+            member.keeper.cancel()
+        self._spawn(self._reap(member, end))
+
+    def _end(self, member: _Member[C], end: CloneEnd) -> None:
+        self._step(member, CloneEvent.GONE)
+        self._members.remove(member)
+        self._held.pop(id(member.clone), None)
+        self._counters[f"ended_{end.value}"] += 1
+        self._rebalance()
+
+    def _shut(self) -> None:
+        self._open = False
+        if self._retry is not None:
+            self._retry.cancel()
+        self._line.fail(self._closed)
+        self._ready.clear()
+        for member in self._members:
+            match member.state:
+                case CloneState.RESTORING:
+                    assert member.keeper is not None
+                    member.keeper.cancel()
+                case CloneState.READY | CloneState.OFFERED | CloneState.ACTIVATING:
+                    self._doom(member, CloneEnd.POOL_CLOSED)
+                case CloneState.HELD | CloneState.DYING | CloneState.DEAD:
+                    pass
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work, name=f"pool {self.name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._loop.call_exception_handler(
+                {"message": "a pool's task failed", "exception": error, "task": task}
+            )
