@@ -1,0 +1,162 @@
+"""App: the table of routes put behind a socket.
+
+It wires; what a request does is said in the modules of the routes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+
+from vmpool.api import edge, openapi, status
+from vmpool.api.auth import Admission, admit, check_listen
+from vmpool.api.intake import continue_later
+from vmpool.api.limits import Limits
+from vmpool.api.route import Call, Route
+from vmpool.api.routes import ROUTES
+from vmpool.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from vmpool.host import Host
+
+log = logging.getLogger(__name__)
+
+ADMISSION: Final = web.AppKey("admission", Admission)
+
+KEEPALIVE_SECONDS: Final = 640.0
+"""Longer than clients pool idle connections: one closed under a POST cannot be sent again."""
+
+BACKLOG: Final = 1024
+
+SHUTDOWN_SECONDS: Final = 3.0
+"""How long requests may still run when the server stops; executions are cut off then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundAddress:
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """The address as a URL."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+
+def make_app(host: Host) -> web.Application:
+    """Return the application that serves `host`; whoever serves it keeps the host open."""
+    limits = Limits.of(host.settings)
+    admission = Admission.TOKENS if host.settings.server.tokens else Admission.LOOPBACK
+    app = web.Application(
+        middlewares=[edge.make_middleware(host.metrics, limits)],
+        client_max_size=0,  # bodies are read, and capped, by `intake`
+    )
+    app.on_response_prepare.append(edge.mark)
+    app[ADMISSION] = admission
+    app[status.DOCUMENT] = openapi.document(
+        ROUTES, limits, admission=admission, version=status.VERSION
+    )
+    for route in ROUTES:
+        app.router.add_route(
+            route.method,
+            route.path,
+            _endpoint(route, host, limits, admission),
+            name=route.name,
+            expect_handler=continue_later,
+        )
+    return app
+
+
+def _endpoint(
+    route: Route, host: Host, limits: Limits, admission: Admission
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def endpoint(request: web.Request) -> web.StreamResponse:
+        caller = await admit(host, request, admission=admission, access=route.access)
+        request[edge.OWNER] = caller.owner or "-"
+        return await route.run(
+            Call(
+                id=request[edge.REQUEST_ID],
+                request=request,
+                host=host,
+                limits=limits,
+                caller=caller,
+            )
+        )
+
+    return endpoint
+
+
+@contextlib.asynccontextmanager
+async def serve(app: web.Application, listen: str | socket.socket) -> AsyncIterator[BoundAddress]:
+    """Serve for the time of a block; yield the address, whose port is real where 0 was asked.
+
+    Args:
+        app: What `make_app` made.
+        listen: `HOST:PORT`, or a socket that listens already; it is closed in the end.
+
+    Raises:
+        HostError: `address_unusable`, or `tokens_required` on an address that others can reach.
+    """
+    listening = listen if isinstance(listen, socket.socket) else _bind(listen)
+    with contextlib.closing(listening):
+        host, port = listening.getsockname()[:2]
+        check_listen(host, app[ADMISSION])
+        if app[ADMISSION] is Admission.LOOPBACK:
+            log.warning("serving without tokens: whoever is on this machine may use every sandbox")
+        runner = web.AppRunner(
+            app,
+            handler_cancellation=True,  # a client that leaves ends what it had begun
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            shutdown_timeout=SHUTDOWN_SECONDS,
+            access_log=None,  # `edge` writes a line that has ids and no queries
+            logger=_ProtocolLog(log, {}),
+        )
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listening, backlog=BACKLOG).start()
+            yield BoundAddress(host=host, port=port)
+        finally:
+            await runner.cleanup()
+
+
+class _ProtocolLog(logging.LoggerAdapter[logging.Logger]):
+    """Where aiohttp reports what is no HTTP: without the bytes, which may hold a token."""
+
+    def exception(self, msg: object, *args: object, exc_info: Any = True, **_: object) -> None:
+        self.debug("%s: %s", str(msg) % args, type(exc_info).__name__)
+
+
+def _bind(listen: str) -> socket.socket:
+    host, _, port = listen.rpartition(":")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+    except (OSError, ValueError) as err:
+        raise _unusable(listen, err) from err
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as err:
+        listening.close()
+        raise _unusable(listen, err) from err
+    return listening
+
+
+def _unusable(listen: str, err: Exception) -> HostError:
+    return HostError(
+        f"cannot listen on {listen!r}: {err}",
+        code="address_unusable",
+        remedy="give another HOST:PORT, or stop what listens there",
+    )

@@ -1,0 +1,146 @@
+"""Edge: what happens to every request, whatever it asks for.
+
+An id, one line in the log, one count in the metrics, and an answer for each error. Guest output,
+bodies, queries and tokens never reach the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from vmpool.api import problem
+from vmpool.errors import (
+    CallerError,
+    Fault,
+    InvalidRequestError,
+    NotFoundError,
+    VmpoolError,
+)
+from vmpool.model import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from vmpool.api.limits import Limits
+    from vmpool.metrics import Metrics
+
+    Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+    Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+OWNER: Final = web.RequestKey("owner", str)
+CODE: Final = web.RequestKey("code", str)
+BEGUN: Final = web.RequestKey("begun", bool)
+
+CLIENT_LEFT: Final = 499
+"""What the log and the metrics show for a request whose client went away; nobody receives it."""
+
+HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+
+def make_middleware(
+    metrics: Metrics, limits: Limits
+) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Return the outermost middleware of a server."""
+
+    @web.middleware
+    async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
+        began = time.perf_counter()
+        request[REQUEST_ID] = new_id("req")
+        status = CLIENT_LEFT
+        try:
+            response = await _answer(request, handler, limits)
+            status = response.status
+            return response
+        finally:
+            route = _route_of(request)
+            seconds = time.perf_counter() - began
+            metrics.http_request(route=route, method=request.method, status=status, seconds=seconds)
+            log.info(
+                "request=%s owner=%s %s %s %d %s %.1f ms",
+                request[REQUEST_ID],
+                request.get(OWNER, "-"),
+                request.method,
+                route,
+                status,
+                request.get(CODE, "-"),
+                seconds * 1000,
+            )
+
+    return edge
+
+
+async def mark(request: web.Request, response: web.StreamResponse) -> None:
+    """Put what every response has into its headers; called as the first byte goes out."""
+    request[BEGUN] = True
+    response.headers["X-Request-Id"] = request[REQUEST_ID]
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+
+
+async def _answer(request: web.Request, handler: Handler, limits: Limits) -> web.StreamResponse:
+    headers = {}
+    try:
+        return await handler(request)
+    except VmpoolError as err:
+        error = err
+    except web.HTTPMethodNotAllowed as err:
+        headers["Allow"] = err.headers["Allow"]
+        error = _translate(err)
+    except web.HTTPException as err:
+        error = _translate(err)
+    except Exception as err:
+        if isinstance(err, ConnectionError) and _has_left(request):
+            return web.Response(status=CLIENT_LEFT)
+        log.exception("request=%s failed in a way nobody foresaw", request[REQUEST_ID])
+        error = VmpoolError(
+            "something failed that should not have",
+            remedy="tell whoever runs this server the request id; the log has the rest",
+        )
+    request[CODE] = error.error_code
+    if error.fault is Fault.INFRASTRUCTURE:
+        log.warning("request=%s %s: %s", request[REQUEST_ID], error.error_code, error)
+    if request.get(BEGUN) and request.transport is not None:
+        # Half an answer is out. Only an aborted connection tells the client that it is not whole.
+        request.transport.abort()
+    response = problem.respond(
+        problem.describe(error, request_id=request[REQUEST_ID], limits=limits)
+    )
+    response.headers.update(headers)
+    return response
+
+
+def _has_left(request: web.Request) -> bool:
+    return request.transport is None or request.transport.is_closing()
+
+
+def _translate(error: web.HTTPException) -> VmpoolError:
+    """Return our error for one that the router raised."""
+    match error:
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return InvalidRequestError(
+                f"this path takes {allowed}, not {error.method!r}", code="method_not_allowed"
+            )
+        case web.HTTPNotFound():
+            return NotFoundError(
+                "there is nothing at this path",
+                code="route_not_found",
+                remedy="GET /openapi.json lists all paths",
+            )
+        case _:
+            phrase = HTTPStatus(error.status).phrase.lower()
+            return CallerError(f"the request was refused: {phrase}")
+
+
+def _route_of(request: web.Request) -> str:
+    """Return the path's pattern: an id in a metric's label would make a series of its own."""
+    resource = request.match_info.route.resource
+    return "unmatched" if resource is None else resource.canonical

@@ -1,0 +1,149 @@
+"""Execs: running something in a sandbox and streaming what it says, line by line.
+
+A slow reader holds the guest back: nothing is taken from the guest before the last line is on its
+way. A reader that leaves ends the block around the execution, and with it the process group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from vmpool.api import bodies, codec, outflow, problem, views
+from vmpool.api.task import stdin_of, task_of
+from vmpool.errors import ConflictError, GuestError, VmpoolError
+from vmpool.model import Exited, Output, Raised, Result, Started, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from vmpool.agent import Execution
+    from vmpool.api.route import Call
+    from vmpool.model import Code, Command, ExecutionEvent
+    from vmpool.sandbox import Sandbox
+
+NDJSON = "application/x-ndjson"
+
+
+class Transcript:
+    """The events of one execution as lines of the interface."""
+
+    def __init__(self) -> None:
+        self._began_ns = time.perf_counter_ns()
+        self._characters = {stream: codec.Characters() for stream in Stream}
+        self.ended = False
+
+    def lines(self, event: ExecutionEvent) -> Iterator[bodies.ExecLine]:
+        """Yield what one event adds."""
+        match event:
+            case Started(pid=pid):
+                yield bodies.Started(pid=pid)
+            case Output(stream=stream, data=data):
+                for piece in self._characters[stream].feed(data):
+                    yield _output(stream, piece)
+            case Result(mime=mime):
+                yield bodies.ShownResult(mime=views.mime(mime))
+            case Raised():
+                yield bodies.RaisedLine(
+                    name=views.printable(event.name),
+                    value=views.printable(event.value),
+                    traceback=views.printable(event.traceback),
+                )
+            case Exited():
+                for stream, characters in self._characters.items():
+                    for rest in characters.finish():
+                        yield _output(stream, rest)
+                self.ended = True
+                yield views.exit_line(event, self._began_ns)
+
+
+def _output(stream: Stream, piece: str | bytes) -> bodies.ExecLine:
+    kind = bodies.Stdout if stream is Stream.STDOUT else bodies.Stderr
+    return kind(data=piece) if isinstance(piece, str) else kind(data_base64=piece)
+
+
+async def execute(call: Call, body: bodies.Exec) -> web.StreamResponse:
+    """Run something and stream its lines; a start that fails is an ordinary problem."""
+    sandbox = await call.sandbox()
+    task = task_of(body, call.limits)
+    stdin = stdin_of(body)
+    call.host.audit(call.caller.owner, "sandbox.exec", sandbox.id, {})
+    response = web.StreamResponse(headers={"Content-Type": NDJSON})
+
+    async def send(line: bodies.ExecLine) -> None:
+        if not response.prepared:
+            await response.prepare(call.request)
+        await outflow.send(response.write(codec.encode(line) + b"\n"), call.limits)
+
+    try:
+        async with start(sandbox, task) as execution, feeding(execution, stdin):
+            await relay(execution, send)
+    except VmpoolError as err:
+        if not response.prepared or isinstance(err, outflow.StalledError):
+            raise
+        await send(broken_off(call, err))
+    await response.write_eof()
+    return response
+
+
+@contextlib.asynccontextmanager
+async def start(sandbox: Sandbox, task: Command | Code) -> AsyncIterator[Execution]:
+    """Run something for the time of a block; a guest lost with its sandbox is told as such.
+
+    Raises:
+        NotFoundError: `sandbox_ended`, also when that happened meanwhile.
+        VmpoolError: What `Sandbox.execute` raises.
+    """
+    try:
+        async with sandbox.execute(task) as execution:
+            yield execution
+    except GuestError as err:
+        sandbox.agent  # noqa: B018 -- raises when the sandbox has ended, which is the better word
+        raise err from None
+
+
+async def relay(execution: Execution, send: Callable[[bodies.ExecLine], Awaitable[None]]) -> None:
+    """Send every line of an execution.
+
+    Raises:
+        GuestError: `guest_lost` when the guest said nothing of an end.
+    """
+    transcript = Transcript()
+    async for event in execution:
+        for line in transcript.lines(event):
+            await send(line)
+    if not transcript.ended:
+        raise GuestError("the guest broke off before the execution's end", code="guest_lost")
+
+
+@contextlib.asynccontextmanager
+async def feeding(execution: Execution, stdin: bytes) -> AsyncIterator[None]:
+    """Write stdin beside the block: a program may have to write before it reads."""
+    if not stdin:
+        yield
+        return
+    writing = asyncio.create_task(_feed(execution, stdin))
+    try:
+        yield
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+
+
+async def _feed(execution: Execution, stdin: bytes) -> None:
+    # A program that ends, or closes its input, before it has read everything did nothing wrong;
+    # a guest that is lost is told by the reading side.
+    with contextlib.suppress(ConflictError, GuestError):
+        await execution.write_stdin(stdin)
+        await execution.close_stdin()
+
+
+def broken_off(call: Call, error: VmpoolError) -> bodies.ProblemLine:
+    """Return the last line of an execution that we broke off."""
+    return bodies.ProblemLine(
+        problem=problem.describe(error, request_id=call.id, limits=call.limits)
+    )

@@ -1,0 +1,169 @@
+"""Files: a sandbox's file system, streamed both ways, of any size."""
+
+from __future__ import annotations
+
+import re
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from vmpool.api import bodies, intake, outflow, views
+from vmpool.api.limits import check_path
+from vmpool.api.route import answer
+from vmpool.errors import CallerError, GuestFileError
+from vmpool.model import FileKind
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from vmpool.api.route import Call
+
+BINARY: Final = "application/octet-stream"
+
+WHOLE_BYTES: Final = 1 << 16
+"""A file up to this size is read before its answer begins, so that the length is what was read.
+
+Beyond it the length is what `stat` says. Sizes in /proc and /sys mean nothing; files there are
+small.
+"""
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+
+
+async def download(call: Call, query: bodies.FileQuery) -> web.StreamResponse:
+    """Send a file; `Range` of one range is honoured where the file has a size."""
+    path = check_path(query.path)
+    sandbox = await call.sandbox()
+    call.host.audit(call.caller.owner, "file.read", sandbox.id, {"path": path})
+    wanted = _RANGE.fullmatch(call.request.headers.get("Range", ""))
+    if wanted is not None and wanted[0] != "bytes=-":
+        return await _download_range(call, path, query.user, wanted)
+    async with aclosing(sandbox.agent.read_file(path, user=query.user)) as chunks:
+        head, whole = await _read_head(chunks)
+        if whole:
+            return web.Response(body=head, content_type=BINARY)
+        info = await sandbox.agent.stat(path, user=query.user)
+        response = web.StreamResponse(headers={"Content-Type": BINARY})
+        if info.kind is FileKind.FILE and info.size_bytes >= len(head):
+            response.content_length = info.size_bytes
+        response.headers["Accept-Ranges"] = "bytes"
+        await response.prepare(call.request)
+        await _send(call, response, head)
+        await _send_exactly(call, response, chunks, sent=len(head))
+        return response
+
+
+async def _read_head(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool]:
+    """Return the beginning of a file, and whether that is all of it."""
+    head = bytearray()
+    async for chunk in chunks:
+        head += chunk
+        if len(head) > WHOLE_BYTES:
+            return bytes(head), False
+    return bytes(head), True
+
+
+async def _download_range(
+    call: Call, path: str, user: str, wanted: re.Match[str]
+) -> web.StreamResponse:
+    sandbox = await call.sandbox()
+    info = await sandbox.agent.stat(path, user=user)
+    size = info.size_bytes
+    if wanted[1]:
+        first, last = int(wanted[1]), min(int(wanted[2] or size), size - 1)
+    else:
+        first, last = max(size - int(wanted[2]), 0), size - 1
+    if first > last:
+        raise CallerError(
+            f"range {wanted[0]!r} is outside of {size} bytes", code="range_not_satisfiable"
+        )
+    response = web.StreamResponse(status=206, headers={"Content-Type": BINARY})
+    response.headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+    response.content_length = last - first + 1
+    reading = sandbox.agent.read_file(path, user=user, offset=first, length=last - first + 1)
+    async with aclosing(reading) as chunks:
+        await response.prepare(call.request)
+        await _send_exactly(call, response, chunks, sent=0)
+    return response
+
+
+async def _send_exactly(
+    call: Call, response: web.StreamResponse, chunks: AsyncIterator[bytes], *, sent: int
+) -> None:
+    """Send what is left of a file, and no more than the length that was announced.
+
+    Raises:
+        GuestFileError: `file_changed` when the file became shorter meanwhile.
+    """
+    length = response.content_length
+    async for chunk in chunks:
+        kept = chunk if length is None else chunk[: length - sent]
+        if kept:
+            await _send(call, response, kept)
+        sent += len(kept)
+        if sent == length:
+            break
+    if length is not None and sent < length:
+        raise GuestFileError("the file became shorter while it was read", code="file_changed")
+    await response.write_eof()
+
+
+async def _send(call: Call, response: web.StreamResponse, data: bytes) -> None:
+    await outflow.send(response.write(data), call.limits)
+
+
+async def upload(call: Call, query: bodies.WriteQuery) -> web.Response:
+    """Write a file as its bytes come; one that breaks off leaves a part of it behind."""
+    path = check_path(query.path)
+    call.limits.check_file_size(call.request.content_length or 0)
+    sandbox = await call.sandbox()
+    call.host.audit(call.caller.owner, "file.write", sandbox.id, {"path": path})
+    content = intake.read_file(call.request, call.limits)
+    async with aclosing(content) as chunks:
+        info = await sandbox.agent.write_file(path, chunks, user=query.user, mode=query.mode)
+    return answer(views.file(info))
+
+
+async def remove(call: Call, query: bodies.FileQuery) -> web.Response:
+    """Remove a file, or a directory with all that is in it."""
+    path = check_path(query.path)
+    sandbox = await call.sandbox()
+    call.host.audit(call.caller.owner, "file.remove", sandbox.id, {"path": path})
+    await sandbox.agent.remove(path, user=query.user)
+    return web.Response(status=204)
+
+
+async def stat(call: Call, query: bodies.FileQuery) -> web.Response:
+    """Return what a path is."""
+    sandbox = await call.sandbox()
+    return answer(views.file(await sandbox.agent.stat(check_path(query.path), user=query.user)))
+
+
+async def list_directory(call: Call, query: bodies.ListFilesQuery) -> web.Response:
+    """Return what a directory holds."""
+    sandbox = await call.sandbox()
+    entries = await sandbox.agent.list_directory(
+        check_path(query.path), user=query.user, depth=query.depth
+    )
+    return answer(bodies.FileList(entries=[views.file(entry) for entry in entries]))
+
+
+async def make_directory(call: Call, body: bodies.MakeDirectory) -> web.Response:
+    """Make a directory with its parents."""
+    path = check_path(body.path)
+    sandbox = await call.sandbox()
+    call.host.audit(call.caller.owner, "file.write", sandbox.id, {"path": path})
+    info = await sandbox.agent.make_directory(path, user=body.user)
+    return answer(views.file(info), status=201)
+
+
+async def move(call: Call, body: bodies.MoveFile) -> web.Response:
+    """Move a file or directory, making the destination's parents."""
+    source, destination = check_path(body.source), check_path(body.destination)
+    sandbox = await call.sandbox()
+    call.host.audit(
+        call.caller.owner, "file.move", sandbox.id, {"path": source, "destination": destination}
+    )
+    info = await sandbox.agent.move(source, destination, user=body.user)
+    return answer(views.file(info))

@@ -1,0 +1,97 @@
+"""Intake: request bodies, under a limit of bytes and of time.
+
+Nothing is buffered before its length is known to be allowed, and a client that sends a byte a
+minute is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from vmpool.errors import CallerError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from vmpool.api.limits import Limits
+
+CHUNK_BYTES = 1 << 16
+
+
+async def continue_later(request: web.Request) -> None:
+    """Answer `Expect: 100-continue` once the body is wanted, and not before."""
+
+
+async def _continue(request: web.Request) -> None:
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the response proper has not begun
+
+
+async def read_json(request: web.Request, limits: Limits) -> bytes:
+    """Return the whole body of a JSON request.
+
+    Raises:
+        InvalidRequestError: `unsupported_media_type`, or `invalid_body` when its framing is broken.
+        TooLargeError: `body_too_large`.
+        CallerError: `body_timeout` when it took too long to come.
+    """
+    if request.content_type != "application/json":
+        raise InvalidRequestError(
+            f"content type {request.content_type[:200]!r} is not 'application/json'",
+            code="unsupported_media_type",
+            remedy="send the header 'Content-Type: application/json'",
+        )
+    limits.check_body_size(request.content_length or 0)
+    await _continue(request)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.published.body_seconds):
+            async for chunk in request.content.iter_chunked(CHUNK_BYTES):
+                body += chunk
+                limits.check_body_size(len(body))
+    except TimeoutError as err:
+        raise _too_slow(limits) from err
+    except web.RequestPayloadError as err:
+        raise _broken(err) from err
+    return bytes(body)
+
+
+async def read_file(request: web.Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+    """Yield the body in chunks, as they come and no faster than they are taken.
+
+    Raises:
+        InvalidRequestError: `invalid_body` when its framing is broken.
+        TooLargeError: `file_too_large`.
+        CallerError: `body_timeout` when the client stopped sending.
+    """
+    await _continue(request)
+    received = 0
+    for _ in itertools.count():
+        try:
+            async with asyncio.timeout(limits.published.body_seconds):
+                chunk = await request.content.read(CHUNK_BYTES)
+        except TimeoutError as err:
+            raise _too_slow(limits) from err
+        except web.RequestPayloadError as err:
+            raise _broken(err) from err
+        if not chunk:
+            return
+        received += len(chunk)
+        limits.check_file_size(received)
+        yield chunk
+
+
+def _too_slow(limits: Limits) -> CallerError:
+    return CallerError(
+        f"the request body did not come within {limits.published.body_seconds} s",
+        code="body_timeout",
+    )
+
+
+def _broken(err: Exception) -> InvalidRequestError:
+    return InvalidRequestError(f"the request body is broken: {err}", code="invalid_body")

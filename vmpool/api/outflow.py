@@ -1,0 +1,36 @@
+"""Outflow: sending to a client that may be slow, but not for ever.
+
+A client that takes nothing for the limit's seconds is given up, so that it cannot keep a guest's
+output, and with it an execution, in suspense.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from vmpool.errors import CallerError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from vmpool.api.limits import Limits
+
+
+class StalledError(CallerError):
+    """The client takes nothing any more; there is no use in telling it."""
+
+
+async def send(sending: Awaitable[None], limits: Limits) -> None:
+    """Await a write, for as long as a client may stall.
+
+    Raises:
+        StalledError: It took nothing for too long.
+    """
+    try:
+        async with asyncio.timeout(limits.published.stall_seconds):
+            await sending
+    except TimeoutError as err:
+        raise StalledError(
+            f"the client took nothing for {limits.published.stall_seconds} s", code="client_stalled"
+        ) from err

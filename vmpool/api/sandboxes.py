@@ -1,0 +1,128 @@
+"""Sandboxes: create, list, look, extend, kill; and runs, which need none."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import web
+
+from vmpool.api import bodies, views
+from vmpool.api.limits import check_arguments, check_path
+from vmpool.api.route import Call, answer
+from vmpool.api.task import content_of, stdin_of, task_of
+from vmpool.errors import InvalidRequestError
+from vmpool.host import CreateRequest
+from vmpool.run import RunRequest
+
+if TYPE_CHECKING:
+    from vmpool.sandbox import Sandbox
+
+
+async def run(call: Call, body: bodies.Run) -> web.Response:
+    """Run once in a machine of its own; the machine is gone afterwards, whatever happened."""
+    published = call.limits.published
+    request = RunRequest(
+        template=body.template,
+        what=task_of(body, call.limits),
+        stdin=stdin_of(body),
+        files={check_path(path): content_of(path, file) for path, file in body.files.items()},
+        collect=tuple(dict.fromkeys(check_path(path) for path in body.return_files)),
+        output_limit_bytes=published.output_bytes,
+        result_limit_bytes=published.output_bytes,
+        file_limit_bytes=published.returned_files_bytes,
+        wait=_wait(call, body.wait),
+    )
+    outcome = await call.host.run(request, owner=call.caller.owner)
+    return answer(views.run(outcome))
+
+
+async def create(call: Call, body: bodies.CreateSandbox) -> web.Response:
+    """Make a sandbox."""
+    published = call.limits.published
+    timeout = published.sandbox_seconds_default if body.timeout is None else body.timeout
+    call.limits.check_timeout(timeout, published.sandbox_seconds)
+    check_arguments((), body.env)
+    request = CreateRequest(
+        template=body.template,
+        timeout=timeout,
+        metadata=body.metadata,
+        env=body.env,
+        wait=_wait(call, body.wait),
+    )
+    sandbox = await call.host.create(request, owner=call.caller.owner)
+    made = msgspec.structs.replace(views.sandbox(sandbox), access_token=sandbox.access_token)
+    return answer(made, status=201)
+
+
+async def list_own(call: Call, query: bodies.ListSandboxesQuery) -> web.Response:
+    """List the caller's sandboxes, newest first."""
+    wanted = dict(item.split("=", 1) for item in query.metadata)
+    after = None if query.cursor is None else _parse_cursor(query.cursor)
+    found = sorted(
+        (
+            sandbox
+            for sandbox in call.host.sandboxes(owner=call.caller.owner)
+            if wanted.items() <= sandbox.metadata.items()
+            and (after is None or _place(sandbox) < after)
+        ),
+        key=_place,
+        reverse=True,
+    )
+    page = found[: query.limit]
+    more = len(found) > len(page)
+    return answer(
+        bodies.SandboxList(
+            sandboxes=[views.sandbox(sandbox) for sandbox in page],
+            next_cursor=_cursor(page[-1]) if more else None,
+        )
+    )
+
+
+async def look(call: Call, _: bodies.Nothing) -> web.Response:
+    """Return one sandbox."""
+    return answer(views.sandbox(await call.sandbox()))
+
+
+async def kill(call: Call, _: bodies.Nothing) -> web.Response:
+    """End a sandbox; the answer comes when its machine is gone."""
+    await call.host.kill(call.request.match_info["id"], owner=call.caller.owner)
+    return web.Response(status=204)
+
+
+async def set_timeout(call: Call, body: bodies.SetTimeout) -> web.Response:
+    """Move a sandbox's deadline."""
+    call.limits.check_timeout(body.timeout, call.limits.published.sandbox_seconds)
+    sandbox = await call.host.set_timeout(
+        call.request.match_info["id"], owner=call.caller.owner, timeout=body.timeout
+    )
+    return answer(views.sandbox(sandbox))
+
+
+def _wait(call: Call, wait: float | None) -> float:
+    if wait is None:
+        return call.limits.published.wait_seconds_default
+    call.limits.check_wait(wait)
+    return wait
+
+
+def _place(sandbox: Sandbox) -> tuple[int, str]:
+    """Return where a sandbox stands in lists; stable while others come and go."""
+    return sandbox.created_ns, sandbox.id
+
+
+def _cursor(sandbox: Sandbox) -> str:
+    return base64.urlsafe_b64encode(f"{sandbox.created_ns}.{sandbox.id}".encode()).decode()
+
+
+def _parse_cursor(cursor: str) -> tuple[int, str]:
+    try:
+        created, _, sandbox_id = base64.urlsafe_b64decode(cursor).decode().partition(".")
+        return int(created), sandbox_id
+    except (binascii.Error, ValueError) as err:
+        raise InvalidRequestError(
+            f"cursor {cursor!r} is none of ours",
+            remedy="pass 'next_cursor' of the previous page as it was",
+        ) from err
