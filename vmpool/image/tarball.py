@@ -11,6 +11,7 @@ import gzip
 import lzma
 import stat
 import tarfile
+import zlib
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -88,8 +89,12 @@ def unpack(source: Path, target: BinaryIO, *, limits: Limits, check: Check) -> b
                 if size > limits.size_bytes:
                     raise _too_large(source, limits)
                 target.write(chunk)
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, ValueError) as err:
+    except (EOFError, lzma.LZMAError, zlib.error, ValueError) as err:
         raise _damaged(source, err) from err
+    except OSError as err:
+        if err.errno is None:  # from gzip and bz2, about what they read
+            raise _damaged(source, err) from err
+        raise
     return True
 
 
