@@ -1,0 +1,414 @@
+"""Images are built once, published whole, checked, and leave nothing behind when they fail.
+
+mmdebstrap is played by a script, run as the real one is: it copies archives made here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import os
+import stat
+import tarfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.erofs_reader import Reader
+from vmpool.errors import DiskFullError, HostError, ImageError, InvalidRequestError, NotFoundError
+from vmpool.image import Freshness, Library, Recipe, debian, recipe
+
+if TYPE_CHECKING:
+    from vmpool.image import Step
+
+MMDEBSTRAP = """\
+#!/bin/sh
+for output; do case $output in /*.tar) break ;; esac; done
+kind=root
+for word; do [ "$word" = --variant=extract ] && kind=kernel; done
+echo $kind >>"$FAKE/calls"
+printf '%s\\n' "$@" >"$FAKE/$kind.argv"
+[ -e inputs.tar ] && cp inputs.tar "$FAKE/"
+echo "I: working on it..."
+if [ -e "$FAKE/hang" ]; then
+    trap 'echo ended >>"$FAKE/calls"; kill $!; exit 1' TERM
+    echo "I: hanging..."
+    sleep 1000 &
+    wait
+fi
+if [ -e "$FAKE/failure" ]; then cat "$FAKE/failure"; exit 25; fi
+cp "$FAKE/$kind.tar" "$output"
+"""
+
+MODULE = b"\x7fELF\0name=x\0depends=%s\0vermagic=6\0"
+RELEASE = "6.12.1-cloud-amd64"
+
+
+def write_archive(path: Path, files: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(content), 0o755
+            tar.addfile(info, io.BytesIO(content))
+
+
+def kernel_files() -> dict[str, bytes]:
+    modules = f"usr/lib/modules/{RELEASE}"
+    return {
+        f"boot/vmlinuz-{RELEASE}": b"kernel",
+        "usr/bin/busybox": b"busybox",
+        f"{modules}/modules.builtin": b"kernel/fs/ext4/ext4.ko\nkernel/drivers/virtio_pci.ko\n"
+        b"kernel/x/virtio_console.ko\nkernel/y/vmgenid.ko\n",
+        **{
+            f"{modules}/kernel/{name}.ko": MODULE % depends
+            for name, depends in {
+                "virtio_mmio": b"",
+                "virtio_blk": b"",
+                "virtio_net": b"net-failover",
+                "net_failover": b"failover",
+                "failover": b"",
+                "erofs": b"libcrc32c",
+                "libcrc32c": b"",
+                "overlay": b"",
+                "vmw_vsock_virtio_transport": b"vsock",
+                "vsock": b"",
+            }.items()
+        },
+    }
+
+
+ROOT = {"usr/bin/python3.13": b"\x7fELF", "bin/bash": b"\x7fELF", "usr/share/doc/x": b"doc"}
+
+
+@dataclass(frozen=True)
+class World:
+    """A state directory, a mirror and a recipe."""
+
+    state: Path
+    mirror: Path
+    recipe: Recipe
+
+    @property
+    def library(self) -> Library:
+        """The library as a new process sees it."""
+        return Library(self.state)
+
+    def calls(self) -> list[str]:
+        """Return what mmdebstrap was asked for since the last time."""
+        path = self.mirror / "calls"
+        if not path.exists():
+            return []
+        calls = path.read_text().split()
+        path.unlink()
+        return calls
+
+    def left(self) -> list[Path]:
+        """Return what is under way."""
+        work = self.state / "images" / "work"
+        return list(work.iterdir()) if work.exists() else []
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    mirror = tmp_path / "mirror"
+    programs = mirror / "bin"
+    programs.mkdir(parents=True)
+    program = programs / "mmdebstrap"
+    program.write_text(MMDEBSTRAP)
+    program.chmod(0o755)
+    for name in ("newuidmap", "keyring"):
+        (programs / name).touch(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE", str(mirror))
+    monkeypatch.setattr(debian, "_KEYRING", programs / "keyring")
+    monkeypatch.setattr(debian, "_has_subordinate_ids", lambda: True)
+    write_archive(mirror / "kernel.tar", kernel_files())
+    write_archive(mirror / "root.tar", ROOT)
+    directory = tmp_path / "recipes" / "mine"
+    (directory / "files" / "etc").mkdir(parents=True)
+    (directory / "files" / "etc" / "motd").write_text("hello")
+    (directory / "setup.sh").write_text("#!/bin/sh\n")
+    (directory / "recipe.toml").write_text(
+        'description = "mine"\npackages = ["python3"]\nstrip = ["/usr/share/doc"]\n'
+        "[template]\nmemory_mib = 384\n"
+    )
+    return World(state=tmp_path / "state", mirror=mirror, recipe=recipe.load(directory))
+
+
+async def test_an_image_holds_its_root_its_kernel_and_what_it_is(world: World) -> None:
+    image = await world.library.build(world.recipe, agent=b"agent")
+    assert image.directory == world.state / "images" / image.digest
+    assert (
+        image.digest == hashlib.sha256((image.directory / "manifest.json").read_bytes()).hexdigest()
+    )
+    assert image.kernel.read_bytes() == b"kernel"
+    assert image.defaults.memory_bytes == 384 << 20
+    assert image.command_line.endswith("vmpool.python=/usr/bin/python3.13")
+    assert image.manifest.kernel_release == RELEASE
+    found = Reader(image.root.read_bytes()).files()
+    assert found["usr/lib/vmpool/agent.pyz"].content == b"agent"
+    assert "usr/share/doc" not in found
+    assert world.left() == []
+
+
+async def test_the_same_inputs_give_the_same_image_in_another_place(world: World) -> None:
+    first = await world.library.build(world.recipe, agent=b"agent")
+    second = await Library(world.state / "other").build(world.recipe, agent=b"agent")
+    assert second.digest == first.digest
+    assert second.root.read_bytes() == first.root.read_bytes()
+
+
+async def test_a_second_build_needs_no_mirror(world: World) -> None:
+    first = await world.library.build(world.recipe, agent=b"agent")
+    assert world.calls() == ["kernel", "root"]
+    assert await world.library.build(world.recipe, agent=b"agent") == first
+    assert world.calls() == []
+
+
+async def test_a_changed_agent_is_packed_without_the_mirror(world: World) -> None:
+    first = await world.library.build(world.recipe, agent=b"agent")
+    world.calls()
+    second = await world.library.build(world.recipe, agent=b"another")
+    assert world.calls() == []
+    assert second.digest != first.digest
+    assert world.library.load("mine") == second
+    assert world.library.load(first.digest) == first
+    assert stat.S_ISREG(second.kernel.stat().st_mode)
+    assert second.kernel.stat().st_ino == first.kernel.stat().st_ino
+
+
+async def test_a_refresh_asks_the_mirror_again(world: World) -> None:
+    first = await world.library.build(world.recipe, agent=b"agent")
+    world.calls()
+    same = await world.library.build(world.recipe, agent=b"agent", freshness=Freshness.REFRESHED)
+    assert world.calls() == ["kernel", "root"]
+    assert same == first
+    write_archive(world.mirror / "root.tar", {**ROOT, "usr/bin/new": b"new"})
+    newer = await world.library.build(world.recipe, agent=b"agent", freshness=Freshness.REFRESHED)
+    assert newer.digest != first.digest
+
+
+@pytest.mark.parametrize("change", ["files/etc/motd", "setup.sh"])
+async def test_a_changed_recipe_is_built_anew(world: World, change: str) -> None:
+    await world.library.build(world.recipe, agent=b"agent")
+    world.calls()
+    with (world.recipe.directories[-1] / change).open("a") as file:
+        file.write("more")
+    await world.library.build(world.recipe, agent=b"agent")
+    assert world.calls() == ["root"]
+
+
+async def test_the_build_is_given_the_recipe_s_files_and_packages(world: World) -> None:
+    await world.library.build(world.recipe, agent=b"agent")
+    argv = (world.mirror / "root.argv").read_text().splitlines()
+    assert "--include=python3" in argv
+    assert '--customize-hook=chroot "$1" /tmp/vmpool-setup/0-mine' in argv
+    with tarfile.open(world.mirror / "inputs.tar") as tar:
+        members = {info.name: info for info in tar}
+    assert set(members) == {"etc", "etc/motd", "tmp/vmpool-setup/0-mine"}
+    assert {info.uid for info in members.values()} == {0}
+    assert members["tmp/vmpool-setup/0-mine"].mode == 0o755
+
+
+async def test_modules_come_after_what_they_depend_on(world: World) -> None:
+    image = await world.library.build(world.recipe, agent=b"agent")
+    initrd = image.initrd.read_bytes()
+    start = initrd.index(b"virtio_mmio\n")
+    order = initrd[start : initrd.index(b"\0", start)].decode().split()
+    assert order == [
+        *("virtio_mmio", "virtio_blk", "failover", "net_failover", "virtio_net"),
+        *("libcrc32c", "erofs", "overlay", "vsock", "vmw_vsock_virtio_transport"),
+    ]
+
+
+async def test_a_kernel_without_a_needed_module_is_refused(world: World) -> None:
+    files = kernel_files()
+    del files[f"usr/lib/modules/{RELEASE}/kernel/erofs.ko"]
+    write_archive(world.mirror / "kernel.tar", files)
+    with pytest.raises(ImageError, match="no module erofs") as caught:
+        await world.library.build(world.recipe, agent=b"agent")
+    assert caught.value.error_code == "kernel_unfit"
+
+
+@pytest.mark.parametrize(
+    ("log", "kind", "code"),
+    [
+        ("E: Unable to locate package nothing", ImageError, "image_package_unknown"),
+        ("Temporary failure resolving 'deb'", ImageError, "image_mirror_unreachable"),
+        ("tar: write: No space left on device", DiskFullError, "host_disk_full"),
+        ("E: something else", ImageError, "image_build_failed"),
+    ],
+)
+async def test_a_failure_of_the_build_is_named_and_leaves_nothing(
+    world: World, log: str, kind: type[Exception], code: str
+) -> None:
+    (world.mirror / "failure").write_text(log)
+    with pytest.raises(kind) as caught:
+        await world.library.build(world.recipe, agent=b"agent")
+    assert getattr(caught.value, "error_code", None) == code
+    assert world.left() == []
+    assert world.library.list() == []
+
+
+async def test_a_cancelled_build_ends_its_processes_and_leaves_nothing(world: World) -> None:
+    (world.mirror / "hang").touch()
+    hanging = asyncio.Event()
+
+    def progress(step: Step) -> None:
+        if step.text == "hanging":
+            hanging.set()
+
+    task = asyncio.create_task(world.library.build(world.recipe, agent=b"agent", progress=progress))
+    await hanging.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert world.calls() == ["kernel", "ended"]
+    assert world.left() == []
+
+
+async def test_steps_are_reported_as_they_begin_and_end(world: World) -> None:
+    steps: list[Step] = []
+    await world.library.build(world.recipe, agent=b"agent", progress=steps.append)
+    texts = [step.text for step in steps if step.seconds is None]
+    assert texts == [
+        *("fetching the kernel", "working on it"),
+        *("installing the packages of mine", "working on it", "packing mine"),
+    ]
+    assert [step.text for step in steps if step.seconds is not None] == [
+        *("fetching the kernel", "installing the packages of mine", "packing mine"),
+    ]
+
+
+async def test_a_missing_tool_is_named_with_the_command_that_installs_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(HostError) as caught:
+        await world.library.build(world.recipe, agent=b"agent")
+    assert caught.value.error_code == "image_tools_missing"
+    assert "apt-get install --yes mmdebstrap" in caught.value.remedy
+
+
+async def test_a_flipped_byte_is_found_and_its_file_named(world: World) -> None:
+    image = await world.library.build(world.recipe, agent=b"agent")
+    await world.library.verify(image)
+    for name in ("root.erofs", "kernel", "initrd", "manifest.json"):
+        path = image.directory / name
+        sound = path.read_bytes()
+        path.unlink()
+        path.write_bytes(sound[:-2] + bytes([sound[-2] ^ 1]) + sound[-1:])
+        with pytest.raises(ImageError, match=name) as caught:
+            await world.library.verify(image)
+        assert caught.value.error_code == "image_damaged"
+        path.write_bytes(sound)
+    await world.library.verify(image)
+
+
+async def test_a_short_or_missing_file_is_noticed_without_reading_it(world: World) -> None:
+    image = await world.library.build(world.recipe, agent=b"agent")
+    image.initrd.unlink()
+    with pytest.raises(ImageError, match="initrd") as caught:
+        world.library.load("mine")
+    assert caught.value.error_code == "image_damaged"
+    assert world.library.list() == []
+
+
+async def test_an_image_of_a_later_vmpool_is_refused(world: World) -> None:
+    image = await world.library.build(world.recipe, agent=b"agent")
+    path = image.directory / "manifest.json"
+    data = path.read_text().replace('"format": 1', '"format": 2')
+    path.unlink()
+    path.write_text(data)
+    with pytest.raises(ImageError) as caught:
+        world.library.load("mine")
+    assert caught.value.error_code == "image_unfit"
+
+
+async def test_an_image_is_found_by_name_by_digest_and_by_its_beginning(world: World) -> None:
+    image = await world.library.build(world.recipe, agent=b"agent")
+    for wanted in ("mine", image.digest, image.digest[:8]):
+        assert world.library.load(wanted) == image
+    for wanted in ("other", image.digest[:7], "0" * 64, "../mine", ""):
+        with pytest.raises(NotFoundError):
+            world.library.load(wanted)
+
+
+async def test_a_removed_image_is_gone_with_its_names(world: World) -> None:
+    image = await world.library.build(world.recipe, agent=b"agent")
+    world.library.remove(image.digest)
+    world.library.remove(image.digest)
+    assert world.library.list() == []
+    assert world.library.names() == {}
+    world.calls()
+    assert await world.library.build(world.recipe, agent=b"agent") == image
+    assert world.calls() == []
+
+
+def test_only_a_digest_can_be_removed(world: World) -> None:
+    for wanted in ("names", "../..", "mine"):
+        with pytest.raises(InvalidRequestError):
+            world.library.remove(wanted)
+
+
+async def test_what_a_killed_build_left_is_swept_and_a_living_one_is_not(world: World) -> None:
+    killed = world.state / "images" / "work" / "killed"
+    killed.mkdir(parents=True)
+    (killed / "lock").touch()
+    (killed / "root.tar").touch()
+    (world.state / "images" / "work" / "removed-x").mkdir()
+    living: list[int] = []
+
+    def progress(step: Step) -> None:
+        if step.text == "working on it":
+            living.append(world.library.sweep())
+
+    await world.library.build(world.recipe, agent=b"agent", progress=progress)
+    assert living == [2, 0]
+    assert not killed.exists()
+
+
+async def test_an_archive_is_imported_with_the_kernel_that_builds_use(
+    world: World, tmp_path: Path
+) -> None:
+    write_archive(tmp_path / "alpine.tar", {"usr/local/bin/python3.12": b"\x7fELF"})
+    image = await world.library.import_tarball(tmp_path / "alpine.tar", "alpine", agent=b"agent")
+    assert image.manifest.python == "/usr/local/bin/python3.12"
+    assert image.manifest.origin == "import"
+    assert world.calls() == ["kernel"]
+    assert world.library.load("alpine") == image
+    await world.library.build(world.recipe, agent=b"agent")
+    assert world.calls() == ["root"]
+
+
+async def test_an_import_that_fails_leaves_nothing(world: World, tmp_path: Path) -> None:
+    write_archive(tmp_path / "none.tar", {"bin/sh": b"\x7fELF"})
+    with pytest.raises(ImageError) as caught:
+        await world.library.import_tarball(tmp_path / "none.tar", "none", agent=b"agent")
+    assert caught.value.error_code == "image_without_python"
+    with pytest.raises(NotFoundError):
+        await world.library.import_tarball(tmp_path / "nowhere.tar", "none", agent=b"agent")
+    with pytest.raises(InvalidRequestError):
+        await world.library.import_tarball(tmp_path / "none.tar", "../none", agent=b"agent")
+    assert world.left() == []
+    assert world.library.list() == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+async def test_a_full_disk_is_said_to_be_and_leaves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.library.build(world.recipe, agent=b"agent")
+    real = Path.open
+
+    def full(path: Path, *args: str, **more: str) -> object:
+        return real(Path("/dev/full") if path.name == "root.erofs" else path, *args, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(DiskFullError):
+        await world.library.build(replace(world.recipe, name="more"), agent=b"agent")
+    assert world.left() == []
+    assert set(world.library.names()) == {"mine"}
