@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmpool.errors import InfrastructureError
     from vmpool.model import AgentAddress, Attachment, Kernel, MachineSpec
     from vmpool.snapshot import Snapshot
 
@@ -64,6 +65,14 @@ class Machine(Protocol):
 
         Returns the moment the process dies, whatever the cause, so that a crash is noticed at once.
         May be awaited by several callers and after the end.
+        """
+
+    async def obituary(self) -> InfrastructureError:
+        """Return what ended the machine, as an error to raise, once it has ended.
+
+        A `GuestError` when the guest did it (`guest_panicked`, `guest_powered_off`,
+        `guest_rebooted`), an `EngineError` with command and log tail when the hypervisor did
+        (`qemu_died`).
         """
 
     async def kill(self) -> None:

@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 from vmpool import disk
-from vmpool.engine.qemu import command, hypervisor, migration, sparse, vsock
+from vmpool.engine.qemu import command, hypervisor, isolation, migration, probe, sparse, vsock
 from vmpool.engine.qemu.command import Instance, Slot
 from vmpool.engine.qemu.monitor import listen
 from vmpool.engine.qemu.process import uninterrupted
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vmpool.model import AgentAddress, Attachment, Kernel, MachineSpec
     from vmpool.snapshot import Snapshot
 
+BINARY = "qemu-system-x86_64"
 AGENT_SOCKET = "agent"
 CONSOLE = "console"
 OVERLAY = "overlay"
@@ -45,6 +46,22 @@ class QemuEngine:
         self._binary = binary
         self._version = version
         self._isolation = isolation
+
+    @classmethod
+    async def detect(cls, *, binary: str = BINARY, account: str | None = None) -> QemuEngine:
+        """Return an engine for the QEMU of this host, isolated as well as this process may.
+
+        Args:
+            binary: Found on PATH.
+            account: Whom QEMU runs as when we are root, as in `isolation.detect`.
+
+        Raises:
+            HostError: QEMU is missing (`qemu_missing`) or too old (`qemu_too_old`), or there is no
+                such account (`account_unfit`).
+        """
+        version = await probe.query_version(binary)
+        isolated = await asyncio.to_thread(isolation.detect, account)
+        return cls(binary=binary, version=version, isolation=isolated)
 
     @property
     def version(self) -> str:

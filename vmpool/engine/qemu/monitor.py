@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
@@ -79,6 +79,13 @@ def _reachable(directory: Path) -> Iterator[str]:
         os.close(descriptor)
 
 
+class _Wire(logging.LoggerAdapter[logging.Logger]):
+    """What the library has to say, as debugging: to it every killed QEMU is an error."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        super().log(min(level, logging.DEBUG), msg, *args, **kwargs)
+
+
 class Monitor:
     """A QMP session. Made by `connect`; whoever holds it calls `close`."""
 
@@ -94,7 +101,7 @@ class Monitor:
             EngineError: QEMU is gone or does not speak QMP.
         """
         client = QMPClient()
-        client.logger = log.getChild("wire")
+        client.logger = cast("logging.Logger", _Wire(log.getChild("wire"), {}))
         monitor = cls(client)
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT):
@@ -134,7 +141,7 @@ class Monitor:
         """
         try:
             self._client.send_fd_scm(descriptor)
-        except OSError as err:
+        except (QMPError, OSError) as err:
             raise EngineError("QEMU went away at 'add-fd'", code="qemu_died") from err
         await self.execute("add-fd", fdset_id=fdset)
 

@@ -1,0 +1,232 @@
+"""The contract of an engine, held by the fake and by QEMU alike."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from msgspec import structs
+
+from tests import tiny_guest, watch
+from tests.fakes import FakeEngine, Faults
+from vmpool import snapshot
+from vmpool.engine import Engine
+from vmpool.engine.qemu import QemuEngine
+from vmpool.errors import EngineError, SnapshotError
+from vmpool.model import (
+    MIB,
+    Accelerator,
+    Attachment,
+    Kernel,
+    MachineSpec,
+    MachineType,
+    Transport,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from vmpool.engine import Machine
+    from vmpool.snapshot import Snapshot
+
+
+@dataclass
+class Bench:
+    """An engine, what it boots, and places to do so."""
+
+    engine: Engine
+    spec: MachineSpec
+    kernel: Kernel
+    directory: Path
+
+    def attachment(self) -> Attachment:
+        directory = self.directory / secrets.token_hex(4)
+        directory.mkdir(mode=0o700)
+        return Attachment(directory=directory)
+
+    async def booted(self) -> Machine:
+        at = self.attachment()
+        machine = await self.engine.boot(self.spec, self.kernel, at)
+        if isinstance(self.engine, QemuEngine):
+            await watch.holds(at.directory / "console", tiny_guest.UP)
+        return machine
+
+    async def template(self) -> Snapshot:
+        machine = await self.booted()
+        await machine.pause()
+        snapshots = self.directory / "snapshots"
+        snapshots.mkdir()
+        partial = snapshot.begin(snapshots)
+        await machine.save(partial)
+        await machine.kill()
+        manifest = snapshot.describe(
+            partial, id="template", image="none", spec=self.spec, created_ns=1
+        )
+        return snapshot.publish(partial, manifest, snapshots)
+
+
+@pytest.fixture(params=["fake", "q35", "q35-disk", "microvm"])
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+    root = tmp_path / "root"
+    root.write_bytes(bytes(4096))
+    engine: Engine = (
+        FakeEngine(Faults(load_delay=0.01))
+        if request.param == "fake"
+        else await QemuEngine.detect()
+    )
+    spec = MachineSpec(
+        root=root,
+        memory_bytes=32 * MIB,
+        accelerator=Accelerator.TCG,
+        transport=Transport.SERIAL,
+        machine_type=MachineType.MICROVM if request.param == "microvm" else MachineType.Q35,
+        disk_bytes=8 * MIB if request.param == "q35-disk" else 0,
+        qemu_version=engine.version,
+    )
+    # A short name: a socket's path has at most 107 bytes.
+    directory = Path("/tmp") / f"vmpool-{secrets.token_hex(4)}"
+    directory.mkdir(mode=0o700)
+    yield Bench(engine, spec, tiny_guest.kernel(tmp_path, tiny_guest.IDLE), directory)
+    shutil.rmtree(directory)
+
+
+async def test_a_booted_machine_runs_until_it_is_killed(bench: Bench) -> None:
+    machine = await bench.booted()
+    os.kill(machine.pid, 0)
+    await machine.kill()
+    with pytest.raises(ProcessLookupError):
+        os.kill(machine.pid, 0)
+    assert await machine.wait() == -signal.SIGKILL
+
+
+async def test_pause_resume_and_kill_are_idempotent(bench: Bench) -> None:
+    machine = await bench.booted()
+    for verb in (machine.pause, machine.pause, machine.resume, machine.resume):
+        await verb()
+    for _ in range(2):
+        await machine.kill()
+
+
+async def test_a_crash_ends_every_wait_at_once(bench: Bench) -> None:
+    machine = await bench.booted()
+    waits = [asyncio.ensure_future(machine.wait()) for _ in range(3)]
+    os.kill(machine.pid, signal.SIGKILL)
+    async with asyncio.timeout(5):
+        assert set(await asyncio.gather(*waits)) == {-signal.SIGKILL}
+    with pytest.raises(EngineError):
+        await machine.pause()
+    error = await machine.obituary()
+    assert error.error_code == "qemu_died"
+    await machine.kill()
+
+
+async def test_only_a_paused_machine_is_saved(bench: Bench, tmp_path: Path) -> None:
+    machine = await bench.booted()
+    target = tmp_path / "save"
+    target.mkdir()
+    with pytest.raises(EngineError) as caught:
+        await machine.save(target)
+    assert caught.value.error_code == "machine_running"
+    assert not list(target.iterdir())
+    await machine.kill()
+
+
+async def test_a_boot_that_fails_leaves_no_process(bench: Bench) -> None:
+    at = bench.attachment()
+    missing = replace(bench.kernel, kernel=Path("/nonexistent/kernel"))
+    with pytest.raises(EngineError):
+        await bench.engine.boot(bench.spec, missing, at)
+
+
+async def test_clones_are_restored_paused_from_what_was_saved(bench: Bench) -> None:
+    template = await bench.template()
+    names = {"memory", "device-state"} | ({"disk"} if bench.spec.disk_bytes else set())
+    assert template.manifest.files.keys() == names
+    for _ in range(2):
+        shell = await bench.engine.prepare(template, bench.attachment())
+        clone = await shell.load(template)
+        assert clone.pid == shell.pid
+        assert clone.spec == bench.spec
+        await clone.pause()
+        await clone.resume()
+        await clone.resume()
+        await clone.kill()
+    template.verify()  # what clones do never reaches what they share
+
+
+async def test_a_shell_dies_alone_and_says_so(bench: Bench) -> None:
+    template = await bench.template()
+    shell = await bench.engine.prepare(template, bench.attachment())
+    os.kill(shell.pid, signal.SIGKILL)
+    assert await shell.wait() == -signal.SIGKILL
+    with pytest.raises(EngineError):
+        await shell.load(template)
+    await shell.kill()
+
+
+async def test_a_state_that_is_none_is_refused_and_leaves_nothing(bench: Bench) -> None:
+    template = await bench.template()
+    shell = await bench.engine.prepare(template, bench.attachment())
+    template.device_state.chmod(0o600)
+    template.device_state.write_bytes(b"no state at all")
+    with pytest.raises(SnapshotError) as caught:
+        await shell.load(template)
+    assert caught.value.error_code == "snapshot_refused"
+    assert await shell.wait() != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(shell.pid, 0)
+
+
+async def test_a_stranger_to_the_template_is_refused(bench: Bench) -> None:
+    template = await bench.template()
+    stranger = replace(template, manifest=_renamed(template, "other", parent=None))
+    child = replace(template, manifest=_renamed(template, "child", parent="template"))
+    shell = await bench.engine.prepare(template, bench.attachment())
+    with pytest.raises(SnapshotError) as caught:
+        await shell.load(stranger)
+    assert caught.value.error_code == "snapshot_unfit"
+    shell = await bench.engine.prepare(template, bench.attachment())
+    await (await shell.load(child)).kill()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 4, 8, 16])
+async def test_a_cancelled_restore_leaves_nothing(bench: Bench, steps: int) -> None:
+    template = await bench.template()
+
+    async def restored() -> None:
+        shell = await bench.engine.prepare(template, bench.attachment())
+        await (await shell.load(template)).kill()
+
+    restore = asyncio.ensure_future(restored())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    restore.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await restore
+
+
+async def test_a_cancelled_load_leaves_nothing(bench: Bench) -> None:
+    template = await bench.template()
+    for steps in (0, 1, 2, 3):
+        shell = await bench.engine.prepare(template, bench.attachment())
+        load = asyncio.ensure_future(shell.load(template))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        load.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await load
+        if steps == 0:
+            await shell.kill()  # cancelled before its first step, so it was never called
+        with pytest.raises(ProcessLookupError):
+            os.kill(shell.pid, 0)
+
+
+def _renamed(template: Snapshot, name: str, parent: str | None) -> snapshot.Manifest:
+    return structs.replace(template.manifest, id=name, parent=parent)

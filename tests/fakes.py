@@ -1,0 +1,260 @@
+"""Fakes: an engine without hypervisors.
+
+Its machines are the real guest agent as a local process: paused is stopped, killed is killed. What
+it saves is small and has no meaning. It passes the same contract suite as the real engine, which is
+what makes it worth trusting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmpool.errors import EngineError, SnapshotError, VmpoolError
+from vmpool.model import SerialAddress
+from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY
+
+if TYPE_CHECKING:
+    from vmpool.errors import InfrastructureError
+    from vmpool.model import Attachment, Kernel, MachineSpec
+    from vmpool.snapshot import Snapshot
+
+VERSION = "10.0.2"
+STATE = b"fake state\n"
+"""What a saved device state holds; a state that holds anything else is refused."""
+
+_START_TIMEOUT = 30.0
+_POLL = 0.002
+_LISTENING = "00010000"  # __SO_ACCEPTCON in the flags of /proc/net/unix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """What goes wrong in a fake engine.
+
+    Attributes:
+        prepare: Raised by `prepare`, before anything is started.
+        load: Raised by `load`, after which the shell is gone.
+        load_delay: Seconds that `load` takes.
+        life: Seconds from `resume` until a machine dies by itself; `None` for for ever.
+    """
+
+    prepare: VmpoolError | None = None
+    load: VmpoolError | None = None
+    load_delay: float = 0.0
+    life: float | None = None
+
+
+class FakeEngine:
+    """Starts guest agents as local processes.
+
+    Args:
+        faults: What goes wrong; assign `faults` to change it between calls.
+    """
+
+    def __init__(self, faults: Faults | None = None) -> None:
+        self.faults = faults or Faults()
+
+    @property
+    def version(self) -> str:
+        return VERSION
+
+    async def boot(self, spec: MachineSpec, kernel: Kernel, at: Attachment) -> FakeMachine:
+        for path in (kernel.kernel, kernel.initrd, spec.root):
+            if not path.exists():
+                raise EngineError(f"cannot open {str(path)!r}")
+        guest = await _Guest.start(at.directory)
+        return FakeMachine(guest, spec, self.faults)
+
+    async def prepare(self, template: Snapshot, at: Attachment) -> FakeShell:
+        if self.faults.prepare is not None:
+            raise self.faults.prepare
+        guest = await _Guest.start(at.directory)
+        guest.signal(signal.SIGSTOP)
+        return FakeShell(guest, template, self.faults)
+
+
+class FakeShell:
+    """A stopped agent that nobody has talked to."""
+
+    def __init__(self, guest: _Guest, template: Snapshot, faults: Faults) -> None:
+        self._guest = guest
+        self._template = template
+        self._faults = faults
+
+    @property
+    def pid(self) -> int:
+        return self._guest.pid
+
+    async def load(self, snapshot: Snapshot) -> FakeMachine:
+        try:
+            await asyncio.sleep(self._faults.load_delay)
+            self._require_loadable(snapshot)
+        except BaseException:
+            await self.kill()
+            raise
+        return FakeMachine(self._guest, self._template.spec, self._faults)
+
+    async def wait(self) -> int:
+        return await self._guest.wait()
+
+    async def kill(self) -> None:
+        await self._guest.kill()
+
+    def _require_loadable(self, snapshot: Snapshot) -> None:
+        if self._faults.load is not None:
+            raise self._faults.load
+        if snapshot.device_state.read_bytes() != STATE:
+            raise SnapshotError("a fake state it is not", code="snapshot_refused")
+        if self._template.manifest.id not in {snapshot.manifest.id, snapshot.manifest.parent}:
+            raise SnapshotError("not of this template", code="snapshot_unfit")
+        if self._guest.exit_code is not None:
+            raise EngineError("the shell is gone", code="qemu_died")
+
+
+class FakeMachine:
+    """A guest agent as a local process."""
+
+    def __init__(self, guest: _Guest, spec: MachineSpec, faults: Faults) -> None:
+        self._guest = guest
+        self._spec = spec
+        self._faults = faults
+        self._paused = False
+
+    @property
+    def pid(self) -> int:
+        return self._guest.pid
+
+    @property
+    def spec(self) -> MachineSpec:
+        return self._spec
+
+    @property
+    def agent_address(self) -> SerialAddress:
+        return SerialAddress(path=self._guest.socket)
+
+    async def pause(self) -> None:
+        self._guest.signal(signal.SIGSTOP)
+        self._paused = True
+
+    async def resume(self) -> None:
+        self._guest.signal(signal.SIGCONT)
+        self._paused = False
+        if self._faults.life is not None:
+            self._guest.expire(self._faults.life)
+
+    async def save(self, directory: Path) -> None:
+        if not self._paused:
+            raise EngineError("only a paused machine can be saved", code="machine_running")
+        (directory / MEMORY).write_bytes(bytes(4096))
+        (directory / DEVICE_STATE).write_bytes(STATE)
+        if self._spec.disk_bytes:
+            (directory / DISK).write_bytes(bytes(4096))
+        await self.kill()
+
+    async def wait(self) -> int:
+        return await self._guest.wait()
+
+    async def obituary(self) -> InfrastructureError:
+        return EngineError(f"QEMU ended with {await self.wait()}", code="qemu_died")
+
+    async def kill(self) -> None:
+        await self._guest.kill()
+
+
+class _Guest:
+    """One agent process and what it started."""
+
+    def __init__(self, process: asyncio.subprocess.Process, socket: Path) -> None:
+        self._process = process
+        self._expiry: asyncio.TimerHandle | None = None
+        self._ended = False
+        self.socket = socket
+
+    @classmethod
+    async def start(cls, directory: Path) -> _Guest:
+        socket = directory / "agent"
+        with (directory / "log").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tests.fake_guest", str(socket)),
+                cwd=Path(__file__).parents[1],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        guest = cls(process, socket)
+        try:
+            async with asyncio.timeout(_START_TIMEOUT):
+                await guest._listening()
+        except BaseException:
+            await guest.kill()
+            raise
+        return guest
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.returncode
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.exit_code is not None:
+            raise EngineError("the machine is gone", code="qemu_died")
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def expire(self, delay: float) -> None:
+        if self._expiry is None:
+            self._expiry = asyncio.get_running_loop().call_later(delay, self._kill_all)
+
+    async def wait(self) -> int:
+        return await self._process.wait()
+
+    async def kill(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._kill_all()
+        await self._process.wait()
+
+    def _kill_all(self) -> None:
+        """Kill the agent and all that it started, as the end of a machine would."""
+        if self._ended:
+            return
+        self._ended = True
+        for pid in _descendants(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # what a crashed agent has left, too
+
+    async def _listening(self) -> None:
+        """Wait until the agent listens, without connecting: it would count as a session."""
+        wanted = str(self.socket)
+        while True:
+            if self.exit_code is not None:
+                raise EngineError(f"the agent ended with {self.exit_code}", code="qemu_died")
+            if _is_listening(wanted):
+                return
+            await asyncio.sleep(_POLL)
+
+
+def _descendants(pid: int) -> list[int]:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [pid for child in children for pid in (int(child), *_descendants(int(child)))]
+
+
+def _is_listening(path: str) -> bool:
+    sockets = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(fields[-1] == path and fields[3] == _LISTENING for fields in sockets)

@@ -1,0 +1,275 @@
+"""Probe: what this host can do, found out by doing it.
+
+A `/dev/kvm` that opens proves little: nested and paravirtual back ends exist that run firmware and
+fail on the first 64-bit kernel. So a guest of a few instructions, which this module writes byte by
+byte, is run in place of the firmware: it enters long mode, computes in its registers and memory,
+and reports through QEMU's exit code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import struct
+import tempfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmpool.engine.qemu import process as processes
+from vmpool.engine.qemu import vsock
+from vmpool.engine.qemu.command import parse_version
+from vmpool.errors import HostError
+from vmpool.model import Accelerator, Transport
+
+if TYPE_CHECKING:
+    from vmpool.engine.qemu.isolation import Isolation
+
+MINIMUM = (8, 2)
+"""First QEMU with the `file:` migration transport and read-only private memory backends."""
+
+KVM = "/dev/kvm"
+
+_VERSION_TIMEOUT = 10.0
+_GUEST_TIMEOUT = 5.0
+_KVM_STUCK = b"KVM internal error"
+_WORDS_BYTES = 400
+_PASSED = 0x2A
+_ROM_BYTES = 64 << 10
+_SEGMENT = 0xF0000  # where the ROM also appears below 1 MiB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What was chosen, and why, in words for an operator; empty when nothing is amiss."""
+
+    accelerator: Accelerator
+    reason: str = ""
+    remedy: str = ""
+
+
+async def query_version(binary: str) -> str:
+    """Return QEMU's version.
+
+    Raises:
+        HostError: It is missing (`qemu_missing`), too old (`qemu_too_old`), or does not say.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            binary,
+            "--version",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+    except OSError as err:
+        raise HostError(
+            f"cannot run {binary!r}: {err.strerror}",
+            code="qemu_missing",
+            remedy="apt-get install qemu-system-x86 qemu-utils",
+        ) from err
+    try:
+        async with asyncio.timeout(_VERSION_TIMEOUT):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return read_version(binary, output.decode(errors="replace"))
+
+
+def read_version(binary: str, output: str) -> str:
+    """Return the version in what `--version` printed.
+
+    Raises:
+        HostError: It is too old (`qemu_too_old`), or not there (`qemu_unfit`).
+    """
+    found = re.search(r"version (\d+\.\d+[.\d]*)", output)
+    if found is None:
+        raise HostError(f"{binary!r} does not tell its version: {output!r}", code="qemu_unfit")
+    version = found[1]
+    if parse_version(version) < MINIMUM:
+        raise HostError(
+            f"QEMU {version} is too old, {'.'.join(map(str, MINIMUM))} or later is needed",
+            code="qemu_too_old",
+            remedy="apt-get install -t bookworm-backports qemu-system-x86 qemu-utils",
+        )
+    return version
+
+
+def probe_transport() -> Transport:
+    """Return vsock where the kernel grants a context id, virtio-serial elsewhere."""
+    try:
+        claim = vsock.claim()
+    except HostError:
+        return Transport.SERIAL
+    os.close(claim.descriptor)
+    return Transport.VSOCK
+
+
+async def probe_accelerator(binary: str, isolation: Isolation) -> Probe:
+    """Return KVM where it runs 64-bit code for the account that QEMU runs as, TCG elsewhere.
+
+    Takes a fraction of a second, and `_GUEST_TIMEOUT` at most when the guest hangs.
+
+    Raises:
+        HostError: QEMU is missing, or cannot be isolated.
+    """
+    try:
+        kvm = os.open(KVM, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Probe(
+            accelerator=Accelerator.TCG,
+            reason=f"there is no {KVM}",
+            remedy="enable virtualization in the firmware and load kvm_intel or kvm_amd",
+        )
+    except OSError as err:
+        return Probe(
+            accelerator=Accelerator.TCG,
+            reason=f"cannot open {KVM}: {err.strerror}",
+            remedy="add this account to the group kvm",
+        )
+    try:
+        failure = await _run_guest(binary, isolation, kvm)
+    finally:
+        os.close(kvm)
+    if failure:
+        return Probe(
+            accelerator=Accelerator.TCG,
+            reason=f"{KVM} opens but cannot run 64-bit guest code: {failure}",
+            remedy="use a host with hardware virtualization (VT-x or SVM, nested if need be)",
+        )
+    return Probe(accelerator=Accelerator.KVM)
+
+
+async def _run_guest(binary: str, isolation: Isolation, kvm: int) -> str:
+    """Run the guest and return how it failed, empty when it passed."""
+    words, log = os.pipe2(os.O_CLOEXEC)
+    try:
+        with tempfile.TemporaryFile() as rom_file:
+            os.fchmod(rom_file.fileno(), 0o444)  # QEMU opens it once more, as another account
+            rom_file.write(rom())
+            rom_file.flush()
+            process = await processes.spawn(
+                (binary, *guest_argv("kvm,device=/dev/fdset/3", "host")),
+                slots={3: kvm, 4: rom_file.fileno()},
+                log=log,
+                isolation=isolation,
+            )
+    except BaseException:
+        os.close(words)
+        raise
+    finally:
+        os.close(log)
+    try:
+        said = await _last_words(words)
+    finally:
+        await process.kill()
+    if process.exit_code == _PASSED << 1 | 1:
+        return ""
+    return "; ".join(said.splitlines()[:2]) or f"QEMU ended with {process.exit_code}"
+
+
+async def _last_words(pipe: int) -> str:
+    """Return what QEMU says until it ends, or is stuck; closes `pipe`."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(pipe, "rb", 0)
+    )
+    said = b""
+    try:
+        async with asyncio.timeout(_GUEST_TIMEOUT):
+            # After an instruction that it cannot run, KVM stops the machine, and QEMU waits.
+            while (data := await reader.read(512)) and _KVM_STUCK not in (said := said + data):
+                if len(said) > _WORDS_BYTES:
+                    break
+    except TimeoutError:
+        said += f"no end within {_GUEST_TIMEOUT:g} s".encode()
+    finally:
+        transport.close()
+    return said[:_WORDS_BYTES].decode(errors="replace")
+
+
+def guest_argv(accelerator: str, cpu: str) -> list[str]:
+    """Return QEMU's arguments to run the ROM in descriptor 4 in place of its firmware."""
+    return [
+        *("-nodefaults", "-no-user-config"),
+        *("-display", "none"),
+        *("-machine", "q35,sata=off,usb=off,smbus=off,hpet=off,vmport=off"),
+        *("-add-fd", "fd=3,set=3"),
+        *("-accel", accelerator),
+        *("-cpu", cpu),
+        *("-m", "16M"),
+        *("-bios", "/proc/self/fd/4"),
+        "-no-reboot",
+        *("-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
+    ]
+
+
+def rom() -> bytes:
+    """Assemble the guest: from the reset vector in real mode to long mode."""
+    gdt = _SEGMENT + 0x100
+    real_mode = [
+        b"\xfa",  # cli
+        b"\x2e\x0f\x01\x16" + struct.pack("<H", 0x120),  # lgdt cs:[0x120]
+        b"\x0f\x20\xc0",  # mov eax, cr0
+        b"\x0c\x01",  # or al, 1                    protected mode
+        b"\x0f\x22\xc0",  # mov cr0, eax
+        b"\x66\xea" + struct.pack("<IH", _SEGMENT + 0x40, 0x08),  # jmp 0x08:protected
+    ]
+    # Page tables at 0x1000: one entry on each of two levels, then one page of 2 MiB.
+    protected_mode = [
+        b"\x66\xb8\x10\x00",  # mov ax, 0x10
+        b"\x8e\xd8\x8e\xd0",  # mov ds, ax; mov ss, ax
+        b"\xc7\x05"
+        + struct.pack("<II", 0x1000, 0x2003),  # mov dword [0x1000], 0x2000 | present, rw
+        b"\xc7\x05"
+        + struct.pack("<II", 0x2000, 0x3003),  # mov dword [0x2000], 0x3000 | present, rw
+        b"\xc7\x05" + struct.pack("<II", 0x3000, 0x0083),  # mov dword [0x3000], 0 | 2 MiB page
+        b"\x0f\x20\xe0",  # mov eax, cr4
+        b"\x0d" + struct.pack("<I", 0x620),  # or eax, PAE | OSFXSR | OSXMMEXCPT
+        b"\x0f\x22\xe0",  # mov cr4, eax
+        b"\xb8" + struct.pack("<I", 0x1000),  # mov eax, 0x1000
+        b"\x0f\x22\xd8",  # mov cr3, eax
+        b"\xb9" + struct.pack("<I", 0xC0000080),  # mov ecx, EFER
+        b"\x0f\x32",  # rdmsr
+        b"\x0d" + struct.pack("<I", 0x100),  # or eax, LME
+        b"\x0f\x30",  # wrmsr
+        b"\x0f\x20\xc0",  # mov eax, cr0
+        b"\x0d" + struct.pack("<I", 0x80000000),  # or eax, PG
+        b"\x0f\x22\xc0",  # mov cr0, eax
+        b"\xea" + struct.pack("<IH", _SEGMENT + 0xA0, 0x18),  # jmp 0x18:long
+    ]
+    long_mode = [
+        b"\xbc" + struct.pack("<I", 0x8000),  # mov esp, 0x8000
+        b"\x49\xb8" + struct.pack("<Q", 0x123456789ABCDEF0),  # mov r8, imm64
+        b"\x66\x49\x0f\x6e\xc0",  # movq xmm0, r8
+        b"\x66\x0f\x6f\xc8",  # movdqa xmm1, xmm0
+        b"\x66\x48\x0f\x7e\xc8",  # movq rax, xmm1
+        b"\x50",  # push rax
+        b"\x59",  # pop rcx
+        b"\x4c\x31\xc1",  # xor rcx, r8             0 if all 64 bits came through
+        b"\xb0" + struct.pack("B", _PASSED),  # mov al, passed
+        b"\x08\xc8",  # or al, cl
+        b"\xe6\xf4",  # out 0xf4, al                QEMU exits with al << 1 | 1
+        b"\xf4",  # hlt
+    ]
+    descriptors = struct.pack(
+        "<4Q",
+        0,
+        0x00CF9B000000FFFF,  # 0x08: code, 32 bit, flat
+        0x00CF93000000FFFF,  # 0x10: data, flat
+        0x00AF9B000000FFFF,  # 0x18: code, 64 bit
+    )
+    image = bytearray(b"\xf4" * _ROM_BYTES)
+    for offset, part in (
+        (0x000, b"".join(real_mode)),
+        (0x040, b"".join(protected_mode)),
+        (0x0A0, b"".join(long_mode)),
+        (0x100, descriptors),
+        (0x120, struct.pack("<HI", len(descriptors) - 1, gdt)),
+        (0xFFF0, b"\xea\x00\x00\x00\xf0"),  # jmp 0xf000:0  the reset vector
+    ):
+        image[offset : offset + len(part)] = part
+    return bytes(image)
