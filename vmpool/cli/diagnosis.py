@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 @state_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(*, state: Path, as_json: bool) -> None:
-    """Print each thing that this host needs, whether it is there, and the command that mends it.
+    """Say what this host lacks and how to mend it.
 
-    It changes nothing, and exits with 1 when something is missing that vmpool cannot do without.
+    It prints each thing that vmpool needs, whether it is there, and the command that mends it. It
+    changes nothing, and exits with 1 when something is missing that vmpool cannot do without.
     """
     findings = asyncio.run(doctor.examine(state=state, run=state / "run"))
     if as_json:

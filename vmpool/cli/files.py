@@ -35,9 +35,9 @@ _local_path = click.Path(path_type=Path, allow_dash=True)
 def upload(
     remote: Remote, *, sandbox: str, source: Path, target: str, user: str | None, mode: str | None
 ) -> None:
-    """Write SOURCE of this host, stdin for -, to the path TARGET in a sandbox.
+    """Write a file of this host into a sandbox.
 
-    A TARGET that ends with a slash is a directory to put it in.
+    SOURCE - reads stdin. A TARGET that ends with a slash is a directory to put the file in.
 
     \b
       vmpool sandbox upload SANDBOX data.csv /home/user/
@@ -61,7 +61,9 @@ def upload(
 @click.argument("target", type=_local_path, default="-")
 @_user_option
 def download(remote: Remote, *, sandbox: str, source: str, target: Path, user: str | None) -> None:
-    """Write the path SOURCE of a sandbox to TARGET on this host, stdout for - or if left out.
+    """Write a file of a sandbox to this host.
+
+    TARGET is a file, a directory to put it in, or - for stdout, where it goes if left out.
 
     \b
       vmpool sandbox download SANDBOX /home/user/plot.png plot.png

@@ -1,4 +1,4 @@
-"""Listening: the address that a server serves on, and how it stops.
+"""Listening: the address that a server is to serve on, and the signals that end it.
 
 The socket is bound before anything slow begins, so that a taken port is said at once.
 """
@@ -14,36 +14,25 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from aiohttp import web
-
 from vmpool.cli import report
 from vmpool.errors import HostError, InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
 DEFAULT_LISTEN = "127.0.0.1:8700"
-
-BACKLOG = 1024
-
-GRACE = 10.0
-"""Seconds that requests in flight are given when the server stops."""
-
-KEEP_ALIVE = 640.0
-"""Seconds an idle connection is kept: longer than the pools of common clients, which would
-otherwise send a request into a connection that is just being closed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listen:
-    """An address to listen on, as `HOST:PORT`, `[v6]:PORT`; port 0 lets the kernel choose."""
+    """An address to listen on; port 0 lets the kernel choose."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read an address.
+        """Read an address as `HOST:PORT` or `[V6]:PORT`.
 
         Raises:
             InvalidRequestError: It is not one.
@@ -86,20 +75,20 @@ def bound(listen: Listen) -> Iterator[socket.socket]:
 
 
 def _refusal(listen: Listen, err: OSError) -> HostError:
-    other = Listen(host=listen.host, port=(listen.port + 1) % (1 << 16))
     match err.errno:
         case errno.EADDRINUSE:
+            other = Listen(host=listen.host, port=(listen.port + 1) % (1 << 16))
             return HostError(
-                f"something else listens on {listen} already",
+                f"something listens on {listen} already",
                 code="address_in_use",
-                remedy=f"see what: ss -ltnp 'sport = :{listen.port}'; stop it, "
-                f"or choose another address: --listen {other}",
+                remedy="if that is vmpool, just use it: vmpool run; if not, see what it is: "
+                f"ss -ltnp 'sport = :{listen.port}'; or listen elsewhere: --listen {other}",
             )
         case errno.EACCES:
             return HostError(
                 f"this account may not listen on {listen}",
                 code="address_forbidden",
-                remedy=f"choose a port over 1023: --listen {listen.host}:8700",
+                remedy=f"choose a port over 1023: --listen {DEFAULT_LISTEN}",
             )
         case _:
             return HostError(
@@ -116,70 +105,26 @@ def url_of(listener: socket.socket) -> str:
     return f"http://{Listen(host=reachable, port=port)}"
 
 
-class Interrupts:
-    """SIGINT and SIGTERM, counted: the first asks to stop, the second hurries, the third exits."""
+@contextlib.contextmanager
+def interrupts() -> Iterator[asyncio.Event]:
+    """Yield an event that the first SIGINT or SIGTERM sets; a second one ends the process at once.
 
-    def __init__(self) -> None:
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
-
-    @classmethod
-    @contextlib.contextmanager
-    def caught(cls) -> Iterator[Self]:
-        """Catch the signals on the running loop for as long as the block runs."""
-        self = cls()
-        loop = asyncio.get_running_loop()
-        caught = (signal.SIGINT, signal.SIGTERM)
-        for number in caught:
-            loop.add_signal_handler(number, self._count)
-        try:
-            yield self
-        finally:
-            for number in caught:
-                loop.remove_signal_handler(number)
-
-    def _count(self) -> None:
-        if not self.first.is_set():
-            self.first.set()
-        elif not self.second.is_set():
-            self.second.set()
-        else:
-            # The machines that this leaves behind are reaped when a server starts here again.
-            os._exit(report.ExitCode.INTERRUPTED)
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    app: web.Application, listener: socket.socket, interrupts: Interrupts
-) -> AsyncIterator[None]:
-    """Serve an application for as long as the block runs.
-
-    Requests in flight are given `GRACE` seconds at the end, none when interrupted twice.
+    On the running loop, for as long as the block runs.
     """
-    runner = web.AppRunner(
-        app,
-        handle_signals=False,
-        access_log=None,
-        shutdown_timeout=GRACE,
-        keepalive_timeout=KEEP_ALIVE,
-    )
-    await runner.setup()
+    interrupted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    caught = (signal.SIGINT, signal.SIGTERM)
+
+    def count() -> None:
+        if interrupted.is_set():
+            report.say("leaving at once; the next start clears up what is left")
+            os._exit(report.ExitCode.INTERRUPTED)
+        interrupted.set()
+
+    for number in caught:
+        loop.add_signal_handler(number, count)
     try:
-        await web.SockSite(runner, listener, backlog=BACKLOG).start()
-        yield
+        yield interrupted
     finally:
-        await _stop(runner, interrupts)
-
-
-async def _stop(runner: web.AppRunner, interrupts: Interrupts) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        hurrying = tasks.create_task(_hurry(runner, interrupts))
-        await runner.cleanup()
-        hurrying.cancel()
-
-
-async def _hurry(runner: web.AppRunner, interrupts: Interrupts) -> None:
-    await interrupts.second.wait()
-    report.say("not waiting for the requests in flight")
-    if runner.server is not None:
-        await runner.server.shutdown(0)
+        for number in caught:
+            loop.remove_signal_handler(number)

@@ -9,7 +9,6 @@ decided here and in `report`, once.
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
@@ -49,14 +48,18 @@ COMMANDS = {
         failure=ExitCode.NOT_RUN,
     ),
     "exec": Entry(
-        module="execution", summary="Run a program in a sandbox.", failure=ExitCode.NOT_RUN
+        module="execution",
+        summary="Run a program in a sandbox and print its output as it comes.",
+        failure=ExitCode.NOT_RUN,
     ),
     "sandbox": Entry(module="sandboxes", summary="Create, inspect, fill and kill sandboxes."),
     "template": Entry(module="templates", summary="Create, list and remove templates."),
     "image": Entry(module="images", summary="Build, import, list and remove images."),
     "token": Entry(module="tokens", summary="Create, list and revoke access tokens."),
     "doctor": Entry(module="diagnosis", summary="Say what this host lacks and how to mend it."),
-    "version": Entry(module="version", summary="Print the versions of vmpool and what it runs on."),
+    "version": Entry(
+        module="version", summary="Print the versions of vmpool and of what it runs on."
+    ),
 }
 
 
@@ -111,13 +114,12 @@ def _run(argv: list[str]) -> int:
         ended = program.main(args=argv, prog_name="vmpool", standalone_mode=False)
     except click.ClickException as err:
         err.show()
+        if isinstance(err, click.NoSuchOption) and entry is not None and _mirrors(entry):
+            report.say("An option of the program? Put -- before it.")
         return ExitCode.USAGE if entry is None or not _mirrors(entry) else entry.failure
     except (click.Abort, KeyboardInterrupt):
         report.say("interrupted")
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        report.abandon_stdout()
-        return 128 + signal.SIGPIPE
     except VmpoolError as err:
         if debug:
             raise

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from vmpool.cli.report import NO_SERVER
 from vmpool.errors import (
     CallerError,
     CapacityError,
@@ -165,7 +164,7 @@ class Remote:
         except OSError as err:
             raise HostError(
                 f"no server answers at {self.endpoint.url}: {_words(err)}",
-                code=NO_SERVER,
+                code="no_server",
                 remedy="start one: vmpool up  (or name another: --server URL, or VMPOOL_SERVER)",
             ) from err
         assert connection.sock is not None
@@ -249,13 +248,14 @@ def path(*segments: str, **query: str | int | tuple[str, ...] | None) -> str:
 
 
 def _read(answer: http.client.HTTPResponse) -> bytes:
-    with _server_watched():
-        received = answer.read(ANSWER_LIMIT_BYTES + 1)
-    if len(received) > ANSWER_LIMIT_BYTES:
-        raise InfrastructureError(
-            f"the server's answer is over {ANSWER_LIMIT_BYTES} bytes", code="not_vmpool"
-        )
-    return received
+    received = bytearray()
+    for chunk in chunks(answer):
+        received += chunk
+        if len(received) > ANSWER_LIMIT_BYTES:
+            raise InfrastructureError(
+                f"the server's answer is over {ANSWER_LIMIT_BYTES} bytes", code="not_vmpool"
+            )
+    return bytes(received)
 
 
 def _read_line(answer: http.client.HTTPResponse) -> bytes:

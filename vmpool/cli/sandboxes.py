@@ -103,7 +103,7 @@ def list_(remote: Remote, *, metadata: tuple[str, ...], as_json: bool) -> None:
 @click.argument("sandbox")
 @json_option
 def show(remote: Remote, *, sandbox: str, as_json: bool) -> None:
-    """Show a sandbox: its deadline, its identity, how long its restore took."""
+    """Show a sandbox, its identity and its timings."""
     one = remote.call("GET", path("sandboxes", sandbox))
     if as_json:
         table.print_json(one)
@@ -139,7 +139,10 @@ def kill(remote: Remote, *, sandboxes: tuple[str, ...]) -> None:
 @click.argument("sandbox")
 @click.argument("seconds", type=click.FloatRange(min=0))
 def timeout(remote: Remote, *, sandbox: str, seconds: float) -> None:
-    """Let a sandbox live for SECONDS from now, longer or shorter than it had."""
+    """Let a sandbox live for SECONDS from now.
+
+    That is longer or shorter than it had.
+    """
     answer = remote.call("POST", path("sandboxes", sandbox, "timeout"), {"timeout": seconds})
     click.echo(f"expires {table.moment(answer['expires_at'])}")
 

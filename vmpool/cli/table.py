@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -46,6 +46,13 @@ def size(size_bytes: int) -> str:
 def moment(timestamp: str) -> str:
     """Return an RFC 3339 point in time in the terminal's own time zone, to the second."""
     return datetime.fromisoformat(timestamp).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def unix_moment(unix_ns: int | None) -> str:
+    """Return a Unix time as `moment` does, `-` for none."""
+    if unix_ns is None:
+        return "-"
+    return moment(datetime.fromtimestamp(unix_ns // 1_000_000_000, UTC).isoformat())
 
 
 def printable(text: str) -> str:

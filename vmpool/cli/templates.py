@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,15 +12,11 @@ from vmpool.cli.connection import connects
 from vmpool.cli.progress import Progress
 from vmpool.cli.quantity import Size
 from vmpool.cli.remote import path
-from vmpool.errors import InfrastructureError
 
 if TYPE_CHECKING:
     from vmpool.cli.remote import Remote
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-LOOK_AGAIN = 0.5
-"""Seconds between two looks at a template in the making, which takes from seconds to minutes."""
 
 
 @click.group()
@@ -63,13 +58,6 @@ def create(
     with Progress(sys.stderr) as progress:
         progress(f"making template {name}")
         one = remote.call("POST", path("templates"), body)
-        while one["state"] == "building":
-            time.sleep(LOOK_AGAIN)
-            one = remote.call("GET", path("templates", name))
-        if one["state"] != "ready":
-            raise InfrastructureError(
-                f"template {name!r} could not be made: {one['error']}", code="template_failed"
-            )
     if as_json:
         table.print_json(one)
     else:
@@ -107,7 +95,7 @@ def list_(remote: Remote, *, as_json: bool) -> None:
 @connects
 @click.argument("name")
 def remove(remote: Remote, *, name: str) -> None:
-    """Remove a template; sandboxes that were made from it live on."""
+    """Remove a template with its snapshot; its sandboxes live on."""
     remote.call("DELETE", path("templates", name))
 
 

@@ -1,0 +1,145 @@
+"""Where a server listens, what is said when it cannot, and what it leaves for its own host."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmpool.cli import local
+from vmpool.cli.connection import find_endpoint
+from vmpool.cli.listening import Listen, bound, interrupts, url_of
+from vmpool.errors import HostError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LOOPBACK = Listen(host="127.0.0.1", port=0)
+
+
+@given(st.sampled_from(["127.0.0.1", "::1", "localhost"]), st.integers(0, 65535))
+def test_an_address_reads_as_it_is_written(host: str, port: int) -> None:
+    listen = Listen(host=host, port=port)
+    assert Listen.parse(str(listen)) == listen
+
+
+@pytest.mark.parametrize("text", ["", "8700", ":8700", "a:", "a:b", "a:65536", "a:-1", "a:²"])
+def test_what_is_no_address_is_refused_with_one_that_is(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"127\.0\.0\.1:8700"):
+        Listen.parse(text)
+
+
+def test_a_taken_port_is_said_with_who_to_ask_and_where_else_to_listen() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(HostError) as refused, bound(Listen(host="127.0.0.1", port=port)):
+            pass
+    assert refused.value.error_code == "address_in_use"
+    assert f"ss -ltnp 'sport = :{port}'" in refused.value.remedy
+    assert f"--listen 127.0.0.1:{(port + 1) % 65536}" in refused.value.remedy
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_an_address_of_another_host_is_refused(host: str) -> None:
+    with pytest.raises(HostError) as refused, bound(Listen(host=host, port=8700)):
+        pass
+    assert refused.value.error_code == "address_unavailable"
+
+
+def test_an_error_inside_the_block_is_not_taken_for_one_of_binding() -> None:
+    with pytest.raises(FileNotFoundError), bound(LOOPBACK):
+        raise FileNotFoundError
+
+
+def test_a_server_on_all_addresses_is_reached_on_loopback() -> None:
+    with bound(Listen(host="0.0.0.0", port=0)) as listener:
+        assert url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def test_the_first_interrupt_is_an_event_and_handlers_go_with_the_block() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with interrupts() as interrupted:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await interrupted.wait()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_second_interrupt_leaves_at_once_and_says_so() -> None:
+    script = (
+        "import asyncio\n"
+        "from vmpool.cli.listening import interrupts\n"
+        "async def stubborn():\n"
+        "    with interrupts() as interrupted:\n"
+        "        print('ready', flush=True)\n"
+        "        await interrupted.wait()\n"
+        "        print('stopping', flush=True)\n"
+        "        await asyncio.Event().wait()\n"
+        "asyncio.run(stubborn())\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for word in ("ready\n", "stopping\n"):
+            assert process.stdout.readline() == word
+            process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said == "leaving at once; the next start clears up what is left\n"
+
+
+def test_the_local_token_is_for_its_own_account_alone(tmp_path: Path) -> None:
+    local.write_token(tmp_path, "old")
+    local.write_token(tmp_path, "secret")
+    path = local.token_path(tmp_path)
+    assert local.read_token(tmp_path) == "secret"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_servers_address_is_there_while_it_serves(tmp_path: Path) -> None:
+    with local.announced(tmp_path, "http://127.0.0.1:1"):
+        assert local.read_server(tmp_path) == "http://127.0.0.1:1"
+    assert local.read_server(tmp_path) == ""
+
+
+def test_a_server_that_stops_leaves_the_address_of_its_successor(tmp_path: Path) -> None:
+    with local.announced(tmp_path, "http://127.0.0.1:1"):
+        successor = local.announced(tmp_path, "http://127.0.0.1:2")
+        successor.__enter__()
+    assert local.read_server(tmp_path) == "http://127.0.0.1:2"
+
+
+def test_the_local_token_goes_to_this_host_alone(tmp_path: Path) -> None:
+    local.write_token(tmp_path, "secret")
+
+    def token_for(server: str | None) -> str:
+        return find_endpoint(server=server, token=None, token_file=None, state=tmp_path).token
+
+    for here in (None, "http://127.0.0.1:1", "localhost:8700", "http://[::1]:8700/"):
+        assert token_for(here) == "secret"
+    for elsewhere in ("http://192.0.2.1:8700", "https://localhost.example", "http://x@y:1"):
+        assert token_for(elsewhere) == ""
+
+
+def test_a_given_token_comes_before_a_found_one(tmp_path: Path) -> None:
+    local.write_token(tmp_path, "found")
+    file = tmp_path / "mine"
+    file.write_text("filed\n")
+    by_file = find_endpoint(server=None, token=None, token_file=file, state=tmp_path)
+    by_word = find_endpoint(server=None, token="given", token_file=file, state=tmp_path)
+    assert (by_file.token, by_word.token) == ("filed", "given")
+    assert "given" not in repr(by_word)
+
+
+def test_a_token_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="missing"):
+        find_endpoint(server=None, token=None, token_file=tmp_path / "missing", state=tmp_path)

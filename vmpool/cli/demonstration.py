@@ -1,0 +1,97 @@
+"""Demonstration: one real request to a server, what came of it, and how to send the next."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vmpool.cli import local, output, table
+from vmpool.cli.remote import Endpoint, path
+from vmpool.cli.state import default_state
+from vmpool.errors import GuestError
+
+if TYPE_CHECKING:
+    from vmpool.cli.remote import Remote
+
+SOURCE = """\
+import os, platform
+print("6 * 7 =", 6 * 7)
+print("host", platform.node(), "kernel", platform.release(), "python", platform.python_version())
+print("user", os.environ.get("USER", os.getuid()), "pid", os.getpid(), "cpus", os.cpu_count())
+"""
+
+PHASES = {
+    "acquire": "a clone in hand, awake, its clock set",
+    "upload": "files written into it",
+    "first_output": "the code's first output",
+    "execute": "the code's end",
+    "collect": "files read out of it",
+    "total": "the whole request in the server",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """What the next request needs to know.
+
+    Attributes:
+        tokens: Whether the server asks for a token.
+    """
+
+    endpoint: Endpoint
+    state: Path
+    template: str
+    tokens: bool
+
+
+def send(remote: Remote, template: str) -> dict[str, Any]:
+    """Run the demonstration in a machine of its own.
+
+    Raises:
+        VmpoolError: The server's error, or `demonstration_failed` when the code failed.
+    """
+    answer: dict[str, Any] = remote.call(
+        "POST", path("run"), {"template": template, "code": SOURCE}
+    )
+    if answer["exit_code"] != 0:
+        raise GuestError(
+            f"the demonstration failed in the guest: {table.printable(answer['stderr'][-500:])}",
+            code="demonstration_failed",
+        )
+    return answer
+
+
+def show(answer: dict[str, Any], address: Address) -> None:
+    """Print what came back, how long each phase took, and the next command lines."""
+    click.echo(f"\nPOST {address.endpoint.url}/v1/run answered:")
+    for line in output.decode(answer, "stdout").decode(errors="replace").splitlines():
+        click.echo(f"    {table.printable(line)}")
+    click.echo("\nIt took, in milliseconds:")
+    for phase, milliseconds in answer["timings_ms"].items():
+        value = "-" if milliseconds is None else f"{milliseconds:.1f}"
+        click.echo(f"    {phase:<13}{value:>8}  {PHASES.get(phase, '')}".rstrip())
+    click.echo("\nSend the next one, from another terminal:")
+    for line in next_commands(address):
+        click.echo(f"    {line}")
+
+
+def next_commands(address: Address) -> tuple[str, str]:
+    """Return command lines that work as they stand on this host: vmpool's own, and curl's."""
+    words = ["vmpool", "run"]
+    if address.state != default_state():
+        words += ["--state", str(address.state)]
+    if address.template != "python":
+        words += ["--template", address.template]
+    own = shlex.join([*words, "--", "python3", "-c", "print(1)"])
+    token = shlex.quote(str(local.token_path(address.state)))
+    bearer = f' -H "Authorization: Bearer $(cat {token})"' if address.tokens else ""
+    body = f'{{"template": "{address.template}", "code": "print(6*7)"}}'
+    curl = (
+        f"curl -s{bearer} -H 'Content-Type: application/json'"
+        f" -d '{body}' {address.endpoint.url}/v1/run"
+    )
+    return own, curl
