@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmpool.errors import InvalidRequestError
-from vmpool.policy import BACKOFF_MOST, Census, Limits, Plan, backoff, plan
+from vmpool.policy import BACKOFF_MOST, Census, Limits, Plan, Setback, backoff, plan
 
 counts = st.integers(min_value=0, max_value=10)
 
@@ -134,3 +134,16 @@ def test_a_single_failure_is_retried_at_once() -> None:
 def test_backoff_grows_to_its_bound_and_is_never_nothing(failures: int, jitter: float) -> None:
     assert 0 < backoff(failures, jitter) <= BACKOFF_MOST
     assert backoff(failures, jitter) <= backoff(failures + 1, jitter)
+
+
+def test_failures_of_one_moment_count_as_one() -> None:
+    first = Setback().worse(now=0.0, jitter=1.0)
+    second = first.worse(now=0.0, jitter=1.0)
+    assert (second.failures, second.retry_at) == (2, 0.1)
+    assert second.worse(now=0.05, jitter=1.0) == second
+    assert second.worse(now=0.1, jitter=1.0).failures == 3
+
+
+def test_a_success_ends_the_row_but_not_the_wait_that_is_on() -> None:
+    setback = Setback(failures=5, retry_at=3.0).over()
+    assert setback == Setback(failures=0, retry_at=3.0)
