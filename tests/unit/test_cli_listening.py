@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -11,36 +12,23 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vmpool.cli import local
 from vmpool.cli.connection import find_endpoint
-from vmpool.cli.listening import Listen, bound, interrupts, url_of
+from vmpool.cli.listening import Interrupts, bound, url_of
+from vmpool.config import Address
 from vmpool.errors import HostError, InvalidRequestError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-LOOPBACK = Listen(host="127.0.0.1", port=0)
-
-
-@given(st.sampled_from(["127.0.0.1", "::1", "localhost"]), st.integers(0, 65535))
-def test_an_address_reads_as_it_is_written(host: str, port: int) -> None:
-    listen = Listen(host=host, port=port)
-    assert Listen.parse(str(listen)) == listen
-
-
-@pytest.mark.parametrize("text", ["", "8700", ":8700", "a:", "a:b", "a:65536", "a:-1", "a:²"])
-def test_what_is_no_address_is_refused_with_one_that_is(text: str) -> None:
-    with pytest.raises(InvalidRequestError, match=r"127\.0\.0\.1:8700"):
-        Listen.parse(text)
+LOOPBACK = Address(host="127.0.0.1", port=0)
 
 
 def test_a_taken_port_is_said_with_who_to_ask_and_where_else_to_listen() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(HostError) as refused, bound(Listen(host="127.0.0.1", port=port)):
+        with pytest.raises(HostError) as refused, bound(Address(host="127.0.0.1", port=port)):
             pass
     assert refused.value.error_code == "address_in_use"
     assert f"ss -ltnp 'sport = :{port}'" in refused.value.remedy
@@ -49,7 +37,7 @@ def test_a_taken_port_is_said_with_who_to_ask_and_where_else_to_listen() -> None
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
 def test_an_address_of_another_host_is_refused(host: str) -> None:
-    with pytest.raises(HostError) as refused, bound(Listen(host=host, port=8700)):
+    with pytest.raises(HostError) as refused, bound(Address(host=host, port=8700)):
         pass
     assert refused.value.error_code == "address_unavailable"
 
@@ -60,26 +48,49 @@ def test_an_error_inside_the_block_is_not_taken_for_one_of_binding() -> None:
 
 
 def test_a_server_on_all_addresses_is_reached_on_loopback() -> None:
-    with bound(Listen(host="0.0.0.0", port=0)) as listener:
+    with bound(Address(host="0.0.0.0", port=0)) as listener:
         assert url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-async def test_the_first_interrupt_is_an_event_and_handlers_go_with_the_block() -> None:
+async def test_the_first_interrupt_ends_the_waiting_and_handlers_go_with_the_block() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with interrupts() as interrupted:
-        os.kill(os.getpid(), signal.SIGTERM)
-        await interrupted.wait()
+    with Interrupts() as interrupts:
+        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+        await interrupts.wait()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+async def test_an_interrupt_during_work_unwinds_the_work() -> None:
+    unwound = []
+
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            unwound.append("work")
+
+    with pytest.raises(KeyboardInterrupt), Interrupts():
+        await work()
+    assert unwound == ["work"]
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
+async def test_somebody_elses_cancellation_stays_one() -> None:
+    with pytest.raises(asyncio.CancelledError), Interrupts():
+        raise asyncio.CancelledError
 
 
 def test_the_second_interrupt_leaves_at_once_and_says_so() -> None:
     script = (
         "import asyncio\n"
-        "from vmpool.cli.listening import interrupts\n"
+        "from vmpool.cli.listening import Interrupts\n"
         "async def stubborn():\n"
-        "    with interrupts() as interrupted:\n"
+        "    with Interrupts() as interrupts:\n"
         "        print('ready', flush=True)\n"
-        "        await interrupted.wait()\n"
+        "        await interrupts.wait()\n"
         "        print('stopping', flush=True)\n"
         "        await asyncio.Event().wait()\n"
         "asyncio.run(stubborn())\n"

@@ -13,7 +13,7 @@ import pytest
 
 from vmpool.cli.program import COMMANDS, main
 
-HEAVY = {"aiohttp", "asyncio", "msgspec", "sqlite_utils", "vmpool.host"}
+HEAVY = {"aiohttp", "asyncio", "sqlite_utils", "vmpool.host"}
 
 
 def run(*argv: str, **env: str) -> subprocess.CompletedProcess[str]:

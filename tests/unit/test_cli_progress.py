@@ -104,3 +104,11 @@ def test_a_step_that_failed_is_not_called_done(kind: type[Terminal]) -> None:
 
 def test_durations_are_said_as_a_person_says_them() -> None:
     assert [elapsed(s) for s in (0.4, 59.9, 60, 3725)] == ["0 s", "59 s", "1 min 0 s", "62 min 5 s"]
+
+
+def test_what_goes_on_after_the_block_is_told_in_plain_lines() -> None:
+    terminal = Terminal()
+    with Progress(terminal) as steps:
+        pass
+    steps("still booting the other one")
+    assert terminal.getvalue() == "still booting the other one\n"

@@ -17,7 +17,7 @@ import click
 
 from vmpool.cli import local
 from vmpool.cli.remote import Endpoint, Remote
-from vmpool.cli.state import state_option
+from vmpool.cli.state import client_state_option
 from vmpool.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def connects(command: Callable[..., None]) -> Callable[..., None]:
         metavar="FILE",
         help="File that holds the token.",
     )
-    @state_option
+    @client_state_option
     @functools.wraps(command)
     def connected(
         *,

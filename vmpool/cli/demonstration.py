@@ -11,7 +11,7 @@ import click
 
 from vmpool.cli import local, output, table
 from vmpool.cli.remote import Endpoint, path
-from vmpool.cli.state import default_state
+from vmpool.cli.state import found_state
 from vmpool.errors import GuestError
 
 if TYPE_CHECKING:
@@ -36,16 +36,11 @@ PHASES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """What the next request needs to know.
-
-    Attributes:
-        tokens: Whether the server asks for a token.
-    """
+    """What the next request needs to know."""
 
     endpoint: Endpoint
     state: Path
     template: str
-    tokens: bool
 
 
 def send(remote: Remote, template: str) -> dict[str, Any]:
@@ -82,13 +77,13 @@ def show(answer: dict[str, Any], address: Address) -> None:
 def next_commands(address: Address) -> tuple[str, str]:
     """Return command lines that work as they stand on this host: vmpool's own, and curl's."""
     words = ["vmpool", "run"]
-    if address.state != default_state():
+    if address.state != found_state():
         words += ["--state", str(address.state)]
     if address.template != "python":
         words += ["--template", address.template]
     own = shlex.join([*words, "--", "python3", "-c", "print(1)"])
     token = shlex.quote(str(local.token_path(address.state)))
-    bearer = f' -H "Authorization: Bearer $(cat {token})"' if address.tokens else ""
+    bearer = f' -H "Authorization: Bearer $(cat {token})"' if address.endpoint.token else ""
     body = f'{{"template": "{address.template}", "code": "print(6*7)"}}'
     curl = (
         f"curl -s{bearer} -H 'Content-Type: application/json'"

@@ -17,8 +17,10 @@ from vmpool import packages
 from vmpool.agent import archive_bytes
 from vmpool.cli import table
 from vmpool.cli.progress import Progress
-from vmpool.cli.state import state_option, usable
+from vmpool.cli.state import journal_path, state_option, usable
+from vmpool.errors import ConflictError
 from vmpool.image import Freshness, Library, recipe
+from vmpool.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,8 +129,15 @@ def list_(*, state: Path, as_json: bool) -> None:
 def remove(*, names: tuple[str, ...], state: Path) -> None:
     """Remove images that no template uses."""
     library = Library(state)
-    for name in names:
-        library.remove(library.load(name).digest)
+    for image in [library.load(name) for name in names]:
+        users = asyncio.run(_users(image, state))
+        if users:
+            raise ConflictError(
+                f"image {image.name!r} is in use by templates: {', '.join(users)}",
+                code="image_in_use",
+                remedy="remove them first: vmpool template remove NAME",
+            )
+        library.remove(image.digest)
 
 
 async def build_image(
@@ -148,6 +157,15 @@ async def build_image(
     return await Library(state).build(
         found, agent=archive_bytes(), progress=steps_of(progress), freshness=freshness
     )
+
+
+async def _users(image: Image, state: Path) -> list[str]:
+    """Return the names of the templates that are made of an image."""
+    if not journal_path(state).exists():
+        return []
+    async with Store(journal_path(state)) as store:
+        rows = await store.templates()
+    return [row.name for row in rows if row.image_digest == image.digest]
 
 
 def steps_of(progress: Progress) -> Callable[[Step], None]:

@@ -11,120 +11,122 @@ import errno
 import os
 import signal
 import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from vmpool.cli import report
-from vmpool.errors import HostError, InvalidRequestError
+from vmpool.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import TracebackType
 
-DEFAULT_LISTEN = "127.0.0.1:8700"
+    from vmpool.config import Address
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listen:
-    """An address to listen on; port 0 lets the kernel choose."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read an address as `HOST:PORT` or `[V6]:PORT`.
-
-        Raises:
-            InvalidRequestError: It is not one.
-        """
-        host, colon, port = text.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not (colon and host and port.isascii() and port.isdigit() and int(port) < 1 << 16):
-            raise InvalidRequestError(
-                f"{text!r} is no address to listen on",
-                code="invalid_listen",
-                remedy=f"give host and port, like --listen {DEFAULT_LISTEN}",
-            )
-        return cls(host=host, port=int(port))
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def bound(listen: Listen) -> Iterator[socket.socket]:
+def bound(address: Address) -> Iterator[socket.socket]:
     """Yield a socket bound to an address, not listening yet.
 
     Raises:
         HostError: `address_in_use`, `address_forbidden` or `address_unavailable`.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as err:
-        raise _refusal(listen, err) from err
+        raise _refusal(address, err) from err
     with listener:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
+            listener.bind(place)
         except OSError as err:
-            raise _refusal(listen, err) from err
+            raise _refusal(address, err) from err
         yield listener
 
 
-def _refusal(listen: Listen, err: OSError) -> HostError:
+def _refusal(address: Address, err: OSError) -> HostError:
+    written = _written(address.host, address.port)
     match err.errno:
         case errno.EADDRINUSE:
-            other = Listen(host=listen.host, port=(listen.port + 1) % (1 << 16))
+            other = _written(address.host, (address.port + 1) % (1 << 16))
             return HostError(
-                f"something listens on {listen} already",
+                f"something listens on {written} already",
                 code="address_in_use",
                 remedy="if that is vmpool, just use it: vmpool run; if not, see what it is: "
-                f"ss -ltnp 'sport = :{listen.port}'; or listen elsewhere: --listen {other}",
+                f"ss -ltnp 'sport = :{address.port}'; or listen elsewhere: --listen {other}",
             )
         case errno.EACCES:
             return HostError(
-                f"this account may not listen on {listen}",
+                f"this account may not listen on {written}",
                 code="address_forbidden",
-                remedy=f"choose a port over 1023: --listen {DEFAULT_LISTEN}",
+                remedy=f"choose a port over 1023: --listen {_written(address.host, 8700)}",
             )
         case _:
             return HostError(
-                f"cannot listen on {listen}: {err.strerror or err}",
+                f"cannot listen on {written}: {err.strerror or err}",
                 code="address_unavailable",
                 remedy="choose an address of this host: ip -brief address",
             )
+
+
+def _written(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def url_of(listener: socket.socket) -> str:
     """Return how a client on this host reaches a bound socket."""
     host, port = listener.getsockname()[:2]
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- compared
-    return f"http://{Listen(host=reachable, port=port)}"
+    return f"http://{_written(reachable, port)}"
 
 
-@contextlib.contextmanager
-def interrupts() -> Iterator[asyncio.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; a second one ends the process at once.
+class Interrupts:
+    """SIGINT and SIGTERM while a block runs, on the loop and in the task that enter it.
 
-    On the running loop, for as long as the block runs.
+    The first one ends `wait`; where nobody waits yet it cancels the task, and the block raises
+    `KeyboardInterrupt` once it is unwound. The second one ends the process at once.
     """
-    interrupted = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    caught = (signal.SIGINT, signal.SIGTERM)
 
-    def count() -> None:
-        if interrupted.is_set():
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self._awaited = False
+        self._cancelled: asyncio.Task[object] | None = None
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._interrupt, task)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+        if self._cancelled is not None and kind is asyncio.CancelledError:
+            self._cancelled.uncancel()
+            raise KeyboardInterrupt from error
+
+    async def wait(self) -> None:
+        """Return once a signal has come."""
+        self._awaited = True
+        await self._asked.wait()
+
+    def _interrupt(self, task: asyncio.Task[object]) -> None:
+        if self._asked.is_set():
             report.say("leaving at once; the next start clears up what is left")
             os._exit(report.ExitCode.INTERRUPTED)
-        interrupted.set()
-
-    for number in caught:
-        loop.add_signal_handler(number, count)
-    try:
-        yield interrupted
-    finally:
-        for number in caught:
-            loop.remove_signal_handler(number)
+        self._asked.set()
+        if not self._awaited:
+            self._cancelled = task
+            task.cancel()

@@ -57,8 +57,11 @@ class Progress:
             self._end_step(finished=error is None)
 
     def __call__(self, step: str) -> None:
-        """End the step in hand and begin another."""
+        """End the step in hand and begin another; after the block, print a line of it."""
         with self._lock:
+            if self._left.is_set():
+                self._line(step)
+                return
             self._end_step(finished=True)
             self._step, self._detail = step, ""
             self._since, self._next_sign = time.monotonic(), SIGN_OF_LIFE

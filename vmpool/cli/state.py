@@ -1,31 +1,98 @@
-"""State: which state directory a command works on."""
+"""State: which state directory a command works on, and the settings that go with it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import msgspec
 
+from vmpool import config
 from vmpool.errors import HostError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def default_state() -> Path:
-    """Return where state is kept when nobody says: the system's place for root, else the user's."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/vmpool")
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    return Path(home) / "vmpool"
+    from vmpool.config import Settings
+
+C = TypeVar("C", bound="Callable[..., Any]")
 
 
-state_option = click.option(
-    "--state",
-    envvar="VMPOOL_STATE",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=default_state,
-    metavar="DIR",
-    help="State directory.  [default: /var/lib/vmpool, or ~/.local/state/vmpool if not root]",
+def found_state() -> Path:
+    """Return the state directory of this host's server, as far as this account can know."""
+    try:
+        return config.load().state
+    except HostError:
+        return config.default_state(os.environ, os.geteuid())
+
+
+def own_state() -> Path:
+    """Return the state directory of the settings, for a command that works on it.
+
+    Raises:
+        HostError: `invalid_settings`.
+    """
+    return config.load().state
+
+
+def _state_option(default: Callable[[], Path]) -> Callable[[C], C]:
+    return click.option(
+        "--state",
+        envvar="VMPOOL_STATE",
+        type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+        default=default,
+        metavar="DIR",
+        help="State directory.  [default: that of the settings]",
+    )
+
+
+state_option = _state_option(own_state)
+
+client_state_option = _state_option(found_state)
+
+_SERVER_OPTIONS = (
+    click.option("--listen", metavar="HOST:PORT", help="Address to serve on."),
+    click.option(
+        "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Settings."
+    ),
+    click.option(
+        "--state",
+        type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
+        metavar="DIR",
+        help="State directory.  [default: that of the settings]",
+    ),
+    click.option("--insecure-no-tokens", is_flag=True, help="Ask for no tokens; on loopback only."),
 )
+
+
+def server_options(command: C) -> C:
+    """Give a command the options that `settings_from` takes."""
+    for option in reversed(_SERVER_OPTIONS):
+        command = option(command)
+    return command
+
+
+def settings_from(
+    *,
+    listen: str | None,
+    config_file: Path | None,
+    state: Path | None,
+    insecure_no_tokens: bool,
+) -> Settings:
+    """Return the settings, with what was given on the command line before the rest.
+
+    Raises:
+        HostError: `invalid_settings`, or `state_unusable`.
+    """
+    given = {"VMPOOL_LISTEN": listen, "VMPOOL_STATE": None if state is None else str(state)}
+    overridden = {name: value for name, value in given.items() if value is not None}
+    settings = config.load(config_file, environ=os.environ | overridden)
+    usable(settings.state)
+    if not insecure_no_tokens:
+        return settings
+    return msgspec.structs.replace(settings, insecure_no_tokens=True)
 
 
 def usable(state: Path) -> Path:

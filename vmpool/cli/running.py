@@ -1,0 +1,49 @@
+"""Running: a host behind an HTTP server, for `serve` and `up`."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from vmpool import api
+from vmpool.cli import local
+from vmpool.cli.listening import url_of
+from vmpool.cli.remote import Endpoint
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from vmpool.host import Host
+    from vmpool.store import Store
+
+LOCAL_TOKEN_NAME = "local"  # noqa: S105 -- what lists show, no secret
+
+
+@contextlib.asynccontextmanager
+async def served(host: Host, listener: socket.socket) -> AsyncIterator[Endpoint]:
+    """Serve a host for the time of a block; yield how a client on this machine reaches it.
+
+    The address, and a token unless the server asks for none, are left in the state directory for
+    the command line.
+
+    Raises:
+        VmpoolError: As `vmpool.api.serve`, or the token could not be made.
+    """
+    state = host.settings.state
+    token = await _local_token(host.store, state) if not host.settings.insecure_no_tokens else ""
+    async with api.serve(api.make_app(host), listener):
+        url = url_of(listener)
+        with local.announced(state, url):
+            yield Endpoint(url=url, token=token)
+
+
+async def _local_token(store: Store, state: Path) -> str:
+    """Return the token for this host's command line: the one kept, if it is still good."""
+    kept = local.read_token(state)
+    if kept and await store.find_token(kept) is not None:
+        return kept
+    token, _ = await store.add_token(LOCAL_TOKEN_NAME)
+    local.write_token(state, token)
+    return token
