@@ -58,6 +58,21 @@ def test_the_account_has_a_home_a_shell_and_sudo() -> None:
     assert (shadow.mode & 0o777, shadow.gid) == (0o640, 42)
 
 
+def test_a_home_begins_as_the_system_s_skeleton_does() -> None:
+    tree = linux()
+    tree.put("etc/skel/.cache/fonts", file(b"known", mode=0o640))
+    account.add(tree)
+    home = tree.find("home/user")
+    assert home is not None
+    assert list(home.children) == [".cache"]
+    copy = tree.find("home/user/.cache/fonts")
+    skeleton = tree.find("etc/skel/.cache/fonts")
+    assert copy is not None
+    assert skeleton is not None
+    assert (copy.read(), copy.uid, copy.mode & 0o777) == (b"known", 1000, 0o640)
+    assert skeleton.uid == 0
+
+
 def test_a_taken_number_is_not_given_twice() -> None:
     tree = linux()
     tree.put("etc/passwd", file(b"root:x:0:0::/root:/bin/sh\nnode:x:1000:1000::/home/node:\n"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmpool.errors import ImageError
@@ -9,7 +10,7 @@ from vmpool.image.tree import ENCODING, directory, file
 from vmpool.model import DEFAULT_USER, MIB
 
 if TYPE_CHECKING:
-    from vmpool.image.tree import Tree
+    from vmpool.image.tree import Node, Tree
 
 _FIRST_ID = 1000  # where Debian, Alpine and Fedora begin to number people
 _LAST_ID = 60000  # UID_MAX, login.defs(5)
@@ -55,12 +56,24 @@ def add(tree: Tree) -> None:
     except (IndexError, ValueError) as err:
         raise _malformed("passwd") from err
     if tree.find(home) is None:
-        tree.put(home, directory(uid=uid, gid=gid_number))
-        for name, content in ((".profile", _PROFILE), (".bashrc", _BASHRC)):
-            tree.put(f"{home}/{name}", file(content, uid=uid, gid=gid_number))
+        skeleton = tree.find("/etc/skel")
+        tree.put(home, _owned(skeleton or _skeleton(), uid, gid_number))
     if tree.find("/etc/sudoers.d") is not None:
         rule = f"{DEFAULT_USER} ALL=(ALL:ALL) NOPASSWD: ALL\n".encode()
         tree.put("/etc/sudoers.d/vmpool", file(rule, mode=0o440))
+
+
+def _skeleton() -> Node:
+    """Return the start of a home for a root file system that has none."""
+    node = directory()
+    node.children = {".profile": file(_PROFILE), ".bashrc": file(_BASHRC)}
+    return node
+
+
+def _owned(node: Node, uid: int, gid: int) -> Node:
+    """Return a copy of `node` and all below it that belongs to an account."""
+    children = {name: _owned(child, uid, gid) for name, child in node.children.items()}
+    return replace(node, uid=uid, gid=gid, children=children)
 
 
 def _read(tree: Tree, name: str) -> dict[str, list[str]]:
