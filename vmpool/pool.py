@@ -5,8 +5,7 @@ knows no engine, no guest and no sandbox: a clone is something that `restore` ma
 activated, killed and watched.
 
 Every decision is one synchronous step, so that nothing happens between a check and its act; the I/O
-that follows runs in tasks that the pool owns. A clone is in exactly one state of
-`lifecycle.CloneState` at any time, and the census is a tally of them.
+that follows runs in tasks that the pool owns.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ from vmpool.errors import (
     PoolTimeoutError,
     VmpoolError,
 )
-from vmpool.lifecycle import CloneEnd, CloneEvent, CloneState, advance_clone
+from vmpool.lifecycle import CloneEnd, CloneEvent, CloneState
+from vmpool.roster import Roster
 from vmpool.waiters import Line, Waiter
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vmpool.policy import Census, Limits
+    from vmpool.roster import Member
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +60,6 @@ class PoolClone(Protocol):
 
 
 C = TypeVar("C", bound=PoolClone)
-
-
-class _Member(Generic[C]):
-    """One clone's place in the pool, from the start of its restore to its end."""
-
-    __slots__ = ("clone", "keeper", "state")
-
-    def __init__(self) -> None:
-        self.state = CloneState.RESTORING
-        self.clone: C | None = None
-        self.keeper: asyncio.Task[None] | None = None
-        """Restores the clone, then watches it as long as it is ready."""
 
 
 class Pool(Generic[C]):
@@ -111,12 +100,10 @@ class Pool(Generic[C]):
         self._on_acquire = on_acquire
         self._jitter = jitter
 
-        self._tally: Counter[CloneState] = Counter()
         self._counters: Counter[str] = Counter()
-        self._members: set[_Member[C]] = set()
-        self._ready: deque[_Member[C]] = deque()
-        self._held: dict[int, _Member[C]] = {}
-        self._line: Line[_Member[C]] = Line()
+        self._roster: Roster[C] = Roster()
+        self._ready: deque[Member[C]] = deque()
+        self._line: Line[Member[C]] = Line()
         self._tasks: set[asyncio.Task[None]] = set()
 
         self._open = False
@@ -147,14 +134,7 @@ class Pool(Generic[C]):
     @property
     def census(self) -> Census:
         """Clones by what they are doing, and the callers who wait, now."""
-        tally = self._tally
-        return policy.Census(
-            ready=tally[CloneState.READY],
-            restoring=tally[CloneState.RESTORING],
-            held=tally[CloneState.OFFERED] + tally[CloneState.ACTIVATING] + tally[CloneState.HELD],
-            dying=tally[CloneState.DYING],
-            waiting=len(self._line),
-        )
+        return self._roster.census(waiting=len(self._line))
 
     @property
     def counters(self) -> dict[str, int]:
@@ -164,7 +144,8 @@ class Pool(Generic[C]):
         `ended_<reason>` for each `lifecycle.CloneEnd`. Every clone that was restored is either
         alive in the census or in one `ended_…`; `ended_restore_failed` never were restored.
         """
-        return dict(self._counters)
+        ended = {f"ended_{end.value}": self._roster.ended[end] for end in CloneEnd}
+        return dict(self._counters) | ended
 
     @property
     def last_error(self) -> Exception | None:
@@ -209,8 +190,8 @@ class Pool(Generic[C]):
         Raises:
             ValueError: The clone is not held from this pool, or was released before.
         """
-        member = self._held.get(id(clone))
-        if member is None or member.state is not CloneState.HELD:
+        member = self._roster.holding(clone)
+        if member is None:
             raise ValueError(f"pool {self.name!r} has not given out {clone!r}")
         self._end(member, CloneEnd.RELEASED)
 
@@ -240,7 +221,7 @@ class Pool(Generic[C]):
 
     # What takes time. Each awaits one thing and leaves the deciding to the steps below.
 
-    async def _offered(self, waiter: Waiter[_Member[C]], deadline: float) -> _Member[C] | None:
+    async def _offered(self, waiter: Waiter[Member[C]], deadline: float) -> Member[C] | None:
         """Wait in the queue and take what is offered; `None` when that was lost on the way."""
         expiry = self._loop.call_at(deadline, self._expire, waiter)
         try:
@@ -254,7 +235,7 @@ class Pool(Generic[C]):
             self._line.leave(waiter)
         return member if self._accept(member) else None
 
-    async def _activate(self, member: _Member[C], deadline: float) -> bool:
+    async def _activate(self, member: Member[C], deadline: float) -> bool:
         """Wake a clone for its caller; false when it failed, or the pool closed meanwhile."""
         assert member.clone is not None
         limit = asyncio.timeout_at(deadline)
@@ -273,7 +254,7 @@ class Pool(Generic[C]):
             raise
         return self._activated(member)
 
-    async def _keep(self, member: _Member[C]) -> None:
+    async def _keep(self, member: Member[C]) -> None:
         """Restore a clone and watch it until somebody takes it."""
         try:
             async with self._restores:
@@ -298,7 +279,7 @@ class Pool(Generic[C]):
             message = f"a restore took longer than {self._restore_timeout} s"
             raise GuestError(message, code="restore_timeout") from error
 
-    async def _reap(self, member: _Member[C], end: CloneEnd) -> None:
+    async def _reap(self, member: Member[C], end: CloneEnd) -> None:
         """Kill a clone. One that cannot be killed is written off, for the next start to sweep."""
         assert member.clone is not None
         try:
@@ -337,7 +318,7 @@ class Pool(Generic[C]):
         error.__cause__ = self.last_error
         return error
 
-    def _enqueue(self) -> Waiter[_Member[C]]:
+    def _enqueue(self) -> Waiter[Member[C]]:
         if len(self._line) >= self._limits.queue:
             self._counters["refused"] += 1
             raise PoolBusyError(
@@ -349,22 +330,15 @@ class Pool(Generic[C]):
         self._rebalance()
         return waiter
 
-    def _requeue(self) -> Waiter[_Member[C]]:
+    def _requeue(self) -> Waiter[Member[C]]:
         """Queue a caller whose turn it was already: before all others, and never refused."""
         waiter = self._line.rejoin()
         self._rebalance()
         return waiter
 
-    def _expire(self, waiter: Waiter[_Member[C]]) -> None:
+    def _expire(self, waiter: Waiter[Member[C]]) -> None:
         if waiter.waits:
             waiter.fail(self._timed_out())
-
-    def _step(self, member: _Member[C], event: CloneEvent) -> None:
-        """Move a clone to its next state and the tally with it."""
-        after = advance_clone(member.state, event)
-        self._tally[member.state] -= 1
-        self._tally[after] += 1
-        member.state = after
 
     def _rebalance(self) -> None:
         """Do what the policy asks for, now or when the backoff is over."""
@@ -387,27 +361,25 @@ class Pool(Generic[C]):
         self._rebalance()
 
     def _begin(self) -> None:
-        member = _Member[C]()
-        self._members.add(member)
-        self._tally[CloneState.RESTORING] += 1
+        member = self._roster.begin()
         member.keeper = self._spawn(self._keep(member))
         member.keeper.add_done_callback(partial(self._kept, member))
 
-    def _kept(self, member: _Member[C], _keeper: asyncio.Task[None]) -> None:
+    def _kept(self, member: Member[C], _keeper: asyncio.Task[None]) -> None:
         """Count out a restore that was cancelled, perhaps before its task had begun."""
         if member.state is CloneState.RESTORING:
             self._end(member, CloneEnd.POOL_CLOSED)
 
-    def _restore_failed(self, member: _Member[C], error: Exception) -> None:
+    def _restore_failed(self, member: Member[C], error: Exception) -> None:
         unexpected = None if isinstance(error, VmpoolError) else error
         log.warning("pool=%s restore failed: %s", self.name, error, exc_info=unexpected)
         self._restore_error = error
         self._back_off()
         self._end(member, CloneEnd.RESTORE_FAILED)
 
-    def _arrive(self, member: _Member[C], clone: C) -> None:
+    def _arrive(self, member: Member[C], clone: C) -> None:
         member.clone = clone
-        self._step(member, CloneEvent.RESTORED)
+        self._roster.step(member, CloneEvent.RESTORED)
         self._counters["restored"] += 1
         self._restore_error = None
         if self._clone_error is None:
@@ -418,14 +390,14 @@ class Pool(Generic[C]):
         else:
             self._doom(member, CloneEnd.POOL_CLOSED)
 
-    def _place(self, member: _Member[C]) -> None:
+    def _place(self, member: Member[C]) -> None:
         """Offer a ready clone to the first who waits, or keep it."""
         if self._line.offer(member):
-            self._step(member, CloneEvent.OFFER)
+            self._roster.step(member, CloneEvent.OFFER)
         else:
             self._ready.append(member)
 
-    def _died(self, member: _Member[C]) -> None:
+    def _died(self, member: Member[C]) -> None:
         """Replace a clone that died while nobody had touched it."""
         if member.state not in {CloneState.READY, CloneState.OFFERED}:
             return
@@ -436,7 +408,7 @@ class Pool(Generic[C]):
         self._doom(member, CloneEnd.DIED_READY)
         self._rebalance()
 
-    def _take_ready(self) -> _Member[C] | None:
+    def _take_ready(self) -> Member[C] | None:
         """Take the youngest spare: what it touched last is still in the host's caches."""
         if not self._ready:
             return None
@@ -445,41 +417,40 @@ class Pool(Generic[C]):
         self._rebalance()
         return member
 
-    def _accept(self, member: _Member[C]) -> bool:
+    def _accept(self, member: Member[C]) -> bool:
         """Take what was offered; false when it died, or the pool closed, on the way."""
         if member.state is not CloneState.OFFERED:
             return False
         self._touch(member)
         return True
 
-    def _decline(self, member: _Member[C]) -> None:
+    def _decline(self, member: Member[C]) -> None:
         """Take back an offer that its caller never saw.
 
         Nobody has resumed the clone, so it is as it was and serves the next one; to kill it would
         let a crowd of impatient callers drain the pool.
         """
         if member.state is CloneState.OFFERED:
-            self._step(member, CloneEvent.DECLINE)
+            self._roster.step(member, CloneEvent.DECLINE)
             self._place(member)
             self._rebalance()
 
-    def _touch(self, member: _Member[C]) -> None:
+    def _touch(self, member: Member[C]) -> None:
         """Begin to activate; from here on its caller sees the clone die, not its keeper."""
         assert member.keeper is not None
-        self._step(member, CloneEvent.TAKE)
+        self._roster.step(member, CloneEvent.TAKE)
         member.keeper.cancel()
 
-    def _activated(self, member: _Member[C]) -> bool:
+    def _activated(self, member: Member[C]) -> bool:
         if member.state is not CloneState.ACTIVATING:
             return False
-        self._step(member, CloneEvent.ACTIVATED)
-        self._held[id(member.clone)] = member
+        self._roster.step(member, CloneEvent.ACTIVATED)
         self._counters["acquired"] += 1
         self._clone_error = None
         self._setback = self._setback.over()
         return True
 
-    def _spoil(self, member: _Member[C], end: CloneEnd) -> None:
+    def _spoil(self, member: Member[C], end: CloneEnd) -> None:
         """Have a touched clone killed, unless the pool has closed and does so already."""
         if member.state is CloneState.ACTIVATING:
             self._doom(member, end)
@@ -492,18 +463,15 @@ class Pool(Generic[C]):
     def _back_off(self) -> None:
         self._setback = self._setback.worse(now=self._loop.time(), jitter=self._jitter())
 
-    def _doom(self, member: _Member[C], end: CloneEnd) -> None:
+    def _doom(self, member: Member[C], end: CloneEnd) -> None:
         """Have a clone killed; it counts until it is gone."""
-        self._step(member, CloneEvent.DOOM)
+        self._roster.step(member, CloneEvent.DOOM)
         if member.keeper is not None and member.keeper is not asyncio.current_task():
             member.keeper.cancel()
         self._spawn(self._reap(member, end))
 
-    def _end(self, member: _Member[C], end: CloneEnd) -> None:
-        self._step(member, CloneEvent.GONE)
-        self._members.remove(member)
-        self._held.pop(id(member.clone), None)
-        self._counters[f"ended_{end.value}"] += 1
+    def _end(self, member: Member[C], end: CloneEnd) -> None:
+        self._roster.end(member, end)
         self._rebalance()
 
     def _shut(self) -> None:
@@ -512,15 +480,12 @@ class Pool(Generic[C]):
             self._retry.cancel()
         self._line.fail(self._closed)
         self._ready.clear()
-        for member in self._members:
-            match member.state:
-                case CloneState.RESTORING:
-                    assert member.keeper is not None
-                    member.keeper.cancel()
-                case CloneState.READY | CloneState.OFFERED | CloneState.ACTIVATING:
-                    self._doom(member, CloneEnd.POOL_CLOSED)
-                case CloneState.HELD | CloneState.DYING | CloneState.DEAD:
-                    pass
+        for member in self._roster:
+            if member.state is CloneState.RESTORING:
+                assert member.keeper is not None
+                member.keeper.cancel()
+            elif member.state not in {CloneState.HELD, CloneState.DYING}:
+                self._doom(member, CloneEnd.POOL_CLOSED)
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work, name=f"pool {self.name}")
