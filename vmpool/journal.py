@@ -128,7 +128,10 @@ class Journal:
         loop = asyncio.get_running_loop()
         while self._pending:
             jobs, self._pending = self._pending, []
-            outcomes = await loop.run_in_executor(self._thread, self._transact, database, jobs)
+            try:
+                outcomes = await loop.run_in_executor(self._thread, self._transact, database, jobs)
+            except Exception as error:  # noqa: BLE001 - the task's top: nobody may wait for ever
+                outcomes = [error] * len(jobs)
             for job, outcome in zip(jobs, outcomes, strict=True):
                 if job.outcome.done():
                     continue  # its caller has left

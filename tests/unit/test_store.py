@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -285,12 +286,31 @@ async def test_leaving_finishes_what_was_begun_and_refuses_the_rest(tmp_path: Pa
 
 
 async def test_a_caller_that_leaves_stops_nobody_else(tmp_path: Path) -> None:
+    go_on = threading.Event()
     async with Journal(tmp_path / "db", TABLE) as journal:
+        busy = asyncio.create_task(journal.run(lambda _: go_on.wait(5)))
         writes = [asyncio.create_task(journal.run(note(str(n)))) for n in range(9)]
-        for leaving in writes[::2]:
+        await asyncio.sleep(0)  # each task's first step: all are queued behind the busy thread
+        for leaving in [busy, *writes[::2]]:
             leaving.cancel()
+        go_on.set()
         outcomes = await asyncio.gather(*writes, return_exceptions=True)
         assert [isinstance(outcome, BaseException) for outcome in outcomes[1::2]] == [False] * 4
+
+
+async def test_another_process_cannot_come_between_reading_and_writing(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "db", timeout=0, check_same_thread=False)
+
+    def read_and_write(db: Database) -> None:
+        assert notes(db) == []
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute("INSERT INTO notes VALUES ('theirs')")
+        db.execute("INSERT INTO notes VALUES ('ours')")
+
+    async with Journal(tmp_path / "db", TABLE) as journal:
+        await journal.run(read_and_write)
+        assert await journal.run(notes) == ["ours"]
+    other.close()
 
 
 async def test_a_full_disk_has_its_own_error_and_the_file_stays_good(tmp_path: Path) -> None:
