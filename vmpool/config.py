@@ -1,0 +1,292 @@
+"""Config: the settings of a server, from a TOML file, a few environment variables, and defaults.
+
+Checks what can be checked without the host's help and says where a mistake is. It creates nothing
+and starts nothing. Sizes are in bytes, times in seconds.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from vmpool.errors import HostError
+from vmpool.model import GIB, MIB
+from vmpool.policy import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_RUN_LENGTH = 107 - len("/clones/") - 20 - len("/qmp-listener.socket")
+"""Bytes of the run directory's path: `sun_path` holds 107 (linux/un.h) with a clone's socket."""
+
+SYSTEM_FILE = Path("/etc/vmpool/vmpool.toml")
+
+ENVIRONMENT = {"VMPOOL_LISTEN": "listen", "VMPOOL_STATE": "state", "VMPOOL_RUN": "run"}
+"""Variables that go before the file, and the settings that they set."""
+
+Seconds = Annotated[float, Meta(gt=0)]
+Size = Annotated[int, Meta(ge=1)]
+
+
+class PoolSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """`[pool]` for every template, `[templates.NAME]` for what differs in one."""
+
+    ready: Annotated[int, Meta(ge=0, description="Spare clones to keep restored.")] = 2
+    total: Annotated[int, Meta(ge=1, description="Clones at most, whatever they are doing.")] = 16
+    queue: Annotated[
+        int, Meta(ge=0, description="Callers that may wait for a clone; more are refused.")
+    ] = 256
+    parallel_restores: Annotated[int, Meta(ge=1, description="Restores at most at one time.")] = 2
+    memory_bytes: Annotated[
+        Size | None,
+        Meta(description="Memory for all clones of the template together; unset for no limit."),
+    ] = None
+
+    def limits(self, *, clone_bytes: int) -> Limits:
+        """Return the limits of a pool whose clones may take `clone_bytes` each.
+
+        Raises:
+            InvalidRequestError: `invalid_limits`; not one clone fits.
+        """
+        return Limits(
+            ready=self.ready,
+            total=self.total,
+            queue=self.queue,
+            parallel_restores=self.parallel_restores,
+            memory_bytes=self.memory_bytes,
+            clone_bytes=clone_bytes,
+        )
+
+
+class RequestSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """`[requests]`: what one request may ask for."""
+
+    body_bytes: Annotated[
+        Size, Meta(description="Body of a JSON request; files have a limit of their own.")
+    ] = 16 * MIB
+    file_bytes: Annotated[Size, Meta(description="One file, up or down.")] = 1 * GIB
+    output_bytes: Annotated[
+        Size, Meta(description="Output that `/v1/run` returns; the rest is dropped and counted.")
+    ] = 4 * MIB
+    exec_timeout: Annotated[
+        Seconds, Meta(description="Time that an execution gets when it asks for none.")
+    ] = 60.0
+    exec_timeout_most: Annotated[
+        Seconds, Meta(description="Time that an execution may ask for.")
+    ] = 3600.0
+    sandbox_timeout: Annotated[
+        Seconds, Meta(description="Time after which a sandbox ends when it asks for none.")
+    ] = 300.0
+    sandbox_timeout_most: Annotated[
+        Seconds, Meta(description="Time that a sandbox may ask for, counted from the asking.")
+    ] = 86400.0
+    queue_wait: Annotated[
+        Seconds, Meta(description="Time that a request waits for a clone when it asks for none.")
+    ] = 30.0
+
+
+class DeadlineSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """`[deadlines]`: when a machine that does not answer is given up."""
+
+    boot: Annotated[
+        Seconds, Meta(description="An image's boot and warm-up, when a template is made.")
+    ] = 300.0
+    restore: Annotated[Seconds, Meta(description="One restore, all phases together.")] = 60.0
+    hello: Annotated[Seconds, Meta(description="The agent's first answer after a restore.")] = 5.0
+    identify: Annotated[Seconds, Meta(description="A clone's identity, confirmed.")] = 10.0
+    warm: Annotated[Seconds, Meta(description="A clone's first, trivial execution.")] = 30.0
+    activate: Annotated[
+        Seconds, Meta(description="A ready clone's answer when it is given to a caller.")
+    ] = 2.0
+    kill: Annotated[Seconds, Meta(description="The end of a machine that was killed.")] = 10.0
+
+
+class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """All settings; `load` makes them."""
+
+    state: Annotated[
+        Path,
+        Meta(description="Directory of images, snapshots and the journal. Default for root."),
+    ] = Path("/var/lib/vmpool")
+    run: Annotated[
+        Path,
+        Meta(description="Directory of running clones; short, for it holds their sockets."),
+    ] = Path("/var/lib/vmpool/run")
+    listen: Annotated[
+        str, Meta(description="Address and port of the HTTP interface; `[::1]:8700` for IPv6.")
+    ] = "127.0.0.1:8700"
+    insecure_no_tokens: Annotated[
+        bool, Meta(description="Serve everybody who can connect; refused unless on loopback.")
+    ] = False
+    pool: PoolSettings = PoolSettings()
+    requests: RequestSettings = RequestSettings()
+    deadlines: DeadlineSettings = DeadlineSettings()
+    templates: Annotated[
+        dict[str, PoolSettings], Meta(description="Pools of single templates, by name.")
+    ] = {}
+
+    @property
+    def address(self) -> Address:
+        """`listen`, taken apart.
+
+        Raises:
+            HostError: `invalid_settings`; it is no address.
+        """
+        return Address.parse(self.listen)
+
+    def pool_of(self, template: str) -> PoolSettings:
+        """Return the pool settings of a template."""
+        return self.templates.get(template, self.pool)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where the server listens."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read `HOST:PORT`.
+
+        Raises:
+            HostError: `invalid_settings`.
+        """
+        host, colon, port = text.rpartition(":")
+        bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+        known = bool(colon and bare) and (":" not in bare or bare != host)
+        if not known or not (port.isascii() and port.isdecimal() and int(port) <= 65535):
+            raise HostError(
+                f"listen is {text!r}, not an address and a port",
+                code="invalid_settings",
+                remedy="write it like 127.0.0.1:8700",
+            )
+        return cls(host=bare, port=int(port))
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only programs on this host can connect; a name but `localhost` is not trusted."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def load(
+    path: Path | None = None, *, environ: Mapping[str, str] | None = None, uid: int | None = None
+) -> Settings:
+    """Return the settings of the first file there is, under the environment's.
+
+    Args:
+        path: The file; without it `$VMPOOL_CONFIG`, `/etc/vmpool/vmpool.toml`, then
+            `~/.config/vmpool/vmpool.toml`. One that was named must exist.
+        environ: The environment; this process's by default.
+        uid: Whose default directories; this process's by default.
+
+    Raises:
+        HostError: `invalid_settings`; with the place of the mistake.
+    """
+    environ = os.environ if environ is None else environ
+    uid = os.geteuid() if uid is None else uid
+    source = _find(path, environ)
+    raw = {} if source is None else _read(source)
+    raw |= {name: environ[var] for var, name in ENVIRONMENT.items() if environ.get(var)}
+    raw.setdefault("state", os.fspath(default_state(environ, uid)))
+    raw.setdefault("run", f"{raw['state']}/run")
+    _inherit(raw)
+    try:
+        settings = msgspec.convert(raw, Settings, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), source) from error
+    _check(settings, source)
+    return settings
+
+
+def default_state(environ: Mapping[str, str], uid: int) -> Path:
+    """Return the state directory of a user who names none."""
+    if uid == 0:
+        return Path("/var/lib/vmpool")
+    home = Path(environ.get("HOME", "/"))
+    return Path(environ.get("XDG_STATE_HOME") or home / ".local/state") / "vmpool"
+
+
+def _find(path: Path | None, environ: Mapping[str, str]) -> Path | None:
+    if path is None and environ.get("VMPOOL_CONFIG"):
+        path = Path(environ["VMPOOL_CONFIG"])
+    if path is not None:
+        return path
+    config = Path(environ.get("XDG_CONFIG_HOME") or Path(environ.get("HOME", "/")) / ".config")
+    places = (SYSTEM_FILE, config / "vmpool/vmpool.toml")
+    return next((place for place in places if place.exists()), None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise _invalid(str(error), path) from error
+
+
+def _inherit(raw: dict[str, Any]) -> None:
+    """Give each template's table what it does not say itself from `[pool]`."""
+    pool, templates = raw.get("pool", {}), raw.get("templates", {})
+    if not isinstance(pool, dict) or not isinstance(templates, dict):
+        return  # the conversion says what is wrong
+    raw["templates"] = {
+        name: pool | table if isinstance(table, dict) else table
+        for name, table in templates.items()
+    }
+
+
+def _decode(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise TypeError(f"Expected a path, got {value!r}")
+
+
+def _check(settings: Settings, source: Path | None) -> None:
+    try:
+        address = settings.address
+    except HostError as error:
+        raise _invalid(error.message, source, error.remedy) from None
+    for name, path in (("state", settings.state), ("run", settings.run)):
+        if not path.is_absolute():
+            raise _invalid(f"{name} is {os.fspath(path)!r}, not an absolute path", source)
+    length = len(os.fsencode(settings.run))
+    if length > MAX_RUN_LENGTH:
+        raise _invalid(
+            f"run is {os.fspath(settings.run)!r}, {length} bytes; with the names of sockets in it"
+            f" only {MAX_RUN_LENGTH} fit",
+            source,
+            remedy="set run, or VMPOOL_RUN, to a shorter path, such as /run/vmpool",
+        )
+    if settings.insecure_no_tokens and not address.loopback:
+        raise _invalid(
+            f"insecure_no_tokens is set, and {settings.listen!r} is not a loopback address",
+            source,
+            remedy="listen on 127.0.0.1, or make tokens: vmpool token create",
+        )
+    requests = settings.requests
+    if requests.exec_timeout > requests.exec_timeout_most:
+        raise _invalid("requests.exec_timeout is above requests.exec_timeout_most", source)
+    if requests.sandbox_timeout > requests.sandbox_timeout_most:
+        raise _invalid("requests.sandbox_timeout is above requests.sandbox_timeout_most", source)
+
+
+def _invalid(message: str, source: Path | None, remedy: str = "") -> HostError:
+    place = "settings" if source is None else f"settings in {os.fspath(source)!r}"
+    return HostError(
+        f"{place}: {message}",
+        code="invalid_settings",
+        remedy=remedy or "docs/settings.md lists all settings",
+    )
