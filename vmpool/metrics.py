@@ -1,0 +1,149 @@
+"""Metrics: what the server counts and times, for Prometheus.
+
+Others tell it what happened, in nanoseconds and codes; it keeps no state but the sums. The pools'
+gauges are read when somebody asks, so that they never lie. A registry of its own: two servers in
+one process, and every test, count for themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from prometheus_client.core import Metric
+
+    from vmpool.errors import Fault
+    from vmpool.lifecycle import EndReason
+    from vmpool.policy import Census
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""What `Metrics.render` returns."""
+
+_NS = 1e-9
+
+_BUCKETS = (
+    *(0.0005, 0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08),
+    *(0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+"""Seconds; close together where a restore and its phases are, from half a millisecond on."""
+
+
+class Metrics:
+    """All metrics of one server; `docs/metrics.md` says what each means."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._pools = _Pools()
+        self._registry.register(self._pools)
+        self._restore = self._timing(
+            "vmpool_restore_seconds", "Restore of a clone, by phase.", ["template", "phase"]
+        )
+        self._acquire = self._timing(
+            "vmpool_acquire_seconds", "Wait for a clone, queue and activation.", ["template"]
+        )
+        self._request = self._timing(
+            "vmpool_request_seconds", "HTTP requests until the last byte.", ["route"]
+        )
+        self._requests = self._count(
+            "vmpool_requests", "HTTP requests, by route and by status or error.", ["route", "code"]
+        )
+        self._executions = self._count(
+            "vmpool_executions", "Executions, by outcome and by whose fault.", ["outcome", "fault"]
+        )
+        self._ended = self._count(
+            "vmpool_sandboxes_ended", "Sandboxes that ended, by reason.", ["reason"]
+        )
+        self._guest_failures = self._count(
+            "vmpool_guest_failures", "Guests that died, hung or broke the protocol.", ["code"]
+        )
+
+    def watch_pool(
+        self, template: str, census: Callable[[], Census], counters: Callable[[], Mapping[str, int]]
+    ) -> None:
+        """Show a pool's census and counters from now on, asked for at each `render`."""
+        self._pools.sources[template] = (census, counters)
+
+    def forget_pool(self, template: str) -> None:
+        """Show a pool no more. *Idempotent.*"""
+        self._pools.sources.pop(template, None)
+
+    def restored(self, template: str, phases_ns: Mapping[str, int]) -> None:
+        """Record one restore: the duration of each phase by its name."""
+        for phase, took_ns in phases_ns.items():
+            self._restore.labels(template, phase).observe(took_ns * _NS)
+
+    def acquired(self, template: str, waited_ns: int) -> None:
+        """Record that a caller got a clone after so long."""
+        self._acquire.labels(template).observe(waited_ns * _NS)
+
+    def request(self, route: str, code: str, took_ns: int) -> None:
+        """Record one HTTP request.
+
+        Args:
+            route: The route's pattern, never the path: one that a caller can choose freely would
+                make as many series as there are paths.
+            code: Status, or the error's code.
+            took_ns: Until the last byte of the answer.
+        """
+        self._requests.labels(route, code).inc()
+        self._request.labels(route).observe(took_ns * _NS)
+
+    def execution(self, outcome: str, fault: Fault | None) -> None:
+        """Record the end of one execution.
+
+        Args:
+            outcome: `ok`, or the error's code.
+            fault: Whose it was; `None` for `ok`.
+        """
+        self._executions.labels(outcome, "none" if fault is None else fault.value).inc()
+
+    def sandbox_ended(self, reason: EndReason) -> None:
+        """Record the end of one sandbox."""
+        self._ended.labels(reason.value).inc()
+
+    def guest_failed(self, code: str) -> None:
+        """Record a guest that was lost, by its error's code."""
+        self._guest_failures.labels(code).inc()
+
+    def render(self) -> bytes:
+        """Return everything in Prometheus's text format, of `CONTENT_TYPE`."""
+        return generate_latest(self._registry)
+
+    def _timing(self, name: str, text: str, labels: list[str]) -> Histogram:
+        return Histogram(name, text, labels, registry=self._registry, buckets=_BUCKETS)
+
+    def _count(self, name: str, text: str, labels: list[str]) -> Counter:
+        return Counter(name, text, labels, registry=self._registry)
+
+
+class _Pools(Collector):
+    """Reads the pools when somebody asks."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, tuple[Callable[[], Census], Callable[[], Mapping[str, int]]]] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        clones = GaugeMetricFamily(
+            "vmpool_pool_clones", "Clones, by what they are doing.", labels=["template", "state"]
+        )
+        waiting = GaugeMetricFamily(
+            "vmpool_pool_waiting", "Callers who wait for a clone.", labels=["template"]
+        )
+        events = CounterMetricFamily(
+            "vmpool_pool_events", "What happened in a pool.", labels=["template", "event"]
+        )
+        for template, (census, counters) in self.sources.items():
+            counts = asdict(census())
+            waiting.add_metric([template], counts.pop("waiting"))
+            for state, number in counts.items():
+                clones.add_metric([template, state], number)
+            for event, number in counters().items():
+                events.add_metric([template, event], number)
+        yield from (clones, waiting, events)
