@@ -13,10 +13,12 @@ import contextlib
 import os
 import pwd
 import socket
+import subprocess
 import sys
 import time
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "guest-agent"))
 
@@ -24,7 +26,34 @@ from vmpool_agent.machine import Machine
 from vmpool_agent.system import Account, become_subreaper, oom_kills
 from vmpool_agent.transports import Listener
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 DEFAULT_USER = "user"
+
+
+@contextlib.contextmanager
+def running(directory: Path, *options: str) -> Iterator[Path]:
+    """Run a fake guest for the length of a block; yields the path of its agent's socket.
+
+    Args:
+        directory: Holds the socket and, as `home`, the home of `user`.
+        options: More of the command line.
+    """
+    path = directory / "agent.sock"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.fake_guest", str(path), *options],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    with process.stdout as ready:
+        try:
+            assert ready.readline() == b"ready\n"
+            yield path
+        finally:
+            process.terminate()
+            assert process.wait(10) == 0
 
 
 class FakeSystem:
@@ -104,10 +133,11 @@ def main() -> None:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(options.socket))
     listening.listen()
+    print("ready", flush=True)
     listener = Listener(machine.reactor, listening, machine.start, 1)
     machine.reactor.run()
     listener.close()
-    options.socket.unlink()
+    options.socket.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

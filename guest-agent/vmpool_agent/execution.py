@@ -42,6 +42,7 @@ class Execution:
         self._machine = machine
         self._channel = channel
         self._announces = announces
+        self._announced = False
         self._started = False
         self._failed = False
         self._killed = False
@@ -58,6 +59,12 @@ class Execution:
             report=pipes.report,
             stdin=pipes.stdin,
         )
+
+    def adopt(self, pid: int) -> None:
+        """Learn the process id; of a fork of the warm interpreter that may come late."""
+        self.relay.adopt(pid)
+        if self._announced:
+            self._start()
 
     def on_data(self, data: wire.Data) -> None:
         """See `session.Operation`."""
@@ -94,7 +101,9 @@ class Execution:
             self._channel.fail(OperationError(str(value.get("code")), str(value.get("message"))))
             self._stop_timer()
         elif kind == "started" and self._announces:
-            self._start()
+            self._announced = True
+            if self.relay.pid is not None:
+                self._start()
         elif kind in _SHOWN and self._started:
             self._channel.send_message(value)
 
@@ -194,10 +203,15 @@ def run_program(machine: Machine, channel: Channel, request: dict[str, Any]) -> 
     def body() -> int:
         spawn.execute(machine.system, launch, argv)
 
-    pid = spawn.fork(pipes.child, body)
-    pipes.close_child()
+    try:
+        pid = spawn.fork(pipes.child, body)
+    except OSError as err:
+        execution.on_closed()
+        raise OperationError("no_resources", f"fork: {err.strerror}") from err
+    finally:
+        pipes.close_child()
     machine.expect(pid, execution.relay.reaped)
-    execution.relay.adopt(pid)
+    execution.adopt(pid)
     return execution
 
 

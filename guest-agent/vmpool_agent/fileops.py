@@ -101,10 +101,15 @@ def run(machine: Machine, channel: Channel, request: dict[str, Any]) -> FileOper
         os.chdir("/")
         return files.perform(name, account, request)
 
-    pid = spawn.fork((child_stdin, child_stdout, 2, child_report), body)
-    for fd in (child_stdin, child_stdout, child_report):
-        os.close(fd)
     operation = FileOperation(machine, channel, stdin=stdin, stdout=stdout, report=report)
+    try:
+        pid = spawn.fork((child_stdin, child_stdout, 2, child_report), body)
+    except OSError as err:
+        operation.on_closed()
+        raise OperationError("no_resources", f"fork: {err.strerror}") from err
+    finally:
+        for fd in (child_stdin, child_stdout, child_report):
+            os.close(fd)
     machine.expect(pid, operation.relay.reaped)
     operation.relay.adopt(pid)
     return operation

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_ENTRIES = 10_000
 _BATCH = 100
+_NAME_SHOWN = 1024
 _CHUNK = 128 * 1024
 _CODES = {
     errno.ENOENT: "file_not_found",
@@ -52,14 +53,13 @@ def perform(name: str, account: Account, request: dict[str, Any]) -> int:
     Returns:
         The exit code.
     """
+    path = spawn.resolve(_text(request, "path"), account)
     try:
-        path = spawn.resolve(_text(request, "path"), account)
         members = _VERBS[name](path, account, request)
     except OSError as err:
         code = _CODES.get(err.errno or 0, "io_error")
-        # The name as the kernel was given it, not as a constructor may have doubled it.
-        where = err.filename if isinstance(err.filename, str) else request.get("path")
-        raise OperationError(code, f"{where!r}: {err.strerror or err}") from err
+        where = err.filename if isinstance(err.filename, str) else path
+        raise OperationError(code, f"{where[:_NAME_SHOWN]!r}: {err.strerror or err}") from err
     spawn.tell({"type": "done", **members})
     return 0
 
@@ -106,7 +106,7 @@ def _read(path: str, _account: Account, request: dict[str, Any]) -> dict[str, An
 
 def _write(path: str, account: Account, request: dict[str, Any]) -> dict[str, Any]:
     mode = _number(request, "mode")
-    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)  # noqa: PTH103, PTH120
+    _make_parents(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK
     created = not os.path.lexists(path)
     try:
@@ -158,7 +158,7 @@ def _remove(path: str, _account: Account, _request: dict[str, Any]) -> dict[str,
 def _move(path: str, account: Account, request: dict[str, Any]) -> dict[str, Any]:
     destination = spawn.resolve(_text(request, "destination"), account)
     os.lstat(path)
-    os.makedirs(os.path.dirname(destination), mode=0o755, exist_ok=True)  # noqa: PTH103, PTH120
+    _make_parents(destination)
     try:
         os.rename(path, destination)  # noqa: PTH104
     except OSError as err:
@@ -185,6 +185,14 @@ _VERBS: dict[str, Callable[[str, Account, dict[str, Any]], dict[str, Any]]] = {
     "make_directory": _make_directory,
 }
 OPERATIONS = frozenset(_VERBS)
+
+
+def _make_parents(path: str) -> None:
+    parent = os.path.dirname(path)  # noqa: PTH120
+    try:
+        os.makedirs(parent, mode=0o755, exist_ok=True)  # noqa: PTH103
+    except FileExistsError as err:
+        raise NotADirectoryError(errno.ENOTDIR, "not a directory", parent) from err
 
 
 def _walk(path: str, depth: int) -> Iterator[dict[str, Any]]:

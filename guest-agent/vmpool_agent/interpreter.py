@@ -147,7 +147,7 @@ class Interpreter:
         if "pid" in value:
             # Should the warm interpreter die first, the child becomes ours to reap.
             self._machine.expect(value["pid"], run.relay.reaped)
-            run.relay.adopt(value["pid"])
+            run.adopt(value["pid"])
         elif "status" in value:
             del self._runs[number]
             if run.relay.pid is not None:

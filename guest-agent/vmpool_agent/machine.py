@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmpool_agent import execution, fileops, identity
+from vmpool_agent import execution, fileops, identity, spawn
 from vmpool_agent.interpreter import Interpreter
 from vmpool_agent.reactor import Reactor
 from vmpool_agent.session import OperationError
@@ -28,6 +28,7 @@ class Machine:
     """
 
     def __init__(self, system: System, warm_up: str) -> None:
+        spawn.widen_limits()
         self.system = system
         self.reactor = Reactor(self._on_child)
         self._expected: dict[int, Callable[[int], None]] = {}

@@ -63,6 +63,7 @@ class Relay:
         self._outputs = outputs
         self._report = report
         self._line = bytearray()
+        self._lines: collections.deque[bytearray] = collections.deque()
         self._stdin = stdin
         self._input: collections.deque[wire.Data] = collections.deque()
         self._input_offset = 0
@@ -199,21 +200,41 @@ class Relay:
         self._come_again()
 
     def _pump_report(self) -> None:
-        """Read reports, but none before the output that was written before it is sent."""
-        while self._report >= 0 and not self._channel.backlog and not self._output_waits():
-            try:
-                data = os.read(self._report, wire.MAX_PAYLOAD)
-            except BlockingIOError:
+        """Hand reports on, but none before the output that was written before it is sent."""
+        while not self._ended and not self._channel.backlog and not self._output_waits():
+            if self._lines:
+                self._take_line(self._lines.popleft())
+            elif self._report < 0 or not self._read_report():
                 return
-            except OSError:
-                data = b""
-            if not data:
-                self._close(self._report)
-                self._report = -1
-                self._owner.on_reports_end()
-                self._check_end()
-                return
-            self._parse(data)
+
+    def _read_report(self) -> bool:
+        """Read what the child reported; return whether there was anything."""
+        try:
+            data = os.read(self._report, wire.MAX_PAYLOAD)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._close(self._report)
+            self._report = -1
+            self._owner.on_reports_end()
+            self._check_end()
+            return False
+        self._line += data
+        *lines, rest = self._line.split(b"\n")
+        self._lines.extend(lines)
+        self._line = bytearray(rest if len(rest) <= _MAX_REPORT else b"")
+        return True
+
+    def _take_line(self, line: bytearray) -> None:
+        """Take one report; what is none is the child's own fault and passed over."""
+        try:
+            value = json.loads(line.decode("ascii"))
+        except (ValueError, RecursionError):
+            return
+        if isinstance(value, dict):
+            self._owner.on_report(value)
 
     def _output_waits(self) -> bool:
         """Whether a pipe holds output that should go first; it is pumped, and we come again."""
@@ -231,19 +252,6 @@ class Relay:
                     return True
         return False
 
-    def _parse(self, data: bytes) -> None:
-        """Take complete lines; what is no report is the child's own fault and passed over."""
-        self._line += data
-        *lines, rest = self._line.split(b"\n")
-        self._line = bytearray(rest if len(rest) <= _MAX_REPORT else b"")
-        for line in lines:
-            try:
-                value = json.loads(line.decode("ascii"))
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(value, dict) and not self._ended:
-                self._owner.on_report(value)
-
     def _give_up_output(self) -> None:
         for fd in list(self._outputs):
             del self._outputs[fd]
@@ -255,7 +263,7 @@ class Relay:
         self._check_end()
 
     def _check_end(self) -> None:
-        if self._ended or self._status is None or self._outputs or self._report >= 0:
+        if self._ended or self._status is None or self._outputs or self._report >= 0 or self._lines:
             return
         self._ended = True
         self._release()

@@ -250,7 +250,9 @@ class Session:
             events = self.connection.receive(data)
         except wire.PeerError:
             report("the host broke the protocol")
-            self.reset()
+            self._abandon()
+            # Behind what its predecessor left half sent may come the SYNC of the host's successor.
+            self._receive(b"")
             return
         for event in events:
             self._dispatch(event)

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import signal
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -27,6 +28,9 @@ REQUEST = 4
 """Where a fork of the warm interpreter finds its request."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OUT_OF_THE_WAY = 10
+_NAME_SHOWN = 256
+_AGENT_FILES = 8192  # 256 channels with four pipes each, and room
+_CHILD_FILES = 1024  # what every Linux login starts with
 
 
 class Launch(NamedTuple):
@@ -84,6 +88,11 @@ def fork(descriptors: Sequence[int], body: Callable[[], int]) -> int:
     raise AssertionError("unreachable")
 
 
+def widen_limits() -> None:
+    """Let the agent hold as many descriptors as its channels may need."""
+    _limit_files(_AGENT_FILES)
+
+
 def settle(descriptors: Sequence[int]) -> None:
     """Put a new child on its own feet: descriptors, signals, session, umask."""
     signal.set_wakeup_fd(-1)
@@ -94,8 +103,15 @@ def settle(descriptors: Sequence[int]) -> None:
     for target, fd in enumerate(moved):
         os.dup2(fd, target, inheritable=target < REPORT)
     close_others(len(moved))
+    _limit_files(_CHILD_FILES)
     os.setsid()
     os.umask(0o022)
+
+
+def _limit_files(most: int) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    soft = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def close_others(lowest: int) -> None:
@@ -150,4 +166,4 @@ def execute(system: System, launch: Launch, argv: list[str]) -> NoReturn:
             errno.EACCES: "permission_denied",
             errno.E2BIG: "argument_list_too_long",
         }.get(err.errno or 0, "program_not_executable")
-        raise OperationError(code, f"{argv[0]!r}: {err.strerror}") from err
+        raise OperationError(code, f"{argv[0][:_NAME_SHOWN]!r}: {err.strerror}") from err

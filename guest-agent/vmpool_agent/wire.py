@@ -200,9 +200,8 @@ class Connection:
         """Forget the peer and look for a SYNC; the agent's end only."""
         if self._role is not Role.AGENT:
             raise MisuseError("only the agent waits for a SYNC")
-        self._forget()
         self._buffer.clear()
-        self._landmark = _HEADER.pack(_SYNC_KIND, 0, _SYNC.size, 0) + _MAGIC
+        self._lose_step()
 
     def synchronise(self, nonce: bytes) -> None:
         """Send SYNC; the host's end only. Bytes are discarded until the answer to it.
@@ -298,7 +297,9 @@ class Connection:
         """Return what the bytes mean, in order; an incomplete frame is kept for the next call.
 
         Raises:
-            PeerError: The peer broke the protocol. Call `reset()` or close the stream.
+            PeerError: The peer broke the protocol; on the host close the stream. The agent's end
+                has forgotten the peer and goes on, with `receive(b"")`, to look for a SYNC in the
+                bytes that follow: they may be those of the host's successor.
         """
         self._buffer += data
         events: list[Event] = []
@@ -310,8 +311,16 @@ class Connection:
                 if not used:
                     return events
                 offset += used
+        except PeerError:
+            if self._role is Role.AGENT:
+                self._lose_step()
+            raise
         finally:
             del self._buffer[:offset]
+
+    def _lose_step(self) -> None:
+        self._forget()
+        self._landmark = _HEADER.pack(_SYNC_KIND, 0, _SYNC.size, 0) + _MAGIC
 
     def _forget(self) -> None:
         self._flows.clear()

@@ -12,6 +12,7 @@ from vmpool.errors import (
     GuestError,
     GuestFileError,
     InvalidRequestError,
+    TaskError,
     TooLargeError,
     VmpoolError,
 )
@@ -231,6 +232,8 @@ def _refusal(
     """Return the error for a refusal; a code that we do not know is the guest's own failure."""
     code = message.get("code")
     text = _clean(_short(message, "message"))
+    if code == "no_resources":
+        return TaskError(text, code="guest_no_resources")
     if isinstance(code, str) and code in known:
         return kind(text, code=code)
     return GuestError(f"agent failed: {text}", code="guest_failed")

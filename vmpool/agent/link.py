@@ -54,7 +54,8 @@ class LinkChannel:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-        if kind is None or not issubclass(kind, asyncio.CancelledError):
+        # A guest that broke its word is not waited for, nor by one who is being cancelled.
+        if kind is None or not issubclass(kind, (asyncio.CancelledError, GuestError)):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CLOSE_TIMEOUT):
                     await self._closed.wait()
@@ -196,8 +197,12 @@ class Link:
     async def close(self) -> None:
         """Close the stream and reap the reader. *Idempotent.*"""
         self._fail("link closed", "guest_lost")
+        # Here and not in the task alone, which may be cancelled before its first step.
+        self._writer.transport.abort()
         self._task.cancel()
         await asyncio.wait([self._task])
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
 
     def capacity(self, number: int) -> int:
         """Return how many bytes a channel may send at once."""
@@ -256,8 +261,6 @@ class Link:
         finally:
             self._fail("link closed", "guest_lost")
             self._writer.transport.abort()
-            with contextlib.suppress(OSError):
-                await self._writer.wait_closed()
 
     def _dispatch(self, event: wire.Event) -> None:
         assert not isinstance(event, (wire.Synchronised, wire.Opened))  # the codec forbids them

@@ -1,0 +1,351 @@
+"""Programs and source, run by the real agent in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import fake_guest
+from vmpool.agent import Agent, connect
+from vmpool.errors import ConflictError, InvalidRequestError
+from vmpool.model import Code, Command, Exited, Output, Raised, Result, SerialAddress, Started
+from vmpool_agent import wire
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from vmpool.agent import Execution
+    from vmpool.model import ExecutionEvent
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with fake_guest.running(tmp_path_factory.mktemp("guest")) as path:
+        yield path
+
+
+@asynccontextmanager
+async def connected(guest: Path) -> AsyncIterator[Agent]:
+    async with await connect(SerialAddress(path=guest), timeout=10) as agent:
+        yield agent
+
+
+async def run(agent: Agent, what: Command | Code) -> list[ExecutionEvent]:
+    async with asyncio.timeout(30), agent.execute(what) as execution:
+        return [event async for event in execution]
+
+
+def shell(line: str, **options: object) -> Command:
+    return Command(argv=("/bin/sh", "-c", line), **options)  # type: ignore[arg-type]
+
+
+def output(events: list[ExecutionEvent], stream: str = "stdout") -> bytes:
+    return b"".join(e.data for e in events if isinstance(e, Output) and e.stream == stream)
+
+
+async def read_until(execution: Execution, text: bytes) -> bytes:
+    seen = b""
+    async for event in execution:
+        if isinstance(event, Output):
+            seen += event.data
+        if text in seen:
+            return seen
+    raise AssertionError(f"{text!r} never came, but {seen!r}")
+
+
+async def test_a_program_starts_writes_to_both_streams_and_exits(guest: Path) -> None:
+    async with connected(guest) as agent:
+        events = await run(agent, shell("echo out; echo err >&2; exit 3"))
+    assert isinstance(events[0], Started)
+    assert events[-1] == Exited(exit_code=3)
+    assert (output(events), output(events, "stderr")) == (b"out\n", b"err\n")
+
+
+async def test_a_program_has_the_accounts_environment_and_home(guest: Path) -> None:
+    home = guest.parent / "home"
+    async with connected(guest) as agent:
+        events = await run(agent, shell("pwd; env", env={"MORE": "1", "ODD": "\udcff"}))
+    lines = output(events).splitlines()
+    assert lines[0] == bytes(home)
+    assert {b"USER=user", b"LOGNAME=user", b"HOME=" + bytes(home), b"MORE=1"} <= set(lines)
+    assert b"ODD=\xff" in lines
+    assert not [line for line in lines if line.startswith((b"VMPOOL_TEST_RUN", b"VIRTUAL_ENV"))]
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "text"),
+    [
+        (Command(argv=("no-such-program",)), "program_not_found", "no-such-program"),
+        (Command(argv=("/etc/passwd",)), "permission_denied", "/etc/passwd"),
+        (Command(argv=("ls",), cwd="/nowhere"), "cwd_not_found", "cwd '/nowhere' does not exist"),
+        (Command(argv=("ls",), user="nobody2"), "unknown_user", "invalid username: 'nobody2'"),
+        (Command(argv=("a\0b",)), "bad_request", "argv"),
+        (Command(argv=("\ud800",)), "bad_request", "argv"),
+        (Command(argv=("true", "x" * 200_000)), "argument_list_too_long", "too long"),
+        (Command(argv=("ls",), env={"A=B": "1"}), "bad_request", "env"),
+        (Code(source="1", cwd="/nowhere"), "cwd_not_found", "cwd '/nowhere' does not exist"),
+        (Code(source="1", user="x"), "unknown_user", "invalid username: 'x'"),
+    ],
+)
+async def test_what_cannot_be_started_says_why(
+    guest: Path, what: Command | Code, code: str, text: str
+) -> None:
+    async with connected(guest) as agent:
+        with pytest.raises(InvalidRequestError, match=text) as raised:
+            await run(agent, what)
+    assert raised.value.error_code == code
+
+
+async def test_megabytes_of_stdin_come_back(guest: Path) -> None:
+    data = os.urandom(4 << 20)
+    async with (
+        connected(guest) as agent,
+        agent.execute(Command(argv=("cat",), stdin=True)) as execution,
+    ):
+
+        async def feed() -> None:
+            await execution.write_stdin(data)
+            await execution.close_stdin()
+
+        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+            tasks.create_task(feed())
+            events = [event async for event in execution]
+    assert output(events) == data
+    assert events[-1] == Exited(exit_code=0)
+
+
+async def test_without_a_pipe_stdin_is_empty_and_takes_nothing(guest: Path) -> None:
+    async with connected(guest) as agent, agent.execute(Command(argv=("cat",))) as execution:
+        with pytest.raises(ConflictError):
+            await execution.write_stdin(b"x")
+        assert [e async for e in execution][-1] == Exited(exit_code=0)
+
+
+async def test_input_for_a_program_that_closed_its_stdin_is_discarded(guest: Path) -> None:
+    async with (
+        connected(guest) as agent,
+        agent.execute(shell("exec 0<&-; echo closed; sleep 1000", stdin=True)) as execution,
+    ):
+        await read_until(execution, b"closed")
+        async with asyncio.timeout(10):
+            await execution.write_stdin(bytes(2 << 20))
+        await execution.kill()
+        assert [e async for e in execution][-1] == Exited(exit_code=None, signal=signal.SIGKILL)
+
+
+async def test_a_flood_on_one_channel_blocks_no_other_and_fills_no_memory(guest: Path) -> None:
+    async with connected(guest) as agent, agent.execute(Command(argv=("yes",))) as flood:
+        first = await anext(aiter(flood))
+        assert isinstance(first, Started)
+        for _ in range(5):
+            assert output(await run(agent, shell("echo answer"))) == b"answer\n"
+        held = sum(len(e.payload) for e in flood._channel._events if isinstance(e, wire.Data))
+        assert 0 < held < 256 * 1024
+
+
+async def test_a_timeout_kills_grandchildren_and_ends_promptly(guest: Path) -> None:
+    line = "sleep 1000 & (setsid sleep 1000 & echo $!); echo $!; wait"
+    async with connected(guest) as agent:
+        events = await run(agent, shell(line, timeout=0.3))
+        exited = events[-1]
+        assert isinstance(exited, Exited)
+        assert (exited.signal, exited.timed_out) == (signal.SIGKILL, True)
+        _, child = (int(word) for word in output(events).split())
+        assert output(await run(agent, shell(f"kill -0 {child} 2>&1 || echo gone"))).endswith(
+            b"gone\n"
+        )
+        await run(agent, shell("pkill -f 'sleep 100[0]' ; true"))
+
+
+async def test_leaving_the_block_kills_the_group(guest: Path) -> None:
+    async with connected(guest) as agent:
+        async with agent.execute(shell("sleep 1001 & echo $!; wait")) as execution:
+            child = int(await read_until(execution, b"\n"))
+        await gone(agent, child)
+
+
+async def test_losing_the_link_kills_the_group(guest: Path) -> None:
+    line = "sleep 1002 & echo $!; wait"
+    async with connected(guest) as agent, agent.execute(shell(line)) as execution:
+        child = int(await read_until(execution, b"\n"))
+        await agent.close()
+    async with connected(guest) as agent:
+        await gone(agent, child)
+
+
+async def gone(agent: Agent, pid: int) -> None:
+    line = f"while kill -0 {pid} 2>/dev/null; do :; done; echo gone"
+    assert output(await run(agent, shell(line, timeout=10))) == b"gone\n"
+
+
+async def test_a_killed_process_is_reaped_before_its_end_is_told(guest: Path) -> None:
+    async with connected(guest) as agent:
+        async with agent.execute(Command(argv=("sleep", "1003"))) as execution:
+            await execution.kill()
+            events = [event async for event in execution]
+        assert events[-1] == Exited(exit_code=None, signal=signal.SIGKILL)
+        check = await run(agent, shell(f"kill -0 {execution.pid} 2>&1"))
+        assert check[-1] == Exited(exit_code=1)
+
+
+async def test_a_signal_that_the_program_handles_is_not_its_end(guest: Path) -> None:
+    line = "trap 'echo got; exit 7' TERM; echo ready; while :; do sleep 0.01; done"
+    async with connected(guest) as agent, agent.execute(shell(line)) as execution:
+        await read_until(execution, b"ready\n")
+        await execution.kill(signal.SIGTERM)
+        events = [event async for event in execution]
+    assert output(events) == b"got\n"
+    assert events[-1] == Exited(exit_code=7)
+
+
+async def test_output_is_complete_before_the_end(guest: Path) -> None:
+    async with connected(guest) as agent:
+        events = await run(agent, shell("(sleep 0.2; echo late) & echo early"))
+    assert output(events) == b"early\nlate\n"
+
+
+async def test_a_program_holds_nothing_of_the_agents(guest: Path) -> None:
+    async with connected(guest) as agent, agent.execute(Command(argv=("yes",))):
+        events = await run(agent, Command(argv=("ls", "/proc/self/fd")))
+        source = "import os; print(sorted(map(int, os.listdir('/proc/self/fd'))))"
+        forked = await run(agent, Code(source=source))
+    assert output(events).split() == [b"0", b"1", b"2", b"3"]  # 3 is the listing's own
+    assert output(forked) == b"[0, 1, 2, 3, 4]\n"  # 3 takes reports, 4 is the listing's own
+
+
+async def test_a_program_starts_with_default_signals_and_a_session_of_its_own(guest: Path) -> None:
+    line = "grep -E 'Sig(Ign|Blk)' /proc/self/status; ps -o sid= -p $$; echo $$"
+    async with connected(guest) as agent:
+        events = await run(agent, shell(line))
+    *masks, session, pid = output(events).split()
+    assert masks[1::2] == [b"0" * 16] * 2
+    assert session == pid
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another account")
+async def test_neither_programs_nor_source_keep_roots_capabilities(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    directory = tmp_path_factory.mktemp("unprivileged")
+    with fake_guest.running(directory, "--user", "nobody", "--home", "/tmp") as path:
+        async with connected(path) as agent:
+            line = "id -u; grep -E 'Cap(Inh|Prm|Eff|Amb)' /proc/self/status"
+            source = f"import subprocess, os; os.system({line!r})"
+            for what in (shell(line), Code(source=source)):
+                uid, *sets = output(await run(agent, what)).split()
+                assert uid == b"65534"
+                assert sets[1::2] == [b"0" * 16] * 4
+
+
+async def test_source_prints_and_shows_its_last_value(guest: Path) -> None:
+    async with connected(guest) as agent:
+        events = await run(agent, Code(source="x = 6\nprint(x)\nx * 7"))
+    assert events[1:] == [
+        Output(events[1].stream, b"6\n"),  # type: ignore[union-attr]
+        Result({"text/plain": "42"}),
+        Exited(exit_code=0),
+    ]
+
+
+async def test_an_exception_is_told_with_the_users_frames_only(guest: Path) -> None:
+    async with connected(guest) as agent:
+        events = await run(agent, Code(source="def f():\n    return 1 / 0\nf()"))
+    raised = events[1]
+    assert isinstance(raised, Raised)
+    assert (raised.name, raised.value) == ("ZeroDivisionError", "division by zero")
+    assert raised.traceback.count('File "') == 2
+    assert "return 1 / 0" in raised.traceback
+    assert events[-1] == Exited(exit_code=1)
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [("raise SystemExit(5)", 5), ("import sys; sys.exit()", 0), ("exit('bye')", 1), ("(", 1)],
+)
+async def test_source_ends_with_the_code_that_python_would_give(
+    guest: Path, source: str, code: int
+) -> None:
+    async with connected(guest) as agent:
+        events = await run(agent, Code(source=source))
+    assert events[-1] == Exited(exit_code=code)
+
+
+async def test_rich_forms_come_beside_the_plain_one(guest: Path) -> None:
+    source = """
+class Rich:
+    def _repr_html_(self): return "<b>hi</b>"
+    def _repr_png_(self): return b"png"
+    def _repr_svg_(self): raise ValueError
+    def _repr_mimebundle_(self, **_): return {"x/y": {"a": 1}}, {}
+    def __repr__(self): return "plain"
+Rich()
+"""
+    async with connected(guest) as agent:
+        events = await run(agent, Code(source=source))
+    assert events[1] == Result(
+        {"x/y": '{"a": 1}', "text/html": "<b>hi</b>", "image/png": "cG5n", "text/plain": "plain"}
+    )
+
+
+async def test_a_large_result_arrives_and_an_oversized_one_is_cut_to_its_text(guest: Path) -> None:
+    source = "class R:\n def _repr_html_(s): return 'x' * {}\nR()"
+    async with connected(guest) as agent:
+        large = await run(agent, Code(source=source.format(3 << 20)))
+        oversized = await run(agent, Code(source=source.format(9 << 20)))
+    assert isinstance(large[1], Result)
+    assert len(large[1].mime["text/html"]) == 3 << 20
+    assert isinstance(oversized[1], Result)
+    assert set(oversized[1].mime) == {"text/plain"}
+
+
+async def test_two_runs_share_no_state_and_no_random_numbers(guest: Path) -> None:
+    source = "import random\nprint(random.random(), 'x' in globals())\nx = 1"
+    async with connected(guest) as agent:
+        drawn = {output(await run(agent, Code(source=source))) for _ in range(4)}
+    assert len(drawn) == 4
+    assert all(line.endswith(b"False\n") for line in drawn)
+
+
+async def test_source_larger_than_a_window_runs(guest: Path) -> None:
+    source = f"x = {'y' * (2 << 20)!r}\nlen(x)"
+    async with connected(guest) as agent:
+        events = await run(agent, Code(source=source))
+    assert events[1] == Result({"text/plain": str(2 << 20)})
+
+
+async def test_the_warm_interpreter_starts_again_when_it_is_killed(tmp_path: Path) -> None:
+    with fake_guest.running(tmp_path) as path:
+        await outlive_the_warm_interpreter(path)
+
+
+async def outlive_the_warm_interpreter(guest: Path) -> None:
+    sleeper = Code(source="import time\ntime.sleep(1000)")
+    async with connected(guest) as agent, agent.execute(sleeper) as survivor:
+        await run(agent, Code(source="import os\nos.kill(os.getppid(), 9)"))
+        events = await run(agent, Code(source="print(1)"))
+        assert output(events) == b"1\n"
+        await survivor.kill()
+        last = [event async for event in survivor][-1]
+    assert last == Exited(exit_code=None, signal=signal.SIGKILL)
+
+
+async def test_the_guest_warms_up_once_before_it_forks(tmp_path: Path) -> None:
+    script = tmp_path / "warm.py"
+    script.write_text("import fractions, sys\nsys.warmed = True\n")
+    with fake_guest.running(tmp_path, "--warm-up", str(script)) as path:
+        async with connected(path) as agent:
+            source = "import sys\n(sys.warmed, 'fractions' in sys.modules)"
+            events = await run(agent, Code(source=source))
+    assert events[1] == Result({"text/plain": "(True, True)"})
+
+
+async def test_many_programs_run_at_once(guest: Path) -> None:
+    async with connected(guest) as agent, asyncio.TaskGroup() as tasks:
+        runs = [tasks.create_task(run(agent, shell(f"echo {n}"))) for n in range(40)]
+    assert [output(task.result()) for task in runs] == [b"%d\n" % n for n in range(40)]

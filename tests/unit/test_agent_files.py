@@ -1,0 +1,239 @@
+"""Files in the guest, through the real agent."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import tempfile
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import fake_guest
+from vmpool.agent import Agent, connect
+from vmpool.errors import GuestFileError, InvalidRequestError, TooLargeError
+from vmpool.model import Command, FileKind, SerialAddress
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with fake_guest.running(tmp_path_factory.mktemp("guest")) as path:
+        yield path
+
+
+@asynccontextmanager
+async def connected(guest: Path) -> AsyncIterator[Agent]:
+    async with await connect(SerialAddress(path=guest), timeout=10) as agent:
+        yield agent
+
+
+async def pieces(data: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), size):
+        yield data[at : at + size]
+
+
+async def content(agent: Agent, path: str, **part: int) -> bytes:
+    async with aclosing(agent.read_file(path, user="user", **part)) as stream:
+        return b"".join([piece async for piece in stream])
+
+
+async def test_megabytes_go_in_and_come_out_again(guest: Path) -> None:
+    data = os.urandom(20 << 20)
+    async with connected(guest) as agent:
+        info = await agent.write_file("big/one.bin", pieces(data), user="user")
+        assert await content(agent, "big/one.bin") == data
+        assert (
+            await content(agent, "big/one.bin", offset=5 << 20, length=70_000)
+            == (data[5 << 20 :][:70_000])
+        )
+        assert await content(agent, "big/one.bin", offset=len(data)) == b""
+    assert info.size_bytes == len(data)
+    assert info.path == str(guest.parent / "home" / "big" / "one.bin")
+    assert (info.kind, info.mode) == (FileKind.FILE, 0o644)
+    parent = guest.parent / "home" / "big"
+    assert stat.S_IMODE(parent.stat().st_mode) == 0o755
+
+
+async def test_writing_truncates_in_place_and_keeps_or_sets_the_mode(guest: Path) -> None:
+    async with connected(guest) as agent:
+        first = await agent.write_file("f", pieces(b"long content"), user="user", mode=0o600)
+        inode = (guest.parent / "home" / "f").stat().st_ino
+        second = await agent.write_file("~/f", pieces(b"short"), user="user")
+        third = await agent.write_file("f", pieces(b""), user="user", mode=0o755)
+    assert (first.mode, second.mode, third.mode) == (0o600, 0o600, 0o755)
+    assert (second.size_bytes, third.size_bytes) == (5, 0)
+    assert (guest.parent / "home" / "f").stat().st_ino == inode
+
+
+async def test_a_reader_that_leaves_early_leaves_the_agent_well(guest: Path) -> None:
+    async with connected(guest) as agent:
+        await agent.write_file("long", pieces(bytes(8 << 20)), user="user")
+        async with aclosing(agent.read_file("long", user="user")) as stream:
+            await anext(stream)
+        assert (await agent.stat("long", user="user")).size_bytes == 8 << 20
+
+
+async def test_a_name_that_is_not_utf8_makes_the_round_trip(guest: Path) -> None:
+    name = os.fsdecode(b"odd-\xff\n")
+    async with connected(guest) as agent:
+        await agent.write_file(f"names/{name}", pieces(b"x"), user="user")
+        (entry,) = await agent.list_directory("names", user="user")
+        assert entry.path.endswith(name)
+        assert await content(agent, entry.path) == b"x"
+
+
+async def test_a_listing_is_lexical_parents_first_to_the_depth_asked(guest: Path) -> None:
+    async with connected(guest) as agent:
+        for name in ("tree/b/c/d", "tree/a", "tree/b.txt"):
+            await agent.write_file(name, pieces(b""), user="user")
+        (guest.parent / "home" / "tree" / "link").symlink_to("nowhere")
+        deep = await agent.list_directory("tree", user="user", depth=9)
+        shallow = await agent.list_directory("tree", user="user")
+    root = str(guest.parent / "home" / "tree") + "/"
+    assert [entry.path.removeprefix(root) for entry in deep] == [
+        "a", "b", "b/c", "b/c/d", "b.txt", "link",
+    ]  # fmt: skip
+    assert [entry.path.removeprefix(root) for entry in shallow] == ["a", "b", "b.txt", "link"]
+    assert (shallow[-1].kind, shallow[-1].target) == (FileKind.SYMLINK, "nowhere")
+
+
+async def test_a_directory_beyond_the_limit_is_refused(guest: Path) -> None:
+    crowd = guest.parent / "home" / "crowd"
+    crowd.mkdir()
+    for number in range(10_001):
+        (crowd / str(number)).touch()
+    async with connected(guest) as agent:
+        with pytest.raises(TooLargeError) as raised:
+            await agent.list_directory("crowd", user="user")
+        assert raised.value.error_code == "too_many_entries"
+        await agent.remove("crowd/0", user="user")
+        assert len(await agent.list_directory("crowd", user="user")) == 10_000
+        await agent.remove("crowd", user="user")
+    assert not crowd.exists()
+
+
+async def test_moving_makes_parents_and_replaces(guest: Path) -> None:
+    async with connected(guest) as agent:
+        await agent.write_file("from", pieces(b"1"), user="user")
+        info = await agent.move("from", "x/y/to", user="user")
+        await agent.write_file("again", pieces(b"2"), user="user")
+        await agent.move("again", "x/y/to", user="user")
+        assert await content(agent, info.path) == b"2"
+
+
+async def test_making_a_directory_makes_its_parents(guest: Path) -> None:
+    async with connected(guest) as agent:
+        info = await agent.make_directory("m/n/o", user="user")
+    assert (info.kind, info.mode) == (FileKind.DIRECTORY, 0o755)
+
+
+REFUSALS: list[tuple[str, Callable[[Agent], Awaitable[object]]]] = [
+    ("file_not_found", lambda a: a.stat("nowhere", user="user")),
+    ("file_not_found", lambda a: content(a, "nowhere")),
+    ("file_not_found", lambda a: a.remove("nowhere", user="user")),
+    ("file_not_found", lambda a: a.move("nowhere", "there", user="user")),
+    ("file_not_found", lambda a: a.list_directory("nowhere", user="user")),
+    ("not_a_directory", lambda a: a.list_directory("/etc/passwd", user="user")),
+    ("not_a_directory", lambda a: a.write_file("/etc/passwd/x", pieces(b""), user="user")),
+    ("is_a_directory", lambda a: a.write_file("/", pieces(b""), user="user")),
+    ("is_a_directory", lambda a: content(a, "/")),
+    ("not_a_regular_file", lambda a: content(a, "/dev/zero")),
+    ("file_exists", lambda a: a.make_directory("/etc", user="user")),
+    ("name_too_long", lambda a: a.stat("n" * 300, user="user")),
+]
+
+
+@pytest.mark.parametrize(("code", "act"), REFUSALS)
+async def test_a_refusal_says_why(
+    guest: Path, code: str, act: Callable[[Agent], Awaitable[object]]
+) -> None:
+    async with connected(guest) as agent:
+        with pytest.raises(GuestFileError) as raised:
+            await act(agent)
+    assert raised.value.error_code == code
+
+
+async def test_a_pipe_without_a_writer_is_refused_and_not_waited_for(guest: Path) -> None:
+    os.mkfifo(guest.parent / "home" / "pipe")
+    async with connected(guest) as agent:
+        for act in (content(agent, "pipe"), agent.write_file("pipe", pieces(b"x"), user="user")):
+            with pytest.raises(GuestFileError):
+                await act
+
+
+@pytest.fixture
+def small_disk(guest: Path) -> Iterator[Path]:
+    if os.getuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    small = guest.parent / "home" / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", small], check=True)
+    yield small
+    subprocess.run(["umount", small], check=True)
+
+
+async def test_a_full_disk_has_its_own_error_and_is_noticed_while_sending(
+    guest: Path, small_disk: Path
+) -> None:
+    async with connected(guest) as agent:
+        with pytest.raises(GuestFileError) as raised:
+            await agent.write_file("small/f", pieces(bytes(30 << 20)), user="user")
+    assert raised.value.error_code == "disk_full"
+    assert not os.listdir(small_disk)  # noqa: PTH208 blocks for no time
+
+
+async def test_bad_paths_and_users_are_the_callers_fault(guest: Path) -> None:
+    async with connected(guest) as agent:
+        for path, user in (("a\0b", "user"), ("\ud800", "user"), ("x", "nobody2")):
+            with pytest.raises(InvalidRequestError):
+                await agent.stat(path, user=user)
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that `nobody` can reach, which pytest's own are not, with root's secret in it."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        secret = directory / "secret"
+        secret.write_text("root's")
+        secret.chmod(0o600)
+        home = directory / "home"
+        home.mkdir()
+        os.chown(home, 65534, 65534)
+        yield directory
+        assert secret.read_text() == "root's"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another account")
+async def test_what_the_account_may_not_touch_is_refused(open_directory: Path) -> None:
+    directory = open_directory
+    secret = directory / "secret"
+    with fake_guest.running(directory, "--user", "nobody") as path:
+        async with connected(path) as agent:
+            info = await agent.write_file("d/mine", pieces(b"x"), user="user")
+            assert info.owner == "nobody"
+            for act in (
+                content(agent, str(secret)),
+                agent.write_file(str(secret), pieces(b""), user="user"),
+                agent.remove(str(secret), user="user"),
+                agent.move(str(secret), "here", user="user"),
+            ):
+                with pytest.raises(GuestFileError) as raised:
+                    await act
+                assert raised.value.error_code == "permission_denied"
+
+
+async def test_a_slow_file_holds_up_nobody(guest: Path) -> None:
+    async with connected(guest) as agent:
+        await agent.write_file("slow", pieces(bytes(4 << 20)), user="user")
+        async with aclosing(agent.read_file("slow", user="user")) as unread:
+            await anext(unread)
+            async with agent.execute(Command(argv=("true",))) as execution:
+                assert len([event async for event in execution]) == 2
