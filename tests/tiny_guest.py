@@ -1,8 +1,8 @@
 """Tiny guests: kernels of a few bytes, up in a fraction of a second under emulation.
 
-`IDLE` does nothing. `WITNESS` shows what a hypervisor did to it: it waits until VMGENID tells it
-that it was restored, and then ends in a way that says what it found in memory. A machine that sees
-nobody else's writes powers off; one that does panics.
+`IDLE` does nothing, `PANIC` panics. `WITNESS` shows what a hypervisor did to it: it waits until
+VMGENID tells it that it was restored, and then ends in a way that says what it found in memory. A
+machine that sees nobody else's writes powers off; one that does panics.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ _HELLO = [
     b"\xb0\x55",  # mov al, 'U'
     b"\xee",  # out dx, al
 ]
+_PANIC = [
+    b"\x66\xba\x05\x05",  # panic: mov dx, 0x505  the panic device
+    b"\xb0\x01",  # mov al, 1
+    b"\xee",  # out dx, al
+    b"\xf4",  # hlt
+]
 IDLE = b"".join([*_HELLO, b"\xf4"])  # hlt
+PANIC = b"".join([*_HELLO, *_PANIC])
 WITNESS = b"".join(
     [
         *_HELLO,
@@ -42,10 +49,7 @@ WITNESS = b"".join(
         b"\x66\xb8\x00\x20",  # mov ax, 1 << 13     sleep: soft off
         b"\x66\xef",  # out dx, ax
         b"\xf4",  # hlt
-        b"\x66\xba\x05\x05",  # panic: mov dx, 0x505
-        b"\xb0\x01",  # mov al, 1
-        b"\xee",  # out dx, al
-        b"\xf4",  # hlt
+        *_PANIC,
     ]
 )
 

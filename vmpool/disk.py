@@ -50,15 +50,22 @@ def write_overlay(descriptor: int, size_bytes: int) -> None:
     if size_bytes % 512 or not 0 < size_bytes <= OVERLAY_LIMIT_BYTES:
         raise ValueError(f"no overlay can have {size_bytes} bytes")
     try:
+        for offset, region in _regions(size_bytes):
+            os.pwrite(descriptor, region, offset)
         os.ftruncate(descriptor, _END)
-        os.pwrite(descriptor, _header(size_bytes), 0)
-        os.pwrite(descriptor, struct.pack(">Q", _REFCOUNT_BLOCK), _REFCOUNT_TABLE)
-        used = _END // CLUSTER_BYTES
-        os.pwrite(descriptor, struct.pack(f">{used}H", *[1] * used), _REFCOUNT_BLOCK)
     except OSError as err:
         if err.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFullError("no space for a disk overlay") from err
         raise InfrastructureError(f"cannot write a disk overlay: {err.strerror}") from err
+
+
+def _regions(size_bytes: int) -> tuple[tuple[int, bytes], ...]:
+    used = _END // CLUSTER_BYTES
+    return (
+        (0, _header(size_bytes)),
+        (_REFCOUNT_TABLE, struct.pack(">Q", _REFCOUNT_BLOCK)),
+        (_REFCOUNT_BLOCK, struct.pack(f">{used}H", *[1] * used)),
+    )
 
 
 def _header(size_bytes: int) -> bytes:

@@ -198,7 +198,7 @@ def begin(parent: Path) -> Path:
 def describe(
     partial: Path,
     *,
-    id: str,  # noqa: A002 -- the field's own name
+    id: str,
     image: str,
     spec: MachineSpec,
     created_ns: int,

@@ -1,5 +1,15 @@
 """The engine that drives QEMU over QMP."""
 
 from vmpool.engine.qemu.engine import QemuEngine, QemuMachine, QemuShell
+from vmpool.engine.qemu.orphan import reap
+from vmpool.engine.qemu.probe import Probe, probe_accelerator, probe_transport
 
-__all__ = ["QemuEngine", "QemuMachine", "QemuShell"]
+__all__ = [
+    "Probe",
+    "QemuEngine",
+    "QemuMachine",
+    "QemuShell",
+    "probe_accelerator",
+    "probe_transport",
+    "reap",
+]

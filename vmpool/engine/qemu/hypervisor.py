@@ -6,6 +6,7 @@ of the log.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -119,11 +120,11 @@ async def start(
         process = await processes.spawn(
             argv, slots=slots, log=log_file.fileno(), isolation=isolation
         )
-    monitor = None
+    monitor = Monitor()
     try:
         spawned = time.perf_counter_ns()
         Record.of(process.pid, spec, cid).write(directory)
-        monitor = await Monitor.connect(directory, QMP_SOCKET)
+        await _connect(monitor, process, directory)
     except BaseException as err:
         await uninterrupted(_end(process, monitor))
         if isinstance(err, EngineError):
@@ -133,9 +134,29 @@ async def start(
     return Hypervisor(process, monitor, argv, log, timings)
 
 
-async def _end(process: Process, monitor: Monitor | None) -> None:
+async def _connect(monitor: Monitor, process: Process, directory: Path) -> None:
+    """Connect, and notice at once when QEMU ends instead.
+
+    The socket is no help there: whoever else holds it open keeps our connection waiting.
+    """
+    connected = asyncio.ensure_future(monitor.connect(directory, QMP_SOCKET))
+    ended = asyncio.ensure_future(process.wait())
+    try:
+        await asyncio.wait((connected, ended), return_when=asyncio.FIRST_COMPLETED)
+        if not connected.done():
+            raise EngineError(f"QEMU ended with {ended.result()} at its start", code="qemu_died")
+        await connected
+    finally:
+        connected.cancel()
+        ended.cancel()
+        await asyncio.wait((connected, ended))
+
+
+async def _end(process: Process, monitor: Monitor) -> None:
     await process.kill()
-    if monitor is not None:
+    try:
+        await monitor.ended()  # its last events are read before the session is closed
+    finally:
         await monitor.close()
 
 

@@ -87,30 +87,26 @@ class _Wire(logging.LoggerAdapter[logging.Logger]):
 
 
 class Monitor:
-    """A QMP session. Made by `connect`; whoever holds it calls `close`."""
+    """A QMP session; whoever makes it calls `close`."""
 
-    def __init__(self, client: QMPClient) -> None:
-        self._client = client
+    def __init__(self) -> None:
+        self._client = QMPClient()
+        self._client.logger = cast("logging.Logger", _Wire(log.getChild("wire"), {}))
         self._client.events.names.update(EVENTS)
 
-    @classmethod
-    async def connect(cls, directory: Path, name: str) -> Monitor:
-        """Open a session on the socket `name` in `directory`, as soon as QEMU is up.
+    async def connect(self, directory: Path, name: str) -> None:
+        """Open the session on the socket `name` in `directory`, as soon as QEMU is up.
 
         Raises:
-            EngineError: QEMU is gone or does not speak QMP.
+            EngineError: QEMU is gone (`qemu_died`), or does not greet (`qemu_silent`).
         """
-        client = QMPClient()
-        client.logger = cast("logging.Logger", _Wire(log.getChild("wire"), {}))
-        monitor = cls(client)
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT):
-                await client.connect(dial(directory, name))
+                await self._client.connect(dial(directory, name))
         except TimeoutError as err:
             raise EngineError("QEMU did not greet in time", code="qemu_silent") from err
         except (QMPError, OSError) as err:
             raise EngineError(f"QEMU did not come up: {err}", code="qemu_died") from err
-        return monitor
 
     async def execute(self, command: str, **arguments: object) -> Any:
         """Run a QMP command and return its value.
@@ -152,9 +148,26 @@ class Monitor:
         """
         return await self._client.events.get()
 
+    async def ended(self) -> None:
+        """Wait until QEMU has closed the session.
+
+        Raises:
+            EngineError: It did not in time; code `qemu_silent`.
+        """
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT):
+                while self._client.runstate is Runstate.RUNNING:
+                    await self._client.runstate_changed()
+        except TimeoutError as err:
+            raise EngineError("QEMU did not end the session", code="qemu_silent") from err
+
     async def last_events(self) -> list[Mapping[str, Any]]:
-        """Return the events that nobody has taken, all of them, of a QEMU that has ended."""
-        await self.close()
+        """Return the events that nobody has taken, all of them, of a QEMU that has ended.
+
+        Raises:
+            EngineError: It has not; code `qemu_silent`.
+        """
+        await self.ended()
         return list(self._client.events.clear())
 
     async def close(self) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import threading
 from typing import TYPE_CHECKING
@@ -134,7 +135,14 @@ async def spawn(
         HostError: The program is missing, or the kernel refused the isolation.
         EngineError: The program could not be started.
     """
-    command = [*isolation.prefix, *argv]
+    program = shutil.which(argv[0])  # as us: the other account's view of PATH is narrower
+    if program is None:
+        raise HostError(
+            f"{argv[0]!r} is missing",
+            code="qemu_missing",
+            remedy="apt-get install qemu-system-x86 qemu-utils",
+        )
+    command = [*isolation.prefix, program, *argv[1:]]
 
     def start() -> Process:
         # On the loop again, in one step with learning the pid: no cancellation comes between.
@@ -167,18 +175,12 @@ def _spawn_isolated(
         return os.posix_spawnp(
             command[0],
             command,
-            {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+            {"LC_ALL": "C.UTF-8"},  # our environment may hold secrets
             file_actions=[(os.POSIX_SPAWN_DUP2, ours, slot) for slot, ours in moved.items()],
             setsid=True,
             setsigmask=(),
             setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM),
         )
-    except FileNotFoundError as err:
-        raise HostError(
-            f"{command[0]!r} is missing",
-            code="qemu_missing",
-            remedy="apt-get install qemu-system-x86 qemu-utils",
-        ) from err
     except OSError as err:
         raise EngineError(
             f"cannot start {command[0]!r}: {err.strerror}", argv=tuple(command)

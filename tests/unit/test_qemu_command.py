@@ -1,0 +1,122 @@
+"""QEMU's command lines, whole, as golden files: `VMPOOL_GOLDEN=write` writes them anew."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+
+from vmpool.engine.qemu import command
+from vmpool.engine.qemu.command import Instance, Slot
+from vmpool.model import GIB, MIB, Accelerator, MachineSpec, MachineType, Transport
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "qemu"
+
+SHAPES = list(itertools.product(MachineType, Accelerator, Transport, (0, 10 * GIB)))
+
+
+def spec_of(
+    machine_type: MachineType, accelerator: Accelerator, transport: Transport, disk_bytes: int
+) -> MachineSpec:
+    return MachineSpec(
+        root=Path("/images/root.erofs"),
+        memory_bytes=256 * MIB,
+        accelerator=accelerator,
+        transport=transport,
+        machine_type=machine_type,
+        cpu_model="host" if accelerator is Accelerator.KVM else "max",
+        disk_bytes=disk_bytes,
+        qemu_version="10.0.2",
+    )
+
+
+def instance_of(transport: Transport) -> Instance:
+    return Instance(name="a1b2c3", cid=70000 if transport is Transport.VSOCK else None)
+
+
+def as_text(argv: list[str]) -> str:
+    """One option and its value on a line."""
+    text = ""
+    for part in argv:
+        text += f"\n{part}" if part.startswith("-") else f" {part}"
+    return text.lstrip() + "\n"
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape)))
+@pytest.mark.parametrize("act", ["boot", "restore"])
+def test_command_lines_are_as_recorded(
+    act: str, shape: tuple[MachineType, Accelerator, Transport, int]
+) -> None:
+    spec, instance = spec_of(*shape), instance_of(shape[2])
+    if act == "boot":
+        argv = command.boot(spec, instance, "console=ttyS0 quiet")
+    else:
+        argv = command.restore(spec, instance)
+    machine_type, accelerator, transport, disk_bytes = shape
+    disk = "disk" if disk_bytes else "diskless"
+    path = GOLDEN / f"{act}-{machine_type}-{accelerator}-{transport}-{disk}.args"
+    if os.environ.get("VMPOOL_GOLDEN") == "write":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(as_text(argv))
+    assert as_text(argv) == path.read_text()
+
+
+def test_every_golden_file_has_its_shape() -> None:
+    assert len(list(GOLDEN.iterdir())) == 2 * len(SHAPES)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape)))
+def test_a_clone_has_the_devices_that_its_template_was_saved_with(
+    shape: tuple[MachineType, Accelerator, Transport, int],
+) -> None:
+    spec, instance = spec_of(*shape), instance_of(shape[2])
+
+    def devices(argv: list[str]) -> list[str]:
+        return [
+            value
+            for option, value in itertools.pairwise(argv)
+            if option in {"-device", "-machine", "-cpu", "-smp", "-m", "-serial", "-global"}
+        ]
+
+    assert devices(command.boot(spec, instance, "x")) == devices(command.restore(spec, instance))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape)))
+def test_a_clone_maps_memory_privately_and_names_no_host_path(
+    shape: tuple[MachineType, Accelerator, Transport, int],
+) -> None:
+    argv = command.restore(spec_of(*shape), instance_of(shape[2]))
+    line = " ".join(argv)
+    assert "share=off,readonly=on,rom=off" in line
+    assert "/images" not in line
+    assert not {"-kernel", "-initrd", "-append"} & set(argv)
+    assert "-sandbox on," in line
+    assert "mem-merge=off" in line
+
+
+def test_a_qemu_too_old_for_a_kvm_descriptor_opens_the_path() -> None:
+    new = spec_of(MachineType.Q35, Accelerator.KVM, Transport.SERIAL, 0)
+    old = MachineSpec(
+        root=new.root,
+        memory_bytes=new.memory_bytes,
+        accelerator=Accelerator.KVM,
+        transport=Transport.SERIAL,
+        qemu_version="8.2.2",
+    )
+    assert f"kvm,device=/dev/fdset/{Slot.KVM:d}" in command.restore(new, Instance(name="x"))
+    assert "kvm" in command.restore(old, Instance(name="x"))
+
+
+@pytest.mark.parametrize(
+    ("version", "parts"), [("10.0.2", (10, 0, 2)), ("8.2", (8, 2)), ("9.1.rc1", (9, 1)), ("", ())]
+)
+def test_versions_are_read_as_numbers(version: str, parts: tuple[int, ...]) -> None:
+    assert command.parse_version(version) == parts
+
+
+def test_a_comma_in_a_name_stays_in_the_name() -> None:
+    spec = spec_of(MachineType.Q35, Accelerator.TCG, Transport.SERIAL, 0)
+    argv = command.restore(spec, Instance(name="a,debug-threads=on"))
+    assert argv[argv.index("-name") + 1] == "a,,debug-threads=on"

@@ -1,0 +1,204 @@
+"""What a QEMU process is cut off from, and how it ends. Any program stands in for QEMU."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmpool.engine.qemu import isolation, process
+from vmpool.engine.qemu.isolation import Confinement
+from vmpool.engine.qemu.process import Process, uninterrupted
+from vmpool.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+INSPECT = """
+import json, os
+status = dict(line.rstrip("\\n").split(":\\t", 1) for line in open("/proc/self/status"))
+print(json.dumps({
+    "uid": os.getresuid(), "gid": os.getresgid(), "groups": os.getgroups(), "pid": os.getpid(),
+    "session": os.getsid(0), "cwd": os.getcwd(), "no_new_privs": status["NoNewPrivs"],
+    "capabilities": status["CapEff"], "environment": sorted(os.environ),
+    "namespaces": {n: os.readlink(f"/proc/self/ns/{n}") for n in ("net", "ipc", "uts", "pid")},
+    "links": [line.split(":")[0].strip() for line in open("/proc/self/net/dev") if ":" in line],
+    "descriptors": sorted(int(n) for n in os.listdir("/proc/self/fd")),
+}))
+"""
+
+
+async def spawned(
+    *argv: str, slots: Mapping[int, int] | None = None, log: int | None = None
+) -> Process:
+    with tempfile.TemporaryFile() as null:
+        return await process.spawn(
+            argv,
+            slots=slots or {},
+            log=null.fileno() if log is None else log,
+            isolation=await asyncio.to_thread(isolation.detect),
+        )
+
+
+def namespace(name: str) -> str:
+    return str(Path(f"/proc/self/ns/{name}").readlink())
+
+
+async def inspected() -> dict[str, Any]:
+    read, write = os.pipe()
+    os.set_inheritable(read, True)  # what we inherited ourselves must not go further
+    with tempfile.TemporaryFile("w+") as log:
+        try:
+            child = await spawned(
+                "/usr/bin/python3", "-c", INSPECT, slots={9: write, 255: read}, log=log.fileno()
+            )
+            code = await child.wait()
+        finally:
+            os.close(read)
+            os.close(write)
+        log.seek(0)
+        text = log.read()
+    assert code == 0, text
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+async def test_a_process_gets_its_descriptors_and_no_other() -> None:
+    found = await inspected()
+    assert [fd for fd in found["descriptors"] if fd != 3] == [0, 1, 2, 9, 255]  # 3 lists them
+
+
+async def test_a_process_has_no_privileges_and_no_network() -> None:
+    found = await inspected()
+    assert found["no_new_privs"] == "1"
+    assert int(found["capabilities"], 16) == 0
+    assert found["cwd"] == "/"
+    assert found["session"] in {found["pid"], 0}
+    assert set(found["environment"]) <= {"LC_ALL", "PATH"}
+    confined = (await asyncio.to_thread(isolation.detect)).confinement
+    if confined is not Confinement.NONE:
+        for name in ("net", "ipc", "uts"):
+            assert found["namespaces"][name] != namespace(name)
+        assert found["links"] == ["lo"]
+    if confined is Confinement.ACCOUNT:
+        assert found["pid"] == 1  # it can name no other process
+        assert 0 not in {*found["uid"], *found["gid"], *found["groups"]}
+
+
+async def test_spawning_changes_nothing_of_ours() -> None:
+    def ours() -> object:
+        names = ("net", "ipc", "uts", "pid")
+        namespaces = [namespace(name) for name in names]
+        return os.getresuid(), os.getgroups(), namespaces, Path.cwd()
+
+    before = ours()
+    await (await spawned("true")).wait()
+    assert ours() == before
+    with tempfile.TemporaryFile():  # as the account that we are
+        pass
+
+
+@pytest.mark.parametrize("code", [0, 7])
+async def test_an_exit_code_is_told_to_all_who_wait(code: int) -> None:
+    child = await spawned("sh", "-c", f"exit {code}")
+    assert set(await asyncio.gather(child.wait(), child.wait())) == {code}
+    assert await child.wait() == code
+    assert child.exit_code == code
+
+
+async def test_a_cancelled_wait_disturbs_nobody() -> None:
+    child = await spawned("sleep", "60")
+    waits = [asyncio.ensure_future(child.wait()) for _ in range(2)]
+    await asyncio.sleep(0)
+    waits[0].cancel()
+    await child.kill()
+    assert await waits[1] == -signal.SIGKILL
+
+
+async def test_a_cancelled_kill_still_reaps() -> None:
+    child = await spawned("sleep", "60")
+    kill = asyncio.ensure_future(child.kill())
+    await asyncio.sleep(0)
+    kill.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await kill
+    assert child.exit_code == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_cancelled_spawn_leaves_no_process(steps: int) -> None:
+    spawn = asyncio.ensure_future(spawned("sleep", "60"))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    spawn.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await spawn
+
+
+async def test_a_process_that_is_not_our_child_is_watched_and_killed() -> None:
+    # A shell's background process, whose parent has ended: the pid is all that is left.
+    script = "sleep 60 >/dev/null & echo $!"
+    shell = await asyncio.create_subprocess_exec(
+        *("setsid", "sh", "-c", script), stdout=asyncio.subprocess.PIPE
+    )
+    assert shell.stdout is not None
+    pid = int(await shell.stdout.readline())
+    await shell.wait()
+    orphan = Process.open(pid)
+    await orphan.kill()
+    assert orphan.exit_code == process.UNKNOWN_EXIT
+
+
+async def test_a_missing_program_is_said_to_be_missing() -> None:
+    with pytest.raises(HostError) as caught:
+        await spawned("qemu-system-none")
+    assert caught.value.error_code == "qemu_missing"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root chooses an account")
+@pytest.mark.parametrize("account", ["root", "no-such-account"])
+def test_an_account_that_protects_nothing_is_refused(account: str) -> None:
+    with pytest.raises(HostError) as caught:
+        isolation.detect(account)
+    assert caught.value.error_code == "account_unfit"
+
+
+async def test_work_that_must_end_ends_before_a_cancellation_is_told() -> None:
+    gate, done = asyncio.Event(), []
+
+    async def work() -> None:
+        await gate.wait()
+        done.append(True)
+
+    task = asyncio.ensure_future(uninterrupted(work()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == [True]
+
+
+async def test_an_error_of_uninterrupted_work_is_raised() -> None:
+    async def work() -> None:
+        raise HostError("no")
+
+    with pytest.raises(HostError):
+        await uninterrupted(work())
+
+
+def test_a_log_tail_is_short_and_always_text(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert process.log_tail(log) == ""
+    log.write_bytes(b"x" * 100_000 + b"\xff\nlast\n")
+    assert process.log_tail(log).endswith("last")
+    assert len(process.log_tail(log)) < 5000

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmpool import snapshot
+from vmpool.errors import ConflictError, SnapshotError
+from vmpool.model import MIB, Accelerator, MachineSpec, Transport
+
+if TYPE_CHECKING:
+    from vmpool.snapshot import Manifest, Snapshot
+
+SPEC = MachineSpec(
+    root=Path("../../images/abc/root.erofs"),
+    memory_bytes=32 * MIB,
+    accelerator=Accelerator.TCG,
+    transport=Transport.SERIAL,
+    qemu_version="10.0.2",
+)
+
+
+def written(parent: Path, name: str = "one", spec: MachineSpec = SPEC) -> tuple[Path, Manifest]:
+    parent.mkdir(exist_ok=True)
+    partial = snapshot.begin(parent)
+    for file in ("memory", "device-state", *(["disk"] if spec.disk_bytes else [])):
+        (partial / file).write_bytes(os.urandom(5000))
+    return partial, snapshot.describe(partial, id=name, image="abc", spec=spec, created_ns=7)
+
+
+def published(parent: Path, name: str = "one", spec: MachineSpec = SPEC) -> Snapshot:
+    partial, manifest = written(parent, name, spec)
+    return snapshot.publish(partial, manifest, parent)
+
+
+def test_what_is_published_is_loaded_again(tmp_path: Path) -> None:
+    first = published(tmp_path / "snapshots")
+    again = snapshot.load(first.directory)
+    assert again == first
+    again.verify()
+    assert again.spec.root == tmp_path / "images/abc/root.erofs"
+    assert again.disk is None
+
+
+def test_a_root_outside_the_state_directory_stays_absolute(tmp_path: Path) -> None:
+    spec = replace(SPEC, root=Path("/elsewhere/root"), disk_bytes=1 * MIB)
+    found = snapshot.load(published(tmp_path, spec=spec).directory)
+    assert found.spec.root == Path("/elsewhere/root")
+    assert found.disk == found.directory / "disk"
+
+
+def test_published_files_cannot_be_written(tmp_path: Path) -> None:
+    for path in published(tmp_path).directory.iterdir():
+        assert path.stat().st_mode & 0o777 == 0o444
+
+
+def test_a_published_snapshot_is_never_replaced(tmp_path: Path) -> None:
+    first = published(tmp_path)
+    partial, manifest = written(tmp_path)
+    with pytest.raises(ConflictError) as caught:
+        snapshot.publish(partial, manifest, tmp_path)
+    assert caught.value.error_code == "snapshot_exists"
+    assert not partial.exists()
+    snapshot.load(first.directory).verify()
+
+
+# Crashes: whatever step a process dies at, there is a whole snapshot or none.
+
+
+class Crash(BaseException):
+    """What a power cut looks like to the code that it interrupts."""
+
+
+@pytest.mark.parametrize("step", range(8))
+def test_a_crash_while_publishing_leaves_it_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    partial, manifest = written(tmp_path)
+    left = step
+
+    def crashing(function: object) -> object:
+        def call(*args: object, **kwargs: object) -> object:
+            nonlocal left
+            if left == 0:
+                raise Crash
+            left -= 1
+            return function(*args, **kwargs)  # type: ignore[operator]
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", crashing(os.fsync))
+    monkeypatch.setattr(Path, "rename", crashing(Path.rename))
+    monkeypatch.setattr(Path, "write_bytes", crashing(Path.write_bytes))
+    try:
+        snapshot.publish(partial, manifest, tmp_path)
+    except Crash:
+        swept = snapshot.sweep(tmp_path)
+        if (tmp_path / "one").exists():
+            snapshot.load(tmp_path / "one").verify()
+            assert swept == ()
+        else:
+            assert swept == (partial,)
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["one"])
+
+
+def test_files_are_durable_before_they_have_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial, manifest = written(tmp_path)
+    order: list[str] = []
+    real_sync, real_rename = os.fsync, Path.rename
+
+    def sync(descriptor: int) -> None:
+        order.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        real_sync(descriptor)
+
+    def rename(path: Path, target: Path) -> Path:
+        order.append("rename")
+        return real_rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "rename", rename)
+    snapshot.publish(partial, manifest, tmp_path)
+    assert set(order[:3]) == {"memory", "device-state", "manifest.json"}
+    assert order[3:] == [partial.name, "rename", tmp_path.name]
+
+
+def test_an_interrupted_removal_is_swept(tmp_path: Path) -> None:
+    gone, kept = published(tmp_path, "gone"), published(tmp_path, "kept")
+    gone.directory.rename(tmp_path / f"{snapshot.PARTIAL}x")
+    assert [path.name for path in snapshot.sweep(tmp_path)] == [".partial-x"]
+    kept.verify()
+    kept.remove()
+    kept.remove()
+    assert not list(tmp_path.iterdir())
+
+
+# Damage: said in words, with the file that is damaged.
+
+
+@pytest.mark.parametrize("name", ["memory", "device-state", "disk"])
+def test_a_flipped_byte_is_found_and_named(tmp_path: Path, name: str) -> None:
+    found = published(tmp_path, spec=replace(SPEC, disk_bytes=MIB))
+    path = found.directory / name
+    data = bytearray(path.read_bytes())
+    data[1234] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(data)
+    with pytest.raises(SnapshotError, match=name) as caught:
+        snapshot.load(found.directory).verify()
+    assert caught.value.error_code == "snapshot_damaged"
+
+
+@pytest.mark.parametrize("name", ["memory", "device-state"])
+def test_a_file_cut_short_is_refused_at_load(tmp_path: Path, name: str) -> None:
+    found = published(tmp_path)
+    (found.directory / name).chmod(0o600)
+    os.truncate(found.directory / name, 4999)
+    with pytest.raises(SnapshotError, match=name) as caught:
+        snapshot.load(found.directory)
+    assert caught.value.error_code == "snapshot_damaged"
+
+
+def test_a_link_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    found = published(tmp_path)
+    (found.directory / "memory").rename(tmp_path / "elsewhere")
+    (found.directory / "memory").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SnapshotError, match="memory"):
+        snapshot.load(found.directory)
+
+
+def _rewritten(found: Snapshot, **changes: object) -> Path:
+    path = found.directory / "manifest.json"
+    data = json.loads(path.read_bytes()) | changes
+    path.chmod(0o600)
+    path.write_text(json.dumps(data))
+    return found.directory
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"format": 2}, "snapshot_unfit"),
+        ({"format": 2, "spec": "of another kind"}, "snapshot_unfit"),
+        ({"format": "x"}, "snapshot_damaged"),
+        ({"files": {}}, "snapshot_damaged"),
+        ({"files": {"../memory": {"size_bytes": 1, "sha256": ""}}}, "snapshot_damaged"),
+        ({"spec": {"root": 1}}, "snapshot_damaged"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(
+    tmp_path: Path, changes: dict[str, object], code: str
+) -> None:
+    with pytest.raises(SnapshotError) as caught:
+        snapshot.load(_rewritten(published(tmp_path), **changes))
+    assert caught.value.error_code == code
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[]", b" " * (1 << 20) + b"{}"])
+def test_bytes_that_are_no_manifest_are_refused(tmp_path: Path, data: bytes) -> None:
+    found = published(tmp_path)
+    (found.directory / "manifest.json").chmod(0o600)
+    (found.directory / "manifest.json").write_bytes(data)
+    with pytest.raises(SnapshotError) as caught:
+        snapshot.load(found.directory)
+    assert caught.value.error_code == "snapshot_damaged"
+
+
+def test_no_snapshot_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(SnapshotError) as caught:
+        snapshot.load(tmp_path / "none")
+    assert caught.value.error_code == "snapshot_missing"
+
+
+# Fit: refused before a hypervisor is started.
+
+
+def test_a_snapshot_fits_the_host_that_made_it(tmp_path: Path) -> None:
+    published(tmp_path).fits(
+        version="10.0.2", accelerators={Accelerator.TCG}, transports={Transport.SERIAL}
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "accelerators", "transports", "words"),
+    [
+        ("10.0.3", {Accelerator.TCG}, {Transport.SERIAL}, r"10\.0\.2.*10\.0\.3"),
+        ("10.0.2", {Accelerator.KVM}, {Transport.SERIAL}, "'tcg'"),
+        ("10.0.2", {Accelerator.TCG}, {Transport.VSOCK}, "'virtio-serial'"),
+    ],
+)
+def test_a_snapshot_from_another_kind_of_host_is_refused_in_words(
+    tmp_path: Path,
+    version: str,
+    accelerators: set[Accelerator],
+    transports: set[Transport],
+    words: str,
+) -> None:
+    with pytest.raises(SnapshotError, match=words) as caught:
+        published(tmp_path).fits(version=version, accelerators=accelerators, transports=transports)
+    assert caught.value.error_code == "snapshot_unfit"
+    assert caught.value.remedy

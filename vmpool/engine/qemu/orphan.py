@@ -1,0 +1,65 @@
+"""Orphan: a QEMU that a manager left running when it died.
+
+What it is, its directory says: a record of the very process, or, when the manager died before it
+could write one, a socket that only the QEMU of this directory can be listening on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from vmpool.engine.qemu import record
+from vmpool.engine.qemu.hypervisor import QMP_SOCKET
+from vmpool.engine.qemu.monitor import Monitor, dial
+from vmpool.engine.qemu.process import Process
+from vmpool.errors import EngineError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def reap(directory: Path) -> bool:
+    """End the QEMU that belongs to `directory`, if it still runs, and nothing else. *Idempotent.*
+
+    Its files are the caller's to remove.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        EngineError: The kernel did not end it in time.
+    """
+    found = await asyncio.to_thread(record.read, directory)
+    if found is None:
+        return await _quit(directory)
+    try:
+        pidfd = os.pidfd_open(found.pid)
+    except ProcessLookupError:
+        return False
+    # Held first, compared then: between the two the number cannot pass to another process.
+    if not found.is_alive:
+        os.close(pidfd)
+        return False
+    await Process(found.pid, pidfd).kill()
+    return True
+
+
+async def _quit(directory: Path) -> bool:
+    """Ask whoever listens on the directory's control socket to end; return when it has."""
+    try:
+        dial(directory, QMP_SOCKET).close()
+    except OSError:
+        return False
+    monitor = Monitor()
+    try:
+        await monitor.connect(directory, QMP_SOCKET)
+        await monitor.execute("quit")
+        await monitor.ended()
+    except EngineError as err:
+        if err.error_code != "qemu_died":
+            raise
+    finally:
+        await monitor.close()
+    return True
