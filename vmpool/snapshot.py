@@ -175,17 +175,8 @@ class Snapshot:
                 )
 
     def remove(self) -> None:
-        """Remove the snapshot. *Idempotent.*
-
-        Hypervisors that run from it keep its files until they end. A crash leaves a `.partial-`
-        directory for `sweep`, never half a snapshot.
-        """
-        doomed = self.directory.with_name(f"{PARTIAL}{new_id()}")
-        try:
-            self.directory.rename(doomed)
-        except FileNotFoundError:
-            return
-        shutil.rmtree(doomed)
+        """Remove the snapshot, as `discard`. *Idempotent.*"""
+        discard(self.directory)
 
 
 def begin(parent: Path) -> Path:
@@ -259,6 +250,20 @@ def load(directory: Path) -> Snapshot:
     snapshot = Snapshot(directory=directory, manifest=_decode(directory, data))
     snapshot.check_sizes()
     return snapshot
+
+
+def discard(directory: Path) -> None:
+    """Remove a snapshot in whatever state it is, without reading it. *Idempotent.*
+
+    Hypervisors that run from it keep its files until they end. A crash leaves a `.partial-`
+    directory for `sweep`, never half a snapshot.
+    """
+    doomed = directory.with_name(f"{PARTIAL}{new_id()}")
+    try:
+        directory.rename(doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed)
 
 
 def sweep(parent: Path) -> tuple[Path, ...]:

@@ -45,7 +45,8 @@ SCHEMA = (
             created_ns INTEGER NOT NULL) STRICT""",
         """CREATE TABLE templates (
             name TEXT PRIMARY KEY, image_digest TEXT NOT NULL REFERENCES images (digest),
-            snapshot_id TEXT NOT NULL, limits TEXT NOT NULL, state TEXT NOT NULL,
+            snapshot_id TEXT NOT NULL, limits TEXT NOT NULL, memory_bytes INTEGER NOT NULL,
+            vcpus INTEGER NOT NULL, disk_bytes INTEGER NOT NULL,
             created_ns INTEGER NOT NULL) STRICT""",
         """CREATE TABLE tokens (
             id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL UNIQUE,
@@ -76,18 +77,19 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateRow:
-    """A name for a snapshot.
+    """A name for a snapshot, with what makes it again should the snapshot not fit any more.
 
     Attributes:
         limits: Fields of `policy.Limits`.
-        state: The template's own word for how far it is, such as `ready`.
     """
 
     name: str
     image_digest: str
     snapshot_id: str
     limits: dict[str, Any] = field(default_factory=dict)
-    state: str = "ready"
+    memory_bytes: int
+    vcpus: int
+    disk_bytes: int
     created_ns: int
 
 
@@ -188,7 +190,7 @@ class Store:
         """Forget an image.
 
         Raises:
-            NotFoundError: `unknown_image`.
+            NotFoundError: `image_not_found`.
             ConflictError: `image_in_use`; templates are made of it.
         """
 
@@ -202,7 +204,7 @@ class Store:
                     remedy="remove these templates first",
                 ) from None
             if cursor.rowcount == 0:
-                raise NotFoundError(f"there is no image {digest!r}", code="unknown_image")
+                raise NotFoundError(f"there is no image {digest!r}", code="image_not_found")
 
         await self._journal.run(remove)
 
@@ -210,7 +212,7 @@ class Store:
         """Record a template, or what is new about it. *Idempotent.*
 
         Raises:
-            NotFoundError: `unknown_image`; its image was not recorded before.
+            NotFoundError: `image_not_found`; its image was not recorded before.
         """
         row = asdict(template) | {"limits": json.dumps(template.limits)}
 
@@ -219,7 +221,7 @@ class Store:
                 db.table("templates").upsert(row, pk="name")
             except sqlite3.IntegrityError:
                 message = f"there is no image {template.image_digest!r}"
-                raise NotFoundError(message, code="unknown_image") from None
+                raise NotFoundError(message, code="image_not_found") from None
 
         await self._journal.run(save)
 
@@ -231,23 +233,23 @@ class Store:
         """Return one template.
 
         Raises:
-            NotFoundError: `unknown_template`.
+            NotFoundError: `template_not_found`.
         """
         rows = await self._rows("templates", "name", "name = ?", [name])
         if not rows:
-            raise NotFoundError(f"there is no template {name!r}", code="unknown_template")
+            raise NotFoundError(f"there is no template {name!r}", code="template_not_found")
         return _template(rows[0])
 
     async def remove_template(self, name: str) -> None:
         """Forget a template.
 
         Raises:
-            NotFoundError: `unknown_template`.
+            NotFoundError: `template_not_found`.
         """
 
         def remove(db: Database) -> None:
             if db.execute("DELETE FROM templates WHERE name = ?", [name]).rowcount == 0:
-                raise NotFoundError(f"there is no template {name!r}", code="unknown_template")
+                raise NotFoundError(f"there is no template {name!r}", code="template_not_found")
 
         await self._journal.run(remove)
 
@@ -284,7 +286,7 @@ class Store:
         """Make a token useless; survives a power cut. *Idempotent.*
 
         Raises:
-            NotFoundError: `unknown_token`.
+            NotFoundError: `token_not_found`.
         """
         now_ns = self._now_ns()
 
@@ -294,7 +296,7 @@ class Store:
                 [now_ns, token_id],
             )
             if cursor.rowcount == 0:
-                raise NotFoundError(f"there is no token {token_id!r}", code="unknown_token")
+                raise NotFoundError(f"there is no token {token_id!r}", code="token_not_found")
 
         await self._journal.run(revoke, Durability.POWER_CUT)
 
@@ -313,7 +315,7 @@ class Store:
         """Return one sandbox, open or ended.
 
         Raises:
-            NotFoundError: `unknown_sandbox`; never was, or ended so long ago that it was pruned.
+            NotFoundError: `sandbox_not_found`; never was, or ended so long ago that it was pruned.
         """
         rows = await self._rows("sandboxes", "id", "id = ?", [sandbox_id])
         if not rows:
@@ -329,7 +331,7 @@ class Store:
         """Move an open sandbox's deadline; one that has ended keeps its own. *Idempotent.*
 
         Raises:
-            NotFoundError: `unknown_sandbox`.
+            NotFoundError: `sandbox_not_found`.
         """
         sql = """UPDATE sandboxes
             SET deadline_ns = CASE WHEN ended_ns IS NULL THEN ? ELSE deadline_ns END WHERE id = ?"""
@@ -339,7 +341,7 @@ class Store:
         """Record that a sandbox has ended; the first reason stays. *Idempotent.*
 
         Raises:
-            NotFoundError: `unknown_sandbox`.
+            NotFoundError: `sandbox_not_found`.
         """
         sql = """UPDATE sandboxes SET state = 'ended', ended_ns = coalesce(ended_ns, ?),
             end_reason = coalesce(end_reason, ?) WHERE id = ?"""
@@ -437,7 +439,7 @@ def _hash(token: str) -> bytes:
 
 
 def _unknown_sandbox(sandbox_id: str) -> NotFoundError:
-    return NotFoundError(f"there is no sandbox {sandbox_id!r}", code="unknown_sandbox")
+    return NotFoundError(f"there is no sandbox {sandbox_id!r}", code="sandbox_not_found")
 
 
 def _template(row: dict[str, Any]) -> TemplateRow:

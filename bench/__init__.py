@@ -1,0 +1,1 @@
+"""Benchmarks: what vmpool costs on this machine, by phase, with the raw samples."""

@@ -1,0 +1,273 @@
+"""Clone: a machine restored from a snapshot, plus all that it holds.
+
+The recipe of one restore: directory, hypervisor, state, agent link, identity, a first run, rest.
+A clone that fails at any step is killed and nothing of it is left; one that does not confirm its
+identity is never returned. It knows no pool and no sandbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Protocol
+
+from vmpool.agent import connect
+from vmpool.errors import GuestError
+from vmpool.model import Attachment, Code, Exited, Identity, new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from pathlib import Path
+
+    from vmpool.agent import Agent
+    from vmpool.engine import Engine, Machine
+    from vmpool.model import IdentityReceipt
+    from vmpool.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreTimings:
+    """How long each phase of one restore took, in nanoseconds of the monotonic clock.
+
+    Attributes:
+        spawn_ns: Start of the hypervisor until it waits for a state.
+        load_ns: Loading the device state over the privately mapped memory.
+        resume_ns: Letting the virtual CPUs run.
+        hello_ns: Until the agent answered.
+        identify_ns: Until the agent confirmed the clone's identity.
+        warm_ns: One trivial execution, so that the holder's first is not the guest's first.
+        rest_ns: Stopping the virtual CPUs again.
+    """
+
+    spawn_ns: int
+    load_ns: int
+    resume_ns: int
+    hello_ns: int
+    identify_ns: int
+    warm_ns: int
+    rest_ns: int
+
+    @property
+    def total_ns(self) -> int:
+        """All phases together."""
+        return sum(getattr(self, phase.name) for phase in fields(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreDeadlines:
+    """Seconds that a restore may take before it is given up; infrastructure, not task time."""
+
+    hello: float = 5.0
+    identify: float = 10.0
+    warm: float = 30.0
+    activate: float = 2.0
+
+
+class _Stopwatch:
+    """Laps of the monotonic clock."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter_ns()
+
+    def lap(self) -> int:
+        """Return the nanoseconds since the last lap."""
+        now = time.perf_counter_ns()
+        lap, self._last = now - self._last, now
+        return lap
+
+
+class Clone:
+    """A restored, identified machine with its agent link and its directory.
+
+    Made by `restore`; whoever holds it calls `kill`.
+    """
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        machine: Machine,
+        agent: Agent,
+        directory: Path,
+        receipt: IdentityReceipt,
+        timings: RestoreTimings,
+        deadlines: RestoreDeadlines,
+    ) -> None:
+        self.id = id
+        self.machine = machine
+        self.agent = agent
+        self.directory = directory
+        self.receipt = receipt
+        self.timings = timings
+        self._deadlines = deadlines
+
+    async def activate(self) -> None:
+        """Wake a resting clone and set its clock. *Not idempotent.*
+
+        Raises:
+            EngineError: The hypervisor did not resume; call `kill()`.
+            GuestError: The agent did not confirm the clock in time; call `kill()`.
+        """
+        await self.machine.resume()
+        await self.agent.set_clock(timeout=self._deadlines.activate)
+
+    async def wait_dead(self) -> None:
+        """Return once the machine has ended or the agent link is lost."""
+        waits = [
+            asyncio.ensure_future(self.machine.wait()),
+            asyncio.ensure_future(self.agent.wait_closed()),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def kill(self) -> None:
+        """End the machine and remove everything of it. *Idempotent*, completes when cancelled."""
+        await _finish(self._end())
+
+    async def _end(self) -> None:
+        await self.agent.close()
+        await self.machine.kill()
+        await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+
+
+async def restore(
+    engine: Engine,
+    template: Snapshot,
+    *,
+    run: Path,
+    deadlines: RestoreDeadlines,
+) -> Clone:
+    """Restore a clone and leave it resting: paused, identified and warm.
+
+    On any failure and on cancellation the machine is killed and its directory removed.
+
+    Args:
+        engine: What starts the hypervisor.
+        template: Whose clone it becomes.
+        run: Directory that clones' directories are made in.
+        deadlines: When to give up on the guest.
+
+    Raises:
+        EngineError: The hypervisor failed.
+        SnapshotError: The state could not be loaded.
+        GuestError: The guest did not answer, confirm or run in time.
+    """
+    clone_id = new_id()
+    directory = run / clone_id
+    watch = _Stopwatch()
+    async with contextlib.AsyncExitStack() as undo:
+        directory.mkdir(mode=0o700)
+        undo.callback(shutil.rmtree, directory, ignore_errors=True)
+        shell = await engine.prepare(template, Attachment(directory=directory))
+        undo.push_async_callback(_finish_kill, shell)
+        spawn_ns = watch.lap()
+        machine = await shell.load(template)
+        undo.push_async_callback(_finish_kill, machine)
+        load_ns = watch.lap()
+        await machine.resume()
+        resume_ns = watch.lap()
+        agent = await connect(machine.agent_address, timeout=deadlines.hello)
+        undo.push_async_callback(agent.close)
+        hello_ns = watch.lap()
+        receipt = await identify(agent, hostname=clone_id, timeout=deadlines.identify)
+        identify_ns = watch.lap()
+        await warm(agent, timeout=deadlines.warm)
+        warm_ns = watch.lap()
+        await machine.pause()
+        undo.pop_all()
+    timings = RestoreTimings(
+        spawn_ns=spawn_ns,
+        load_ns=load_ns,
+        resume_ns=resume_ns,
+        hello_ns=hello_ns,
+        identify_ns=identify_ns,
+        warm_ns=warm_ns,
+        rest_ns=watch.lap(),
+    )
+    log.debug("clone=%s restored in %.1f ms", clone_id, timings.total_ns / 1e6)
+    return Clone(
+        id=clone_id,
+        machine=machine,
+        agent=agent,
+        directory=directory,
+        receipt=receipt,
+        timings=timings,
+        deadlines=deadlines,
+    )
+
+
+async def identify(agent: Agent, *, hostname: str, timeout: float) -> IdentityReceipt:
+    """Give a guest an identity of its own and check the agent's word that it took.
+
+    Raises:
+        GuestError: `identity_unconfirmed` when what the guest reads back is not what was set.
+    """
+    identity = Identity.fresh(hostname)
+    receipt = await agent.identify(identity, timeout=timeout)
+    wrong = _unconfirmed(identity, receipt)
+    if wrong:
+        raise GuestError(
+            f"the guest did not take its identity: {wrong}", code="identity_unconfirmed"
+        )
+    return receipt
+
+
+MAX_CLOCK_ERROR_NS = 1_000_000_000
+"""A guest whose clock is further off than this after it was set has not set it."""
+
+MIN_ENTROPY_BITS = 256
+"""Entropy that must have been credited before a clone may be used."""
+
+
+def _unconfirmed(identity: Identity, receipt: IdentityReceipt) -> str:
+    """Return what of `identity` the receipt does not confirm, empty when it confirms all."""
+    checks = {
+        f"hostname {receipt.hostname!r}": receipt.hostname == identity.hostname,
+        f"machine id {receipt.machine_id!r}": receipt.machine_id == identity.machine_id,
+        f"{receipt.entropy_bits} bits of entropy": receipt.entropy_bits >= MIN_ENTROPY_BITS,
+        f"clock off by {receipt.clock_error_ns} ns": abs(receipt.clock_error_ns)
+        <= MAX_CLOCK_ERROR_NS,
+        f"generators {receipt.generators!r}": "random" in receipt.generators,
+        "no boot id": bool(receipt.boot_id),
+    }
+    return ", ".join(what for what, confirmed in checks.items() if not confirmed)
+
+
+async def warm(agent: Agent, *, timeout: float) -> None:
+    """Run one line in the warm interpreter, touching the pages that every execution touches.
+
+    Raises:
+        GuestError: The line did not run.
+    """
+    async with agent.execute(Code(source="print(6*7)", timeout=timeout)) as execution:
+        last = [event async for event in execution][-1]
+    if not isinstance(last, Exited) or last.exit_code != 0:
+        raise GuestError(f"a trivial run in the guest ended with {last!r}", code="guest_unfit")
+
+
+class _Killable(Protocol):
+    async def kill(self) -> None: ...
+
+
+async def _finish_kill(what: _Killable) -> None:
+    await _finish(what.kill())
+
+
+async def _finish(cleanup: Awaitable[None]) -> None:
+    """Await `cleanup` to its end even when the caller is cancelled meanwhile."""
+    task = asyncio.ensure_future(cleanup)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise

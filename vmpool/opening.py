@@ -1,0 +1,194 @@
+"""Opening: how a host comes up, and in which order it goes down.
+
+One server a state directory. What a killed server left is reaped before anything new begins: its
+machines, their directories, half-written snapshots and builds, rows that promise what is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmpool import snapshot
+from vmpool.catalogue import Catalogue, Ground
+from vmpool.clone import RestoreDeadlines
+from vmpool.engine import Engine, qemu
+from vmpool.engine.qemu.isolation import detect
+from vmpool.engine.qemu.probe import query_version
+from vmpool.errors import ConflictError, DiskFullError, HostError
+from vmpool.host import Host, HostFacts
+from vmpool.image import Library
+from vmpool.lifecycle import EndReason
+from vmpool.metrics import Metrics
+from vmpool.store import Store
+from vmpool.tools import QEMU
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from vmpool.config import Settings
+
+log = logging.getLogger(__name__)
+
+KEEP_ENDED_NS = 7 * 24 * 3600 * 10**9
+KEEP_ENDED = 100_000
+KEEP_AUDIT = 1_000_000
+"""How much of the past the journal keeps: a week of ended sandboxes, and rows within reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What starts machines on this host, and what it found out about the host."""
+
+    engine: Engine
+    facts: HostFacts
+
+
+@contextlib.asynccontextmanager
+async def open_host(
+    settings: Settings, *, progress: Callable[[str], None], base: Base | None = None
+) -> AsyncIterator[Host]:
+    """Open a host on `settings.state`; leaving the block kills what it started.
+
+    Args:
+        progress: Told each step in words.
+        base: What starts machines; QEMU as this host can run it when `None`.
+
+    Raises:
+        ConflictError: `state_in_use`: another server runs on this state directory.
+        HostError: QEMU or the directories are not fit.
+        StoreError: The journal cannot be used.
+    """
+    clones, snapshots = settings.run / "clones", settings.state / "snapshots"
+    async with contextlib.AsyncExitStack() as opened:
+        await asyncio.to_thread(_make_directories, settings.state, settings.run, clones, snapshots)
+        opened.enter_context(_alone(settings.run))
+        images = Library(settings.state)
+        await _reap(clones, snapshots, images, progress)
+        store = await opened.enter_async_context(Store(settings.state / "vmpool.db"))
+        await _settle(store)
+        base = base or await _qemu(progress)
+        metrics = Metrics()
+        catalogue = Catalogue(
+            Ground(
+                engine=base.engine,
+                accelerator=base.facts.accelerator,
+                transport=base.facts.transport,
+                images=images,
+                store=store,
+                metrics=metrics,
+                snapshots=snapshots,
+                clones=clones,
+                settings=settings,
+                deadlines=_deadlines(settings),
+                restores=asyncio.Semaphore(max(2, os.cpu_count() or 1)),
+            )
+        )
+        opened.push_async_callback(catalogue.close)
+        host = Host(
+            settings=settings,
+            facts=base.facts,
+            images=images,
+            catalogue=catalogue,
+            store=store,
+            metrics=metrics,
+        )
+        opened.push_async_callback(host.close)
+        await catalogue.restore_saved(progress=progress)
+        yield host
+
+
+async def _qemu(progress: Callable[[str], None]) -> Base:
+    """Find out what this host can do, by doing it, and return QEMU for it."""
+    progress("probing QEMU and its accelerators")
+    binary = os.fspath(QEMU.find() or QEMU.name)
+    version = await query_version(binary)
+    isolation = await asyncio.to_thread(detect)
+    probe = await qemu.probe_accelerator(binary, isolation)
+    facts = HostFacts(
+        accelerator=probe.accelerator,
+        accelerator_reason=probe.reason,
+        transport=await asyncio.to_thread(qemu.probe_transport),
+        qemu_version=version,
+    )
+    engine = qemu.QemuEngine(binary=binary, version=version, isolation=isolation)
+    return Base(engine=engine, facts=facts)
+
+
+def _deadlines(settings: Settings) -> RestoreDeadlines:
+    given = settings.deadlines
+    return RestoreDeadlines(
+        hello=given.hello, identify=given.identify, warm=given.warm, activate=given.activate
+    )
+
+
+async def _reap(
+    clones: Path, snapshots: Path, images: Library, progress: Callable[[str], None]
+) -> None:
+    """End and remove what a server that was killed left behind."""
+    for directory in await asyncio.to_thread(lambda: sorted(clones.iterdir())):
+        if await qemu.reap(directory):
+            progress(f"ended a machine of a server that was killed: {directory.name}")
+            log.warning("clone=%s outlived its server and was ended", directory.name)
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+    for left in await asyncio.to_thread(snapshot.sweep, snapshots):
+        log.warning("removed a half-written snapshot %s", left.name)
+    await asyncio.to_thread(images.sweep)
+
+
+async def _settle(store: Store) -> None:
+    """Make the journal say what is: no machine survived, so no sandbox is open."""
+    lost = await store.end_all_open(EndReason.SERVER_LOST)
+    if lost:
+        log.warning("%d sandboxes were lost with the last server", lost)
+    long_ago_ns = time.time_ns() - KEEP_ENDED_NS
+    await store.prune_sandboxes(ended_before_ns=long_ago_ns, keep=KEEP_ENDED)
+    await store.prune_audit(keep=KEEP_AUDIT)
+
+
+def _make_directories(*directories: Path) -> None:
+    for directory in directories:
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as err:
+            if err.errno == errno.ENOSPC:
+                raise DiskFullError(f"no space to create {str(directory)!r}") from err
+            raise HostError(
+                f"cannot create {str(directory)!r}: {err.strerror}",
+                code="state_unwritable",
+                remedy="run as an account that may, or choose another one with --state",
+            ) from err
+
+
+@contextlib.contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Hold the run directory for this process alone, until it ends however it ends."""
+    try:
+        descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        raise HostError(
+            f"cannot write in {str(run)!r}: {err.strerror}",
+            code="state_unwritable",
+            remedy="run as an account that may, or choose another one with --state",
+        ) from err
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(
+                f"another server runs on {str(run.parent)!r}",
+                code="state_in_use",
+                remedy="use that one, stop it, or choose another directory with --state",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)

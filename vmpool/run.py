@@ -1,0 +1,234 @@
+"""Run: one execution in a virtual machine of its own, with files in and out.
+
+What `POST /v1/run` means, given a sandbox that is killed afterwards by whoever gave it. Output and
+files are collected up to the caller's limits; what is over is said, never silently dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmpool.errors import GuestError, GuestFileError
+from vmpool.model import (
+    Code,
+    Command,
+    Exited,
+    IdentityReceipt,
+    Output,
+    Raised,
+    Result,
+    Started,
+    Stream,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from vmpool.agent import Execution
+    from vmpool.sandbox import Sandbox
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """What to run, and what goes in and out with it.
+
+    Attributes:
+        stdin: Written to the program and then closed; nothing is written when empty.
+        files: Guest path to content, written before the start as the account that runs.
+        collect: Guest paths to read after the end.
+        output_limit_bytes: For stdout and stderr together; what is over is cut and said.
+        result_limit_bytes: For all results together; what is over is cut and said.
+        file_limit_bytes: For all collected files together.
+        wait: Seconds to wait for a clone when none is ready.
+    """
+
+    template: str
+    what: Command | Code
+    stdin: bytes = b""
+    files: dict[str, bytes] = field(default_factory=dict)
+    collect: tuple[str, ...] = ()
+    output_limit_bytes: int
+    result_limit_bytes: int
+    file_limit_bytes: int
+    wait: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTimings:
+    """How long each phase of a run took, in nanoseconds.
+
+    Attributes:
+        acquire_ns: Until a clone was in hand, awake, its clock set.
+        upload_ns: Writing the files that go in.
+        first_output_ns: From the start until the first output, `None` when there was none.
+        execute_ns: From the start until the end.
+        collect_ns: Reading the files that go out.
+    """
+
+    acquire_ns: int
+    upload_ns: int
+    first_output_ns: int | None
+    execute_ns: int
+    collect_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOutcome:
+    """Everything that came out of one run.
+
+    Attributes:
+        truncated: Output or results were over their limit and are cut.
+        missing: Files asked for that could not be read, and why.
+    """
+
+    id: str
+    stdout: bytes
+    stderr: bytes
+    truncated: bool
+    results: tuple[Result, ...]
+    error: Raised | None
+    exited: Exited
+    files: dict[str, bytes]
+    missing: dict[str, GuestFileError]
+    timings: RunTimings
+    receipt: IdentityReceipt
+
+
+class _Transcript:
+    """What an execution has said so far, within limits."""
+
+    def __init__(self, request: RunRequest) -> None:
+        self.output = {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
+        self.results: list[Result] = []
+        self.error: Raised | None = None
+        self.exited: Exited | None = None
+        self.truncated = False
+        self.first_output_ns: int | None = None
+        self._output_left = request.output_limit_bytes
+        self._results_left = request.result_limit_bytes
+        self._started_ns = time.perf_counter_ns()
+
+    async def follow(self, execution: Execution) -> None:
+        """Take every event until the end; what is over the limits is read and dropped."""
+        async for event in execution:
+            match event:
+                case Started():
+                    pass
+                case Output(stream=stream, data=data):
+                    self._take_output(stream, data)
+                case Result(mime=mime):
+                    self._take_result(event, sum(map(len, mime.values())))
+                case Raised():
+                    self.error = event
+                case Exited():
+                    self.exited = event
+
+    def _take_output(self, stream: Stream, data: bytes) -> None:
+        if self.first_output_ns is None:
+            self.first_output_ns = time.perf_counter_ns() - self._started_ns
+        kept = data[: self._output_left]
+        self._output_left -= len(kept)
+        self.truncated |= len(kept) < len(data)
+        self.output[stream] += kept
+
+    def _take_result(self, result: Result, size: int) -> None:
+        if size > self._results_left:
+            self.truncated = True
+            return
+        self._results_left -= size
+        self.results.append(result)
+
+
+async def run(sandbox: Sandbox, request: RunRequest) -> RunOutcome:
+    """Write the files, run, read the files asked for. *Not idempotent.*
+
+    Raises:
+        GuestFileError: A file that goes in could not be written.
+        InvalidRequestError: The guest refused the start: no such program, account or directory.
+        GuestError: The guest died or broke off; the execution's end is unknown.
+    """
+    begun = time.perf_counter_ns()
+    for path, content in request.files.items():
+        await sandbox.agent.write_file(path, _once(content), user=request.what.user)
+    uploaded = time.perf_counter_ns()
+    transcript = _Transcript(request)
+    async with sandbox.execute(request.what) as execution:
+        await _feed_and_follow(execution, transcript, request.stdin)
+    executed = time.perf_counter_ns()
+    files, missing = await _collect(sandbox, request)
+    if transcript.exited is None:
+        raise GuestError("the guest broke off before the execution's end", code="guest_lost")
+    return RunOutcome(
+        id=sandbox.id,
+        stdout=bytes(transcript.output[Stream.STDOUT]),
+        stderr=bytes(transcript.output[Stream.STDERR]),
+        truncated=transcript.truncated,
+        results=tuple(transcript.results),
+        error=transcript.error,
+        exited=transcript.exited,
+        files=files,
+        missing=missing,
+        timings=RunTimings(
+            acquire_ns=sandbox.acquire_ns,
+            upload_ns=uploaded - begun,
+            first_output_ns=transcript.first_output_ns,
+            execute_ns=executed - uploaded,
+            collect_ns=time.perf_counter_ns() - executed,
+        ),
+        receipt=sandbox.receipt,
+    )
+
+
+async def _feed_and_follow(execution: Execution, transcript: _Transcript, stdin: bytes) -> None:
+    """Write stdin while output is read: a program may not take its input before it could write."""
+    if not stdin:
+        await transcript.follow(execution)
+        return
+    feeding = asyncio.create_task(_feed(execution, stdin))
+    try:
+        await transcript.follow(execution)
+    finally:
+        feeding.cancel()
+        await asyncio.gather(feeding, return_exceptions=True)
+
+
+async def _feed(execution: Execution, stdin: bytes) -> None:
+    # A program that ends or closes its input early is no failure of the run.
+    with contextlib.suppress(GuestError):
+        await execution.write_stdin(stdin)
+        await execution.close_stdin()
+
+
+async def _collect(
+    sandbox: Sandbox, request: RunRequest
+) -> tuple[dict[str, bytes], dict[str, GuestFileError]]:
+    files: dict[str, bytes] = {}
+    missing: dict[str, GuestFileError] = {}
+    left = request.file_limit_bytes
+    for path in request.collect:
+        content = bytearray()
+        try:
+            reading = sandbox.agent.read_file(path, user=request.what.user, length=left + 1)
+            async for chunk in reading:
+                content += chunk
+        except GuestFileError as err:
+            missing[path] = err
+            continue
+        if len(content) > left:
+            missing[path] = GuestFileError(
+                f"{path!r} is over what is left of the limit of {request.file_limit_bytes} bytes",
+                code="file_too_large",
+                remedy="use a sandbox and download the file from it",
+            )
+            continue
+        left -= len(content)
+        files[path] = bytes(content)
+    return files, missing
+
+
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    yield content

@@ -1,0 +1,143 @@
+"""Sandbox: a clone that somebody holds, until they kill it, its time is up or it dies.
+
+It decides what its holder may do in which state. It knows no pool and no store; whoever makes one
+gives it a clone and takes the clone back when it has ended.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from vmpool.errors import NotFoundError
+from vmpool.lifecycle import End, Life, Reaped, Started, advance
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from vmpool.agent import Agent, Execution
+    from vmpool.clone import Clone, RestoreTimings
+    from vmpool.lifecycle import EndReason, SandboxState
+    from vmpool.model import Code, Command, IdentityReceipt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Who asked for a sandbox, and with what.
+
+    Attributes:
+        owner: Id of the token that may see and use it.
+        timeout: Seconds from the making until it is killed.
+        metadata: The holder's own words, shown in lists, never interpreted.
+        env: Environment of everything that runs in it; an execution's own goes on top.
+    """
+
+    template: str
+    owner: str
+    timeout: float
+    metadata: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+class Sandbox:
+    """A running guest under an id, an owner and a deadline.
+
+    Attributes:
+        access_token: Opens this sandbox alone; the same for its whole life.
+        acquire_ns: How long its maker waited for the clone.
+        created_ns: Unix time; `deadline_ns` likewise.
+    """
+
+    def __init__(self, *, id: str, clone: Clone, claim: Claim, acquire_ns: int) -> None:
+        self.id = id
+        self.claim = claim
+        self.access_token = secrets.token_urlsafe(32)
+        self.acquire_ns = acquire_ns
+        self.created_ns = time.time_ns()
+        self.deadline_ns = self.created_ns + int(claim.timeout * 1e9)
+        self._life = advance(Life(), Started())
+        self._clone = clone
+        self._env = {"VMPOOL_SANDBOX_ID": id, "VMPOOL_TEMPLATE": claim.template} | claim.env
+
+    @property
+    def state(self) -> SandboxState:
+        """Where it is in its life."""
+        return self._life.state
+
+    @property
+    def end_reason(self) -> EndReason | None:
+        """Why it ended, `None` while it has not."""
+        return self._life.reason
+
+    @property
+    def template(self) -> str:
+        """Name of the template that it was restored from."""
+        return self.claim.template
+
+    @property
+    def owner(self) -> str:
+        """Id of the token that made it."""
+        return self.claim.owner
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What its maker wrote on it."""
+        return self.claim.metadata
+
+    @property
+    def clone(self) -> Clone:
+        """The machine underneath; its holder is the host."""
+        return self._clone
+
+    @property
+    def receipt(self) -> IdentityReceipt:
+        """The guest's word that its identity took."""
+        return self._clone.receipt
+
+    @property
+    def restore_timings(self) -> RestoreTimings:
+        """How long each phase of its restore took."""
+        return self._clone.timings
+
+    @property
+    def agent(self) -> Agent:
+        """The agent in the guest, for file operations.
+
+        Raises:
+            NotFoundError: `sandbox_ended` when the sandbox is no more.
+        """
+        if self._life.over:
+            raise NotFoundError(
+                f"sandbox {self.id!r} has ended: {self.end_reason}", code="sandbox_ended"
+            )
+        return self._clone.agent
+
+    def execute(self, what: Command | Code) -> AbstractAsyncContextManager[Execution]:
+        """Run something in the guest, under the sandbox's environment.
+
+        Leaving the returned block kills what still runs.
+
+        Raises:
+            NotFoundError: `sandbox_ended` when the sandbox is no more.
+        """
+        return self.agent.execute(replace(what, env=self._env | what.env))
+
+    def admits(self, token: str) -> bool:
+        """Whether `token` is this sandbox's own."""
+        return secrets.compare_digest(token.encode(), self.access_token.encode())
+
+    def extend(self, timeout: float) -> None:
+        """Set the deadline to `timeout` seconds from now; it may come nearer as well."""
+        self.deadline_ns = time.time_ns() + int(timeout * 1e9)
+
+    def end(self, reason: EndReason) -> bool:
+        """Let it take no more requests; return whether it did until now. *Idempotent.*"""
+        ended = not self._life.over
+        self._life = advance(self._life, End(reason))
+        return ended
+
+    def reaped(self) -> None:
+        """Note that its clone is gone, after `end`."""
+        self._life = advance(self._life, Reaped())

@@ -1,0 +1,173 @@
+"""Template: the snapshot of a booted, warmed image, and how it is made.
+
+Boot the image, let its interpreter warm up, walk every path that a clone will walk first, clean
+up, save, publish. A snapshot is named by what it was made of, so that the same image, machine and
+hypervisor find it again. It knows no pool and no store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from vmpool import snapshot
+from vmpool.agent import connect
+from vmpool.clone import identify, warm
+from vmpool.errors import EngineError, GuestError
+from vmpool.model import Attachment, Kernel, new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from vmpool.agent import Agent
+    from vmpool.engine import Engine, Machine
+    from vmpool.image import Image
+    from vmpool.model import MachineSpec
+    from vmpool.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+BOOT_ATTEMPTS = 2
+"""A machine may hang early in its boot under emulation; it is started once more."""
+
+WARM_RUNS = 2
+"""The second run touches what the first one only allocated."""
+
+STEP_TIMEOUT = 120.0
+"""Seconds for each request to the freshly booted guest."""
+
+
+def snapshot_id(image_digest: str, spec: MachineSpec) -> str:
+    """Return the name of the snapshot of `image_digest` booted as `spec`: 20 hex digits."""
+    shape = asdict(spec)
+    del shape["root"]  # where the image lies on this host; its digest says what it is
+    made_of = json.dumps([snapshot.FORMAT, image_digest, shape], sort_keys=True)
+    return hashlib.sha256(made_of.encode()).hexdigest()[:20]
+
+
+async def make(
+    engine: Engine,
+    image: Image,
+    spec: MachineSpec,
+    *,
+    snapshots: Path,
+    run: Path,
+    boot_timeout: float,
+    progress: Callable[[str], None],
+) -> Snapshot:
+    """Boot `image`, warm it, and publish its snapshot in `snapshots`.
+
+    Nothing is left behind on failure or cancellation but what `snapshot.sweep` removes.
+
+    Args:
+        engine: What boots the machine.
+        image: What is booted.
+        spec: The machine, with `root` pointing at the image.
+        snapshots: Directory of published snapshots.
+        run: Directory that machines' directories are made in.
+        boot_timeout: Seconds until the agent must have answered, for each attempt.
+        progress: Told each step in words.
+
+    Raises:
+        EngineError: The hypervisor failed; `guest_boot_failed` when the guest did not come up.
+        GuestError: The guest came up and then did not do what a template must.
+        DiskFullError: No room for the snapshot.
+    """
+    for attempt in range(1, BOOT_ATTEMPTS + 1):
+        try:
+            return await _make_once(
+                engine,
+                image,
+                spec,
+                snapshots=snapshots,
+                run=run,
+                boot_timeout=boot_timeout,
+                progress=progress,
+            )
+        except GuestError as err:
+            if attempt == BOOT_ATTEMPTS:
+                raise
+            progress(f"{err.message}; once more")
+            log.warning("template of image=%s failed: %s; trying again", image.digest[:12], err)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+async def _make_once(
+    engine: Engine,
+    image: Image,
+    spec: MachineSpec,
+    *,
+    snapshots: Path,
+    run: Path,
+    boot_timeout: float,
+    progress: Callable[[str], None],
+) -> Snapshot:
+    kernel = Kernel(kernel=image.kernel, initrd=image.initrd, command_line=image.command_line)
+    async with contextlib.AsyncExitStack() as undo:
+        directory = run / new_id()
+        directory.mkdir(mode=0o700)
+        undo.callback(shutil.rmtree, directory, ignore_errors=True)
+        partial = await asyncio.to_thread(snapshot.begin, snapshots)
+        undo.callback(shutil.rmtree, partial, ignore_errors=True)
+        progress(f"booting image {image.name}")
+        machine = await engine.boot(spec, kernel, Attachment(directory=directory))
+        undo.push_async_callback(machine.kill)
+        agent = await _first_answer(machine, boot_timeout)
+        undo.push_async_callback(agent.close)
+        progress("walking the paths that every clone walks first")
+        await _rehearse(agent)
+        await agent.close()
+        progress("saving memory and devices")
+        await machine.pause()
+        await machine.save(partial)
+        await machine.kill()
+        manifest = await asyncio.to_thread(
+            snapshot.describe,
+            partial,
+            id=snapshot_id(image.digest, spec),
+            image=image.digest,
+            spec=spec,
+            created_ns=time.time_ns(),
+        )
+        return await asyncio.to_thread(snapshot.publish, partial, manifest, snapshots)
+    raise AssertionError("unreachable: the stack swallows nothing")
+
+
+async def _first_answer(machine: Machine, timeout: float) -> Agent:
+    """Connect to the agent of a booting guest, and notice at once when the machine ends instead."""
+    hello = asyncio.ensure_future(connect(machine.agent_address, timeout=timeout))
+    death = asyncio.ensure_future(machine.wait())
+    try:
+        await asyncio.wait((hello, death), return_when=asyncio.FIRST_COMPLETED)
+        if not hello.done():
+            raise EngineError(
+                f"the guest ended while it booted, with exit code {death.result()}",
+                code="guest_boot_failed",
+                remedy="rebuild the image, and look at its console log",
+            )
+        return hello.result()
+    except asyncio.CancelledError:
+        if hello.done() and hello.exception() is None:
+            await hello.result().close()
+        raise
+    finally:
+        hello.cancel()
+        death.cancel()
+        await asyncio.gather(hello, death, return_exceptions=True)
+
+
+async def _rehearse(agent: Agent) -> None:
+    """Do once what every clone does first, then give back what it left in memory."""
+    await identify(agent, hostname="template", timeout=STEP_TIMEOUT)
+    for _ in range(WARM_RUNS):
+        await warm(agent, timeout=STEP_TIMEOUT)
+    await agent.set_clock(timeout=STEP_TIMEOUT)
+    await agent.quiesce(timeout=STEP_TIMEOUT)
