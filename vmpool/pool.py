@@ -170,7 +170,8 @@ class Pool(Generic[C]):
         began_ns = time.perf_counter_ns()
         enqueue = self._enqueue
         while True:
-            self._check_open()
+            if not self._open:
+                raise self._closed()
             if deadline <= self._loop.time():
                 raise self._timed_out()
             member = self._take_ready()
@@ -301,10 +302,6 @@ class Pool(Generic[C]):
             await asyncio.wait(busy, timeout=left)
 
     # Steps. Each is one synchronous decision.
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise self._closed()
 
     def _closed(self) -> CapacityError:
         return CapacityError(f"pool {self.name!r} is closed", code="pool_closed")
