@@ -283,6 +283,13 @@ async def test_steps_are_reported_as_they_begin_and_end(world: World) -> None:
     ]
 
 
+async def test_a_state_directory_that_cannot_be_made_is_the_host_s_fault(world: World) -> None:
+    world.state.write_text("a file")
+    with pytest.raises(HostError) as caught:
+        await world.library.build(world.recipe, agent=b"agent")
+    assert caught.value.error_code == "state_unwritable"
+
+
 async def test_a_missing_tool_is_named_with_the_command_that_installs_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,7 +181,8 @@ async def _run(argv: list[str], *, at: Path, progress: Callable[[Step], None]) -
         while chunk := await process.stdout.read(_MAX_LINE):
             for line in chunk.decode(errors="replace").splitlines():
                 log.append(line[:500])
-                if line.startswith("I: ") and line.endswith("..."):
+                # What it does now; where it keeps its files is of no interest.
+                if line.startswith("I: ") and line.endswith("...") and "tempdir" not in line:
                     progress(Step(text=line.removeprefix("I: ").removesuffix("...")))
         status = await process.wait()
     finally:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from vmpool.errors import DiskFullError
+from vmpool.errors import DiskFullError, HostError
 from vmpool.model import new_id
 
 if TYPE_CHECKING:
@@ -63,10 +63,11 @@ async def workspace(parent: Path) -> AsyncIterator[Path]:
 
     Raises:
         DiskFullError: The work ran out of disk space.
+        HostError: `state_unwritable`: the directory cannot be made.
     """
     directory = parent / new_id()
     with full_disk_told(parent):
-        directory.mkdir(parents=True)
+        _make(directory)
         lock = os.open(directory / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,6 +76,17 @@ async def workspace(parent: Path) -> AsyncIterator[Path]:
             # Not handed to a thread: a second cancellation must not leave it behind.
             erase(directory)
             os.close(lock)
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True)
+    except (PermissionError, NotADirectoryError) as err:
+        raise HostError(
+            f"cannot write to {str(directory.parent)!r}: {err.strerror}",
+            code="state_unwritable",
+            remedy="give a state directory that is yours",
+        ) from err
 
 
 @contextmanager
