@@ -12,6 +12,13 @@ import random
 import sys
 
 
+def diverge() -> None:
+    """Part a fork's generators from its siblings'; `random` and OpenSSL see to it themselves."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed(_words(os.urandom(64)))
+
+
 def reseed(seed: bytes) -> list[str]:
     """Seed every generator anew from `seed` and the kernel; return the names of those seeded."""
     # The kernel's generator is fresh by now; the seed stands in for it should that have failed.
@@ -30,6 +37,10 @@ def reseed(seed: bytes) -> list[str]:
         seeded.append("openssl")
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
-        numpy_random.seed([int.from_bytes(material[at : at + 4], "big") for at in range(0, 64, 4)])
+        numpy_random.seed(_words(material))
         seeded.append("numpy.random")
     return seeded
+
+
+def _words(material: bytes) -> list[int]:
+    return [int.from_bytes(material[at : at + 4], "big") for at in range(0, len(material), 4)]

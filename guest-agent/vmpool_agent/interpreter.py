@@ -14,7 +14,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vmpool_agent import execution, spawn, zygote
+from vmpool_agent import execution, spawn
 from vmpool_agent.session import OperationError
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ class Interpreter:
         null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
         def body() -> int:
+            # Not above: its random generator would be seeded anew in each fork of the agent.
+            from vmpool_agent import zygote  # noqa: PLC0415
+
             return zygote.main(spawn.REPORT, self._warm_up, self._machine.system)
 
         pid = spawn.fork((null, 2, 2, theirs.fileno()), body)
@@ -115,8 +118,11 @@ class Interpreter:
                     socket.send_fds(self._socket, [data], list(packet.descriptors))
                 else:
                     self._socket.send(data)
+            except BlockingIOError:
+                self._machine.reactor.watch_room(self._socket.fileno())
+                return
             except OSError:
-                return  # full, and we are called when it is not; or dead, and we shall be told
+                return  # it died, and we shall be told
             self._queue.popleft()
             _close_all(packet)
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-_EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+_READING = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
+_BOTH = _READING | select.EPOLLOUT
 
 
 class Timer:
@@ -75,9 +76,20 @@ class Reactor:
         os.set_blocking(self._wakeup_write, False)
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call back whenever `fd` becomes readable, writable or broken, and once soon."""
+        """Call back whenever `fd` becomes readable or broken, and at once when it is."""
         self._callbacks[fd] = callback
-        self._epoll.register(fd, _EDGES)
+        self._epoll.register(fd, _READING)
+
+    def watch_room(self, fd: int) -> None:
+        """Call back for `fd` also when it becomes writable, until `unwatch_room`.
+
+        Not for good: each write that the peer takes would wake us to no purpose.
+        """
+        self._epoll.modify(fd, _BOTH)
+
+    def unwatch_room(self, fd: int) -> None:
+        """Call back for `fd` only when it becomes readable or broken."""
+        self._epoll.modify(fd, _READING)
 
     def forget(self, fd: int) -> None:
         """Watch `fd` no longer; to be called before it is closed. *Idempotent.*"""

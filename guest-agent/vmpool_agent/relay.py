@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -95,11 +96,10 @@ class Relay:
         """Begin to carry input and output."""
         self._flowing = True
         for fd in self._outputs:
-            self._reactor.watch(fd, self._pump_outputs)
+            self._reactor.watch(fd, functools.partial(self._on_output, fd))
         if self._stdin is not None:
             self._reactor.watch(self._stdin, self._pump_input)
-        self._come_again()
-        self._reactor.soon(self._pump_input)
+            self._reactor.watch_room(self._stdin)
 
     def reaped(self, status: int) -> None:
         """Learn the child's wait status."""
@@ -181,6 +181,11 @@ class Relay:
             self._pump_output(fd)
         self._check_end()
 
+    def _on_output(self, fd: int) -> None:
+        if fd in self._outputs:
+            self._pump_output(fd)
+            self._check_end()
+
     def _pump_output(self, fd: int) -> None:
         room = self._channel.capacity
         if not room:
@@ -197,12 +202,15 @@ class Relay:
             self._pump_report()
             return
         self._channel.send_data(self._outputs[fd], data)
+        # Also after a short read: the pipe's end may have come in the same edge as its last bytes.
         self._come_again()
 
     def _pump_report(self) -> None:
         """Hand reports on, but none before the output that was written before it is sent."""
-        while not self._ended and not self._channel.backlog and not self._output_waits():
+        while not self._ended and not self._channel.backlog:
             if self._lines:
+                if self._output_waits():
+                    return
                 self._take_line(self._lines.popleft())
             elif self._report < 0 or not self._read_report():
                 return

@@ -36,15 +36,14 @@ def run(system: System) -> int:
     Raises:
         OperationError: The working directory is missing or closed to the account.
     """
-    with open(spawn.REQUEST, "rb") as file:  # noqa: PTH123
-        file.seek(0)
-        request = json.load(file)
+    request = json.loads(os.pread(spawn.REQUEST, os.fstat(spawn.REQUEST).st_size, 0))
+    os.close(spawn.REQUEST)
     name, uid, gid, groups, home = request["account"]
     account = Account(name, uid, gid, tuple(groups), home)
     os.environ.clear()
     os.environ.update({"MPLBACKEND": "Agg", **request["env"]})
     spawn.enter(system, spawn.Launch(account, {}, request["cwd"]))
-    generators.reseed(os.urandom(64))
+    generators.diverge()
     _open_streams()
     _set_path(home)
     spawn.tell({"type": "started"})

@@ -187,6 +187,7 @@ class Session:
         self._channels: dict[int, Channel] = {}
         self._waiting = False
         self._flushing = False
+        self._blocked = False
         reactor.watch(fd, self._on_ready)
 
     @property
@@ -278,8 +279,12 @@ class Session:
         # What a broken stream cannot take is dropped when reading tells of it.
         with contextlib.suppress(OSError):
             while outgoing and self._fd >= 0:
-                written = os.write(self._fd, memoryview(outgoing)[:_CHUNK].tobytes())
+                written = os.write(self._fd, outgoing[:_CHUNK])
                 del outgoing[:written]
+        if self._fd >= 0 and bool(outgoing) != self._blocked:
+            self._blocked = bool(outgoing)
+            watch = self._reactor.watch_room if self._blocked else self._reactor.unwatch_room
+            watch(self._fd)
         if self._waiting and len(outgoing) <= _CONGESTED:
             self._waiting = False
             for number, channel in list(self._channels.items()):
