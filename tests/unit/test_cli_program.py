@@ -66,7 +66,7 @@ def test_running_a_program_imports_nothing_heavy() -> None:
     ("argv", "code", "words"),
     [
         (["frobnicate"], 2, "No such command 'frobnicate'"),
-        (["serve", "--frobnicate"], 2, "No such option: --frobnicate"),
+        (["serve", "--frobnicate"], 2, "No such option '--frobnicate'"),
         (["sandbox", "timeout", "x", "never"], 2, "'never' is not a valid float"),
         (["sandbox", "create", "-e", "NAME"], 2, "--env takes NAME=VALUE, not 'NAME'"),
         (["run"], 125, "say what to run"),

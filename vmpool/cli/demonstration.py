@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,27 @@ class Address:
     endpoint: Endpoint
     state: Path
     template: str
+
+
+FILL_TIMEOUT = 60.0
+LOOK_AGAIN = 0.1
+"""Seconds between two looks at a pool: the interface has nothing to wait on."""
+
+
+def await_clones(remote: Remote, template: str) -> None:
+    """Wait until a template's pool is full, or `FILL_TIMEOUT` seconds have gone.
+
+    A request to a pool that is still being filled would show how long filling takes.
+
+    Raises:
+        VmpoolError: The server's error.
+    """
+    deadline = time.monotonic() + FILL_TIMEOUT
+    while time.monotonic() < deadline:
+        now = remote.call("GET", path("templates", template))
+        if now["pool"]["ready"] >= now["limits"]["ready"]:
+            return
+        time.sleep(LOOK_AGAIN)
 
 
 def send(remote: Remote, template: str) -> dict[str, Any]:

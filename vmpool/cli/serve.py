@@ -15,6 +15,7 @@ from vmpool.opening import open_host
 
 if TYPE_CHECKING:
     from vmpool.config import Settings
+    from vmpool.opening import Base
 
 
 @click.command()
@@ -24,13 +25,23 @@ def command(**given: Any) -> None:
 
     It serves the templates that there are, and installs and builds nothing: `vmpool up` does.
     """
-    asyncio.run(_serve(settings_from(**given)))
+    asyncio.run(serve(settings_from(**given)))
 
 
-async def _serve(settings: Settings) -> None:
+async def serve(settings: Settings, *, base: Base | None = None) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        settings: What to serve, and where.
+        base: What starts machines; QEMU when `None`.
+
+    Raises:
+        VmpoolError: As `bound`, `open_host` and `served`.
+        KeyboardInterrupt: A signal came before it served.
+    """
     with Interrupts() as interrupts, bound(settings.address) as listener:
         async with (
-            open_host(settings, progress=report.say) as host,
+            open_host(settings, progress=report.say, base=base) as host,
             served(host, listener) as endpoint,
         ):
             report.say(f"serving on {endpoint.url}")

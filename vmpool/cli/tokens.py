@@ -101,7 +101,7 @@ async def _revoke(state: Path, wanted: tuple[str, ...]) -> None:
             if not ids:
                 raise NotFoundError(
                     f"there is no token {one!r}",
-                    code="unknown_token",
+                    code="token_not_found",
                     remedy="see what there is: vmpool token list",
                 )
             for token_id in ids:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vmpool.cli.remote import Endpoint
     from vmpool.host import Host
     from vmpool.image import Image
+    from vmpool.opening import Base
 
 
 class Afterwards(Enum):
@@ -77,21 +78,33 @@ def command(*, templates: tuple[str, ...], ready: int | None, check: bool, **giv
         ready=ready,
         afterwards=Afterwards.STOP if check else Afterwards.SERVE,
     )
-    asyncio.run(_up(plan))
+    asyncio.run(bring_up(plan))
 
 
-async def _up(plan: Plan) -> None:
+async def bring_up(plan: Plan, *, base: Base | None = None) -> None:
+    """Carry a plan out: build, boot, serve, send one request, print it, go on serving.
+
+    Args:
+        plan: What to bring about.
+        base: What starts machines; QEMU when `None`.
+
+    Raises:
+        VmpoolError: Whatever of it failed; the message and the remedy say what and what to do.
+        KeyboardInterrupt: A signal came before it served.
+    """
     with Interrupts() as interrupts, bound(plan.settings.address) as listener:
         async with contextlib.AsyncExitStack() as running:
             with Progress(sys.stderr) as progress:
                 made = await _images(plan, progress)
                 progress("opening the host")
                 host = await running.enter_async_context(
-                    open_host(plan.settings, progress=progress)
+                    open_host(plan.settings, progress=progress, base=base)
                 )
                 for image in made:
                     await _template(host, image, plan, progress)
                 endpoint = await running.enter_async_context(served(host, listener))
+                progress("filling the pool")
+                await asyncio.to_thread(demonstration.await_clones, Remote(endpoint), made[0].name)
                 progress("sending one request")
                 answer = await asyncio.to_thread(demonstration.send, Remote(endpoint), made[0].name)
             _show(answer, made[0].name, endpoint, host)
@@ -123,10 +136,10 @@ async def _images(plan: Plan, progress: Progress) -> list[Image]:
 async def _template(host: Host, image: Image, plan: Plan, progress: Progress) -> None:
     """Make a template of an image and its name, unless there is one that will do."""
     progress(f"template {image.name}")
-    known = {status.name: status for status in host.catalogue.statuses}.get(image.name)
-    if known is not None and known.image == image.digest and plan.ready is None:
+    if image.name in {status.name for status in host.catalogue.statuses}:
         known = await host.catalogue.settled(image.name)
-        if known.state is TemplateState.READY:
+        will_do = known.state is TemplateState.READY and known.image == image.digest
+        if will_do and plan.ready in {None, known.limits.ready}:
             return
     limits = None
     if plan.ready is not None:
