@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import shutil
 import subprocess
@@ -177,10 +176,14 @@ async def test_a_stranger_with_an_orphans_pid_is_left_alone(
     spec: MachineSpec, run: Path, change: dict[str, object]
 ) -> None:
     at = attachment(run)
-    ours = record.Record.of(os.getpid(), spec, None)
-    assert ours.is_alive
-    structs.replace(ours, **change).write(at.directory)
+    stranger = await asyncio.create_subprocess_exec("sleep", "60")
+    true = record.Record.of(stranger.pid, spec, None)
+    assert true.is_alive
+    structs.replace(true, **change).write(at.directory)
     assert not await reap(at.directory)
+    assert stranger.returncode is None
+    stranger.kill()
+    await stranger.wait()
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b'{"pid": "x"}'])
