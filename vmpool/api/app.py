@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from vmpool.api import edge, openapi, status
-from vmpool.api.auth import Admission, admit, check_listen
+from vmpool.api.auth import Admission, Gate, check_listen
 from vmpool.api.intake import continue_later
 from vmpool.api.limits import Limits
 from vmpool.api.route import Call, Route
 from vmpool.api.routes import ROUTES
+from vmpool.config import Address
 from vmpool.errors import HostError
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ KEEPALIVE_SECONDS: Final = 640.0
 """Longer than clients pool idle connections: one closed under a POST cannot be sent again."""
 
 BACKLOG: Final = 1024
+
+LINE_BYTES: Final = 1 << 15
+"""A request's first line: the longest path in the guest, each byte escaped, and then some."""
 
 SHUTDOWN_SECONDS: Final = 3.0
 """How long requests may still run when the server stops; executions are cut off then."""
@@ -56,7 +60,7 @@ class BoundAddress:
 def make_app(host: Host) -> web.Application:
     """Return the application that serves `host`; whoever serves it keeps the host open."""
     limits = Limits.of(host.settings)
-    admission = Admission.TOKENS if host.settings.server.tokens else Admission.LOOPBACK
+    admission = Admission.LOOPBACK if host.settings.insecure_no_tokens else Admission.TOKENS
     app = web.Application(
         middlewares=[edge.make_middleware(host.metrics, limits)],
         client_max_size=0,  # bodies are read, and capped, by `intake`
@@ -66,11 +70,12 @@ def make_app(host: Host) -> web.Application:
     app[status.DOCUMENT] = openapi.document(
         ROUTES, limits, admission=admission, version=status.VERSION
     )
+    gate = Gate(host, admission)
     for route in ROUTES:
         app.router.add_route(
             route.method,
             route.path,
-            _endpoint(route, host, limits, admission),
+            _endpoint(route, host, limits, gate),
             name=route.name,
             expect_handler=continue_later,
         )
@@ -78,10 +83,10 @@ def make_app(host: Host) -> web.Application:
 
 
 def _endpoint(
-    route: Route, host: Host, limits: Limits, admission: Admission
+    route: Route, host: Host, limits: Limits, gate: Gate
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def endpoint(request: web.Request) -> web.StreamResponse:
-        caller = await admit(host, request, admission=admission, access=route.access)
+        caller = await gate.admit(request, route.access)
         request[edge.OWNER] = caller.owner or "-"
         return await route.run(
             Call(
@@ -105,9 +110,10 @@ async def serve(app: web.Application, listen: str | socket.socket) -> AsyncItera
         listen: `HOST:PORT`, or a socket that listens already; it is closed in the end.
 
     Raises:
-        HostError: `address_unusable`, or `tokens_required` on an address that others can reach.
+        HostError: `invalid_settings`, `address_unusable`, or `tokens_required` on an address that
+            others can reach.
     """
-    listening = listen if isinstance(listen, socket.socket) else _bind(listen)
+    listening = listen if isinstance(listen, socket.socket) else _bind(Address.parse(listen))
     with contextlib.closing(listening):
         host, port = listening.getsockname()[:2]
         check_listen(host, app[ADMISSION])
@@ -118,6 +124,7 @@ async def serve(app: web.Application, listen: str | socket.socket) -> AsyncItera
             handler_cancellation=True,  # a client that leaves ends what it had begun
             keepalive_timeout=KEEPALIVE_SECONDS,
             shutdown_timeout=SHUTDOWN_SECONDS,
+            max_line_size=LINE_BYTES,
             access_log=None,  # `edge` writes a line that has ids and no queries
             logger=_ProtocolLog(log, {}),
         )
@@ -136,27 +143,26 @@ class _ProtocolLog(logging.LoggerAdapter[logging.Logger]):
         self.debug("%s: %s", str(msg) % args, type(exc_info).__name__)
 
 
-def _bind(listen: str) -> socket.socket:
-    host, _, port = listen.rpartition(":")
+def _bind(address: Address) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        family, kind, protocol, _, resolved = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listening = socket.socket(family, kind, protocol)
-    except (OSError, ValueError) as err:
-        raise _unusable(listen, err) from err
+    except OSError as err:
+        raise _unusable(address, err) from err
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
+        listening.bind(resolved)
     except OSError as err:
         listening.close()
-        raise _unusable(listen, err) from err
+        raise _unusable(address, err) from err
     return listening
 
 
-def _unusable(listen: str, err: Exception) -> HostError:
+def _unusable(address: Address, err: OSError) -> HostError:
     return HostError(
-        f"cannot listen on {listen!r}: {err}",
+        f"cannot listen on {address.host!r}, port {address.port}: {err.strerror or err}",
         code="address_unusable",
         remedy="give another HOST:PORT, or stop what listens there",
     )

@@ -6,12 +6,14 @@ then it must not be a way for a web page in a browser on the same machine to rea
 
 from __future__ import annotations
 
-import ipaddress
+import hashlib
+import time
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from vmpool.config import Address
 from vmpool.errors import ForbiddenError, HostError, UnauthorizedError
 from vmpool.sandbox import Sandbox
 
@@ -24,6 +26,11 @@ LOCAL_OWNER: Final = "local"
 """Owner of everything on a server without tokens."""
 
 MAX_TOKEN_LENGTH: Final = 512
+
+RECENT_SECONDS: Final = 2.0
+"""How long a token that was good is taken to be: asking the journal costs a change of threads."""
+
+RECENT_TOKENS: Final = 4096
 
 
 class Access(Enum):
@@ -54,33 +61,56 @@ class Caller:
     sandbox: Sandbox | None = None
 
 
-async def admit(
-    host: Host, request: web.Request, *, admission: Admission, access: Access
-) -> Caller:
-    """Return who is calling.
+class Gate:
+    """The way into one server.
 
-    Raises:
-        UnauthorizedError: `token_missing` or `token_invalid`.
-        ForbiddenError: `foreign_host` or `cross_origin`, on a server without tokens.
+    Args:
+        host: Who knows tokens and sandboxes.
+        admission: Whether tokens are asked for.
     """
-    if admission is Admission.LOOPBACK:
-        _refuse_browsers(request)
-        return Caller(owner=LOCAL_OWNER)
-    if access is Access.OPEN:
-        return Caller(owner="")
-    token = _bearer(request)
-    if access is Access.SANDBOX:
-        sandbox = await host.sandbox_by_access_token(request.match_info["id"], token)
-        if sandbox is not None:
-            return Caller(owner=sandbox.owner, sandbox=sandbox)
-    owner = await host.store.verify_token(token)
-    if owner is None:
-        raise UnauthorizedError(
-            "the token is not valid here",
-            code="token_invalid",
-            remedy="make one with: vmpool token create",
-        )
-    return Caller(owner=owner)
+
+    def __init__(self, host: Host, admission: Admission) -> None:
+        self._host = host
+        self._admission = admission
+        self._recent: dict[bytes, tuple[str, float]] = {}
+
+    async def admit(self, request: web.Request, access: Access) -> Caller:
+        """Return who is calling.
+
+        Raises:
+            UnauthorizedError: `token_missing` or `token_invalid`.
+            ForbiddenError: `foreign_host` or `cross_origin`, on a server without tokens.
+        """
+        if self._admission is Admission.LOOPBACK:
+            _refuse_browsers(request)
+            return Caller(owner=LOCAL_OWNER)
+        if access is Access.OPEN:
+            return Caller(owner="")
+        token = _bearer(request)
+        if access is Access.SANDBOX:
+            sandbox = await self._host.sandbox_by_access_token(request.match_info["id"], token)
+            if sandbox is not None:
+                return Caller(owner=sandbox.owner, sandbox=sandbox)
+        return Caller(owner=await self._owner(token))
+
+    async def _owner(self, token: str) -> str:
+        """Return the id of a good token; the journal is asked once in `RECENT_SECONDS`."""
+        digest, now = hashlib.sha256(token.encode()).digest(), time.monotonic()
+        owner, until = self._recent.get(digest, ("", 0.0))
+        if now < until:
+            return owner
+        row = await self._host.store.find_token(token)
+        if row is None:
+            self._recent.pop(digest, None)
+            raise UnauthorizedError(
+                "the token is not valid here",
+                code="token_invalid",
+                remedy="make one with: vmpool token create",
+            )
+        if len(self._recent) >= RECENT_TOKENS:
+            self._recent.clear()
+        self._recent[digest] = row.id, now + RECENT_SECONDS
+        return row.id
 
 
 def _bearer(request: web.Request) -> str:
@@ -105,7 +135,7 @@ def _refuse_browsers(request: web.Request) -> None:
     127.0.0.1 (DNS rebinding) by `Host`.
     """
     authority = request.headers.get("Host", "")
-    if not is_loopback(_host_of(authority)):
+    if not _is_loopback(_host_of(authority)):
         raise ForbiddenError(
             f"host {authority[:200]!r} is not this machine's own name",
             code="foreign_host",
@@ -127,14 +157,8 @@ def _host_of(authority: str) -> str:
         return ""
 
 
-def is_loopback(host: str) -> bool:
-    """Tell whether a host name or address can only be this machine."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _is_loopback(host: str) -> bool:
+    return Address(host=host.lower(), port=0).loopback
 
 
 def check_listen(host: str, admission: Admission) -> None:
@@ -143,7 +167,7 @@ def check_listen(host: str, admission: Admission) -> None:
     Raises:
         HostError: `tokens_required`.
     """
-    if admission is Admission.LOOPBACK and not is_loopback(host):
+    if admission is Admission.LOOPBACK and not _is_loopback(host):
         raise HostError(
             f"without tokens the server listens on loopback only, not on {host!r}",
             code="tokens_required",

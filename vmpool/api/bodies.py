@@ -7,20 +7,31 @@ by `limits`, what depends on the world by the host.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from vmpool.model import DEFAULT_USER
 
 _NO_NUL = "^[^\\u0000]*$"
+Base64 = Annotated[
+    bytes,
+    Meta(
+        extra_json_schema={
+            "pattern": "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+        }
+    ),
+]
 
 Name = Annotated[str, Meta(min_length=1, max_length=128, pattern="^[a-z0-9][a-z0-9._-]*$")]
 GuestPath = Annotated[
     str,
     Meta(
         description="Absolute path in the guest, without `..`",
-        extra_json_schema={"pattern": "^/", "maxLength": 4096},
+        extra_json_schema={
+            "pattern": r"^/(?!\.\.(?:/|$))(?:[^\u0000/]|/(?!\.\.(?:/|$)))*$",
+            "maxLength": 4095,
+        },
     ),
 ]
 Account = Annotated[
@@ -53,7 +64,7 @@ class FileContent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """A file's content: `content` for text, `content_base64` for anything; exactly one."""
 
     content: str | None = None
-    content_base64: bytes | None = None
+    content_base64: Base64 | None = None
 
 
 class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,7 +75,7 @@ class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     argv: Argv | None = None
     language: Language = "python"
     stdin: str | None = None
-    stdin_base64: bytes | None = None
+    stdin_base64: Base64 | None = None
     files: dict[GuestPath, FileContent] = {}
     return_files: Annotated[list[GuestPath], Meta(max_length=256)] = []
     env: Env = {}
@@ -81,7 +92,7 @@ class Exec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     argv: Argv | None = None
     language: Language = "python"
     stdin: str | None = None
-    stdin_base64: bytes | None = None
+    stdin_base64: Base64 | None = None
     env: Env = {}
     cwd: GuestPath | None = None
     user: Account = DEFAULT_USER
@@ -174,13 +185,7 @@ class ListSandboxesQuery(Struct, frozen=True, kw_only=True, forbid_unknown_field
         list[Annotated[str, Meta(max_length=2048, pattern="^[^=]+=")]], Meta(max_length=64)
     ] = []
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
-    cursor: Annotated[str, Meta(max_length=256)] | None = None
-
-
-class ListAuditQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many of the latest entries."""
-
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
+    cursor: Annotated[str, Meta(pattern="^[0-9]{1,20}-[a-z0-9]{1,64}$")] | None = None
 
 
 class Receipt(Struct, frozen=True, kw_only=True):
@@ -362,7 +367,7 @@ class Input(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A WebSocket message to a running process: exactly one member is set."""
 
     stdin: str | None = None
-    stdin_base64: bytes | None = None
+    stdin_base64: Base64 | None = None
     eof: Literal[True] | None = None
     signal: Annotated[int, Meta(ge=1, le=64)] | None = None
 
@@ -442,21 +447,6 @@ class ImageList(Struct, frozen=True, kw_only=True):
     """All images, by name."""
 
     images: list[ImageAnswer]
-
-
-class AuditEntry(Struct, frozen=True, kw_only=True):
-    """Something that you did."""
-
-    at: str
-    action: str
-    subject: str
-    detail: dict[str, Any]
-
-
-class AuditList(Struct, frozen=True, kw_only=True):
-    """What you did, latest first."""
-
-    entries: list[AuditEntry]
 
 
 class Health(Struct, frozen=True, kw_only=True):

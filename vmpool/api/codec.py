@@ -69,7 +69,7 @@ def parse_query(query: MultiMapping[str], into: type[T]) -> T:
     for name in query:
         if name in repeatable:
             values[name] = query.getall(name)
-        elif name in values:
+        elif len(query.getall(name)) > 1:
             raise InvalidRequestError(f"query parameter {name!r} is given more than once")
         else:
             values[name] = query[name]

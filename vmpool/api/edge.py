@@ -52,7 +52,7 @@ def make_middleware(
 
     @web.middleware
     async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
-        began = time.perf_counter()
+        began_ns = time.perf_counter_ns()
         request[REQUEST_ID] = new_id("req")
         status = CLIENT_LEFT
         try:
@@ -61,8 +61,8 @@ def make_middleware(
             return response
         finally:
             route = _route_of(request)
-            seconds = time.perf_counter() - began
-            metrics.http_request(route=route, method=request.method, status=status, seconds=seconds)
+            took_ns = time.perf_counter_ns() - began_ns
+            metrics.request(route, request.get(CODE, str(status)), took_ns)
             log.info(
                 "request=%s owner=%s %s %s %d %s %.1f ms",
                 request[REQUEST_ID],
@@ -71,7 +71,7 @@ def make_middleware(
                 route,
                 status,
                 request.get(CODE, "-"),
-                seconds * 1000,
+                took_ns / 1e6,
             )
 
     return edge
@@ -105,7 +105,7 @@ async def _answer(request: web.Request, handler: Handler, limits: Limits) -> web
             remedy="tell whoever runs this server the request id; the log has the rest",
         )
     request[CODE] = error.error_code
-    if error.fault is Fault.INFRASTRUCTURE:
+    if error.fault is Fault.INFRASTRUCTURE and type(error) is not VmpoolError:
         log.warning("request=%s %s: %s", request[REQUEST_ID], error.error_code, error)
     if request.get(BEGUN) and request.transport is not None:
         # Half an answer is out. Only an aborted connection tells the client that it is not whole.

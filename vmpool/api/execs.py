@@ -33,9 +33,9 @@ class Transcript:
     """The events of one execution as lines of the interface."""
 
     def __init__(self) -> None:
+        self.exited: Exited | None = None
         self._began_ns = time.perf_counter_ns()
         self._characters = {stream: codec.Characters() for stream in Stream}
-        self.ended = False
 
     def lines(self, event: ExecutionEvent) -> Iterator[bodies.ExecLine]:
         """Yield what one event adds."""
@@ -57,7 +57,7 @@ class Transcript:
                 for stream, characters in self._characters.items():
                     for rest in characters.finish():
                         yield _output(stream, rest)
-                self.ended = True
+                self.exited = event
                 yield views.exit_line(event, self._began_ns)
 
 
@@ -81,7 +81,7 @@ async def execute(call: Call, body: bodies.Exec) -> web.StreamResponse:
 
     try:
         async with start(sandbox, task) as execution, feeding(execution, stdin):
-            await relay(execution, send)
+            await relay(call, execution, send)
     except VmpoolError as err:
         if not response.prepared or isinstance(err, outflow.StalledError):
             raise
@@ -106,7 +106,9 @@ async def start(sandbox: Sandbox, task: Command | Code) -> AsyncIterator[Executi
         raise err from None
 
 
-async def relay(execution: Execution, send: Callable[[bodies.ExecLine], Awaitable[None]]) -> None:
+async def relay(
+    call: Call, execution: Execution, send: Callable[[bodies.ExecLine], Awaitable[None]]
+) -> None:
     """Send every line of an execution.
 
     Raises:
@@ -116,8 +118,9 @@ async def relay(execution: Execution, send: Callable[[bodies.ExecLine], Awaitabl
     async for event in execution:
         for line in transcript.lines(event):
             await send(line)
-    if not transcript.ended:
+    if transcript.exited is None:
         raise GuestError("the guest broke off before the execution's end", code="guest_lost")
+    call.host.metrics.execution(*views.outcome(transcript.exited))
 
 
 @contextlib.asynccontextmanager
@@ -143,7 +146,8 @@ async def _feed(execution: Execution, stdin: bytes) -> None:
 
 
 def broken_off(call: Call, error: VmpoolError) -> bodies.ProblemLine:
-    """Return the last line of an execution that we broke off."""
+    """Return the last line of an execution that we broke off, and count it."""
+    call.host.metrics.execution(error.error_code, error.fault)
     return bodies.ProblemLine(
         problem=problem.describe(error, request_id=call.id, limits=call.limits)
     )

@@ -22,6 +22,15 @@ ARGUMENTS_BYTES: Final = 1 << 20  # half of what Linux takes with the usual stac
 CODE_BYTES: Final = 1 << 20  # escaped as JSON at most 6 MiB, and the agent takes 8
 MESSAGE_BYTES: Final = 1 << 20
 
+BODY_SECONDS: Final = 60.0
+"""For a whole JSON body, and for each piece of an uploaded file."""
+
+STALL_SECONDS: Final = 300.0
+"""How long a client may take nothing of what it is sent: an execution waits for it meanwhile."""
+
+WAIT_SECONDS: Final = 600.0
+"""How long a request may want to wait for a clone, or longer where the default is."""
+
 
 class Limits:
     """The limits of one server.
@@ -36,21 +45,21 @@ class Limits:
     @classmethod
     def of(cls, settings: Settings) -> Limits:
         """Return what the settings say."""
-        limits = settings.limits
+        requests = settings.requests
         return cls(
             PublishedLimits(
-                body_bytes=limits.body_bytes,
-                body_seconds=limits.body_timeout,
-                file_bytes=limits.file_bytes,
-                output_bytes=limits.output_bytes,
-                returned_files_bytes=limits.returned_files_bytes,
-                execution_seconds=limits.execution_timeout_max,
-                execution_seconds_default=limits.execution_timeout,
-                sandbox_seconds=limits.sandbox_timeout_max,
-                sandbox_seconds_default=limits.sandbox_timeout,
-                wait_seconds=limits.wait_max,
-                wait_seconds_default=limits.wait,
-                stall_seconds=limits.stall_timeout,
+                body_bytes=requests.body_bytes,
+                body_seconds=BODY_SECONDS,
+                file_bytes=requests.file_bytes,
+                output_bytes=requests.output_bytes,
+                returned_files_bytes=requests.body_bytes,
+                execution_seconds=requests.exec_timeout_most,
+                execution_seconds_default=requests.exec_timeout,
+                sandbox_seconds=requests.sandbox_timeout_most,
+                sandbox_seconds_default=requests.sandbox_timeout,
+                wait_seconds=max(WAIT_SECONDS, requests.queue_wait),
+                wait_seconds_default=requests.queue_wait,
+                stall_seconds=STALL_SECONDS,
                 path_bytes=PATH_BYTES,
                 argument_bytes=ARGUMENT_BYTES,
                 arguments_bytes=ARGUMENTS_BYTES,

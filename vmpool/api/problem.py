@@ -13,6 +13,7 @@ from aiohttp import web
 
 from vmpool.api.bodies import Problem
 from vmpool.errors import (
+    CallerError,
     CapacityError,
     ConflictError,
     DiskFullError,
@@ -68,6 +69,7 @@ _STATUS_OF_CLASS: Final[tuple[tuple[type[VmpoolError], int], ...]] = (
     (CapacityError, 503),
     (DiskFullError, 507),
     (GuestError, 502),
+    (CallerError, 400),
     (VmpoolError, 500),
 )
 

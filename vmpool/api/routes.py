@@ -219,15 +219,6 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="GET",
-        path="/v1/audit",
-        name="list_audit",
-        summary="List what you did, latest first",
-        access=Access.OWNER,
-        answers=(Answer(body=bodies.AuditList, media=JSON),),
-        **reads(bodies.ListAuditQuery, status.audit),
-    ),
-    Route(
-        method="GET",
         path="/healthz",
         name="health",
         summary="Say whether the server serves",

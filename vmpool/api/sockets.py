@@ -77,7 +77,7 @@ async def _converse(call: Call, socket: web.WebSocketResponse, execution: Execut
     async def send(line: bodies.ExecLine) -> None:
         await _send(call, socket, line)
 
-    sending = asyncio.create_task(execs.relay(execution, send))
+    sending = asyncio.create_task(execs.relay(call, execution, send))
     taking = asyncio.create_task(_take_input(socket, execution))
     try:
         await asyncio.wait((sending, taking), return_when=asyncio.FIRST_COMPLETED)

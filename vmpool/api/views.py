@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from msgspec import UNSET
 
 from vmpool.api import bodies, codec
+from vmpool.errors import Fault, TaskError, TaskMemoryError, TaskTimeoutError
 
 if TYPE_CHECKING:
     from vmpool import policy
@@ -89,6 +90,15 @@ def fault(value: Exited) -> Literal["task"] | None:
     """Return `task` when the task failed, by its own word or by ours."""
     failed = value.exit_code != 0 or value.timed_out or value.out_of_memory
     return "task" if failed else None
+
+
+def outcome(value: Exited) -> tuple[str, Fault | None]:
+    """Return how an execution ended, as metrics name it, and whose fault that is."""
+    if fault(value) is None:
+        return "ok", None
+    if value.timed_out:
+        return TaskTimeoutError.code, Fault.TASK
+    return (TaskMemoryError if value.out_of_memory else TaskError).code, Fault.TASK
 
 
 def exit_line(value: Exited, began_ns: int) -> bodies.ExitLine:

@@ -1,0 +1,198 @@
+"""Stand-in: a host whose guests are on paper: they agree to everything and touch nothing.
+
+For requests that a machine makes up. The fake engine's guests are local processes, which would
+delete what they are asked to, under whatever account runs the tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from vmpool import run
+from vmpool.clone import RestoreTimings
+from vmpool.errors import NotFoundError
+from vmpool.lifecycle import EndReason
+from vmpool.metrics import Metrics
+from vmpool.model import (
+    Accelerator,
+    Exited,
+    FileInfo,
+    FileKind,
+    IdentityReceipt,
+    Output,
+    Started,
+    Stream,
+    Transport,
+    new_id,
+)
+from vmpool.sandbox import Claim, Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator
+
+    from vmpool.config import Settings
+    from vmpool.host import CreateRequest
+
+TEMPLATE = "python"
+TOKEN = "e2b_paper"
+TIMINGS = RestoreTimings(
+    spawn_ns=1, load_ns=1, resume_ns=1, hello_ns=1, identify_ns=1, warm_ns=1, rest_ns=1
+)
+RECEIPT = IdentityReceipt(
+    hostname="paper",
+    machine_id="0" * 32,
+    boot_id="0",
+    entropy_bits=256,
+    generators=("random",),
+    clock_error_ns=0,
+)
+
+
+class PaperAgent:
+    """Agrees to everything and touches nothing."""
+
+    @contextlib.asynccontextmanager
+    async def execute(self, _: Any) -> AsyncIterator[PaperExecution]:
+        yield PaperExecution()
+
+    async def read_file(self, path: str, **_: Any) -> AsyncIterator[bytes]:
+        yield path.encode()
+
+    async def write_file(self, path: str, data: AsyncIterable[bytes], **_: Any) -> FileInfo:
+        size_bytes = sum([len(chunk) async for chunk in data])
+        return self._info(path, FileKind.FILE, size_bytes)
+
+    async def stat(self, path: str, **_: Any) -> FileInfo:
+        return self._info(path, FileKind.FILE, len(path.encode()))
+
+    async def list_directory(self, path: str, **_: Any) -> list[FileInfo]:
+        return [self._info(f"{path}/x", FileKind.SYMLINK, 0)]
+
+    async def remove(self, path: str, **_: Any) -> None:
+        """Remove nothing."""
+
+    async def move(self, _: str, destination: str, **__: Any) -> FileInfo:
+        return self._info(destination, FileKind.FILE, 0)
+
+    async def make_directory(self, path: str, **_: Any) -> FileInfo:
+        return self._info(path, FileKind.DIRECTORY, 0)
+
+    def _info(self, path: str, kind: FileKind, size_bytes: int) -> FileInfo:
+        return FileInfo(
+            path=path,
+            kind=kind,
+            size_bytes=size_bytes,
+            mode=0o644,
+            owner="user",
+            group="user",
+            modified_ns=0,
+        )
+
+
+class PaperExecution:
+    """Says a word and is over."""
+
+    async def __aiter__(self) -> AsyncIterator[Started | Output | Exited]:
+        yield Started(1)
+        yield Output(Stream.STDOUT, b"paper\n")
+        yield Exited(exit_code=0)
+
+    async def write_stdin(self, data: bytes) -> None:
+        """Read nothing."""
+
+    async def close_stdin(self) -> None:
+        """Wait for nothing."""
+
+
+@dataclass
+class PaperClone:
+    """A guest that is not there."""
+
+    agent: PaperAgent = field(default_factory=PaperAgent)
+    timings: RestoreTimings = TIMINGS
+    receipt: IdentityReceipt = RECEIPT
+
+
+class PaperHost:
+    """What the API asks of a host, without machines, pools and journal."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.facts = SimpleNamespace(accelerator=Accelerator.TCG, transport=Transport.SERIAL)
+        self.images = SimpleNamespace(list=list)
+        self.catalogue = self
+        self.store = self
+        self.statuses: list[Any] = []
+        self._live: dict[str, Sandbox] = {}
+        self._ended: dict[str, str] = {}
+
+    async def find_token(self, token: str) -> Any:
+        return SimpleNamespace(id="paper") if token == TOKEN else None
+
+    def status(self, name: str) -> Any:
+        raise NotFoundError(f"there is no template {name!r}", code="template_not_found")
+
+    async def add(self, request: Any, **_: Any) -> Any:
+        raise NotFoundError(f"no image {request.image!r}", code="image_not_found")
+
+    async def remove(self, name: str) -> None:
+        self.status(name)
+
+    def audit(self, *_: Any) -> None:
+        """Nothing was done."""
+
+    async def create(self, request: CreateRequest, *, owner: str) -> Sandbox:
+        return await self._hold(
+            Claim(
+                template=request.template,
+                owner=owner,
+                timeout=request.timeout,
+                metadata=request.metadata,
+                env=request.env,
+            )
+        )
+
+    async def run(self, request: run.RunRequest, *, owner: str) -> run.RunOutcome:
+        sandbox = await self._hold(Claim(template=request.template, owner=owner, timeout=60))
+        try:
+            return await run.run(sandbox, request)
+        finally:
+            self._end(sandbox, EndReason.FINISHED)
+
+    def sandboxes(self, *, owner: str) -> list[Sandbox]:
+        return [sandbox for sandbox in self._live.values() if sandbox.owner == owner]
+
+    async def sandbox(self, id: str, *, owner: str) -> Sandbox:
+        if id in self._live and self._live[id].owner == owner:
+            return self._live[id]
+        if self._ended.get(id) == owner:
+            raise NotFoundError(f"sandbox {id!r} has ended", code="sandbox_ended")
+        raise NotFoundError(f"there is no sandbox {id!r}", code="sandbox_not_found")
+
+    async def sandbox_by_access_token(self, id: str, token: str) -> Sandbox | None:
+        sandbox = self._live.get(id)
+        return sandbox if sandbox is not None and sandbox.access_token == token else None
+
+    async def set_timeout(self, id: str, *, owner: str, timeout: float) -> Sandbox:
+        sandbox = await self.sandbox(id, owner=owner)
+        sandbox.extend(timeout)
+        return sandbox
+
+    async def kill(self, id: str, *, owner: str) -> None:
+        self._end(await self.sandbox(id, owner=owner), EndReason.KILLED)
+
+    async def _hold(self, claim: Claim) -> Sandbox:
+        if claim.template != TEMPLATE:
+            self.status(claim.template)
+        clone: Any = PaperClone()
+        sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=0)
+        self._live[sandbox.id] = sandbox
+        return sandbox
+
+    def _end(self, sandbox: Sandbox, reason: EndReason) -> None:
+        sandbox.end(reason)
+        self._ended[sandbox.id] = self._live.pop(sandbox.id).owner

@@ -1,0 +1,204 @@
+"""Files: of any size, both ways, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import aiohttp
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.api.conftest import Serve, Server
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+async def files(server: Server) -> str:
+    sandbox = await server.make_sandbox()
+    return f"/v1/sandboxes/{sandbox['id']}/files"
+
+
+async def test_a_file_comes_back_as_it_went_in(server: Server, files: str, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 1000
+    path = f"{tmp_path}/new/ö and so on"
+    status, info = await server.call(
+        "PUT", f"{files}?path={quote(path)}&mode={0o600}", data=content
+    )
+    assert status == 200
+    assert (info["path"], info["kind"], info["size_bytes"]) == (path, "file", len(content))
+    assert info["mode"] == 0o600
+    assert await server.call("GET", f"{files}?path={quote(path)}") == (200, content)
+    assert (await server.call("GET", f"{files}/stat?path={quote(path)}"))[1] == info
+    assert (await server.call("DELETE", f"{files}?path={quote(path)}"))[0] == 204
+    status, problem = await server.call("GET", f"{files}?path={quote(path)}")
+    assert (status, problem["code"], problem["fault"]) == (404, "file_not_found", "task")
+
+
+async def test_an_empty_file_has_a_length(server: Server, files: str, tmp_path: Path) -> None:
+    await server.call("PUT", f"{files}?path={tmp_path}/empty", data=b"")
+    async with server.session.get(f"{server.url}{files}?path={tmp_path}/empty") as response:
+        assert response.headers["Content-Length"] == "0"
+        assert await response.read() == b""
+
+
+async def test_a_file_without_a_size_is_read_to_its_end(server: Server, files: str) -> None:
+    status, content = await server.call("GET", f"{files}?path=/proc/self/status")
+    assert status == 200
+    assert content.startswith(b"Name:")
+
+
+async def test_a_large_file_goes_both_ways_through_little_memory(
+    server: Server, files: str, tmp_path: Path
+) -> None:
+    size, chunk = 64 * MIB, bytes(range(256)) * 256
+    url = f"{server.url}{files}?path={tmp_path}/large"
+
+    async def content() -> AsyncIterator[bytes]:
+        for _ in range(size // len(chunk)):
+            yield chunk
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    async with server.session.put(url, data=content()) as response:
+        assert (await response.json())["size_bytes"] == size
+    digest, received = hashlib.sha256(), 0
+    async with server.session.get(url) as response:
+        assert response.headers["Content-Length"] == str(size)
+        async for piece in response.content.iter_any():
+            digest.update(piece)
+            received += len(piece)
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert received == size
+    assert digest.digest() == hashlib.sha256(chunk * (size // len(chunk))).digest()
+    assert grown_kib < 24 << 10
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answer"),
+    [
+        ("bytes=0-3", (206, b"0123", "bytes 0-3/10")),
+        ("bytes=8-", (206, b"89", "bytes 8-9/10")),
+        ("bytes=-3", (206, b"789", "bytes 7-9/10")),
+        ("bytes=5-100", (206, b"56789", "bytes 5-9/10")),
+        ("bytes=-100", (206, b"0123456789", "bytes 0-9/10")),
+        ("bytes=1-2,4-5", (200, b"0123456789", None)),
+        ("lines=1-2", (200, b"0123456789", None)),
+    ],
+)
+async def test_a_part_of_a_file_can_be_had(
+    server: Server, files: str, tmp_path: Path, wanted: str, answer: tuple[int, bytes, str | None]
+) -> None:
+    url = f"{files}?path={tmp_path}/digits"
+    await server.call("PUT", url, data=b"0123456789")
+    async with server.session.get(server.url + url, headers={"Range": wanted}) as response:
+        shown = response.headers.get("Content-Range")
+        assert (response.status, await response.read(), shown) == answer
+
+
+async def test_a_part_that_is_not_there_is_refused(
+    server: Server, files: str, tmp_path: Path
+) -> None:
+    url = f"{files}?path={tmp_path}/digits"
+    await server.call("PUT", url, data=b"0123456789")
+    for wanted in ("bytes=10-", "bytes=5-2", "bytes=-0"):
+        status, problem = await server.call("GET", url, headers={"Range": wanted})
+        assert (status, problem["code"]) == (416, "range_not_satisfiable")
+
+
+async def test_directories_are_made_listed_and_moved(
+    server: Server, files: str, tmp_path: Path
+) -> None:
+    status, made = await server.call("POST", f"{files}/directory", json={"path": f"{tmp_path}/a/b"})
+    assert (status, made["kind"]) == (201, "directory")
+    await server.call("PUT", f"{files}?path={tmp_path}/a/b/c", data=b"1")
+    (tmp_path / "a" / "link").symlink_to("b/c")
+    _, listed = await server.call("GET", f"{files}/list?path={tmp_path}/a&depth=2")
+    shown = [(entry["path"], entry["kind"], entry["target"]) for entry in listed["entries"]]
+    assert shown == [
+        (f"{tmp_path}/a/b", "directory", None),
+        (f"{tmp_path}/a/b/c", "file", None),
+        (f"{tmp_path}/a/link", "symlink", "b/c"),
+    ]
+    status, moved = await server.call(
+        "POST",
+        f"{files}/move",
+        json={"source": f"{tmp_path}/a", "destination": f"{tmp_path}/x/y"},
+    )
+    assert (status, moved["path"]) == (200, f"{tmp_path}/x/y")
+    assert (tmp_path / "x/y/b/c").read_bytes() == b"1"
+
+
+async def test_a_name_that_is_no_text_does_not_break_a_list(
+    server: Server, files: str, tmp_path: Path
+) -> None:
+    (tmp_path / "caf\udce9").touch()
+    status, listed = await server.call("GET", f"{files}/list?path={tmp_path}")
+    assert status == 200
+    assert listed["entries"][0]["path"].startswith(f"{tmp_path}/caf\ufffd")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "wanted"),
+    [
+        ("GET", "?path=/a/../b", (400, "invalid_path")),
+        ("GET", "?path=..", (400, "invalid_path")),
+        ("GET", "?path=a", (400, "invalid_path")),
+        ("GET", "?path=", (400, "invalid_path")),
+        ("GET", "?path=/a%00b", (400, "invalid_path")),
+        ("GET", "?path=/" + "a" * 4095, (400, "invalid_path")),
+        ("GET", "", (400, "invalid_request")),
+        ("GET", "?path=/a&colour=red", (400, "invalid_request")),
+        ("GET", "?path=/a&path=/b", (400, "invalid_request")),
+        ("GET", "?path=/a&user=nobody-here", (400, "unknown_user")),
+        ("GET", "?path=/" + "a" * 300, (400, "name_too_long")),
+        ("GET", "?path=/usr", (409, "is_a_directory")),
+        ("GET", "/stat?path=/there/is/none", (404, "file_not_found")),
+        ("GET", "/list?path=/etc/passwd", (409, "not_a_directory")),
+        ("GET", "/list?path=/etc&depth=0", (400, "invalid_request")),
+        ("PUT", "?path=/tmp/never&mode=99999", (400, "invalid_request")),
+        ("PUT", "?path=/usr", (409, "is_a_directory")),
+        ("PUT", "?path=/proc/../etc/never", (400, "invalid_path")),
+        ("DELETE", "?path=/there/is/none", (404, "file_not_found")),
+    ],
+)
+async def test_bad_input_has_a_code(
+    server: Server, files: str, method: str, path: str, wanted: tuple[int, str]
+) -> None:
+    status, problem = await server.call(method, files + path)
+    assert (status, problem["code"]) == wanted, problem
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_a_file_over_the_limit_is_refused(
+    serving: Serve, tmp_path: Path, framing: str
+) -> None:
+    async def content() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield bytes(1000)
+
+    async with serving(file_bytes=10_000) as server:
+        sandbox = await server.make_sandbox()
+        data: Any = bytes(20_000) if framing == "length" else content()
+        path = f"/v1/sandboxes/{sandbox['id']}/files?path={tmp_path}/large"
+        status, problem = await server.call("PUT", path, data=data)
+    assert (status, problem["code"]) == (413, "file_too_large")
+    assert problem["limits"] == {"file_bytes": 10_000}
+
+
+async def test_a_file_that_shrinks_while_it_is_read_is_not_taken_for_whole(
+    server: Server, files: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "shrinks"
+    path.write_bytes(bytes(64 * MIB))
+    async with server.session.get(f"{server.url}{files}?path={path}") as response:
+        assert response.headers["Content-Length"] == str(64 * MIB)
+        await response.content.read(1)
+        path.write_bytes(b"")
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.content.read()
