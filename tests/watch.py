@@ -28,7 +28,7 @@ async def holds(path: Path, wanted: bytes, timeout: float = 60.0) -> None:
         assert library.inotify_add_watch(descriptor, os.fsencode(path), _IN_MODIFY) > 0
         loop.add_reader(descriptor, drain)
         async with asyncio.timeout(timeout):
-            while wanted not in path.read_bytes():  # noqa: ASYNC240 -- a few bytes
+            while wanted not in path.read_bytes():
                 changed.clear()
                 await changed.wait()
     finally:

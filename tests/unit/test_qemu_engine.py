@@ -114,7 +114,7 @@ async def test_qemu_runs_as_another_account_behind_a_seccomp_filter(
     engine: QemuEngine, spec: MachineSpec, run: Path
 ) -> None:
     machine = await engine.boot(spec, tiny_guest.kernel(run, tiny_guest.IDLE), attachment(run))
-    lines = Path(f"/proc/{machine.pid}/status").read_text().splitlines()  # noqa: ASYNC240
+    lines = Path(f"/proc/{machine.pid}/status").read_text().splitlines()
     status = dict(line.split(":\t", 1) for line in lines)
     await machine.kill()
     assert status["Seccomp"] == "2"
