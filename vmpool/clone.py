@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
     from vmpool.agent import Agent
     from vmpool.engine import Engine, Machine
+    from vmpool.errors import InfrastructureError
     from vmpool.model import IdentityReceipt
     from vmpool.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
+
+OBITUARY_TIMEOUT = 1.0
+"""Seconds that a hypervisor may outlive its guest's agent and still count as the cause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +133,13 @@ class Clone:
             for wait in waits:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
+
+    async def obituary(self) -> InfrastructureError:
+        """Return of what the machine died, as an error to raise; once, after `wait_dead`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(OBITUARY_TIMEOUT):
+                return await self.machine.obituary()
+        return GuestError("the agent is lost, though its machine still runs", code="guest_lost")
 
     async def kill(self) -> None:
         """End the machine and remove everything of it. *Idempotent*, completes when cancelled."""

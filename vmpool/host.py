@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from vmpool.catalogue import Catalogue
     from vmpool.config import Settings
+    from vmpool.errors import InfrastructureError
     from vmpool.image import Library
     from vmpool.metrics import Metrics
     from vmpool.run import RunOutcome, RunRequest
@@ -71,8 +72,8 @@ class _Held:
 
     sandbox: Sandbox
     pool: Pool[Clone]
-    watch: asyncio.Task[None]
-    alarm: asyncio.TimerHandle
+    watch: asyncio.Task[None] | None = None
+    alarm: asyncio.TimerHandle | None = None
     ending: asyncio.Task[None] | None = None
     journaled: bool = False
 
@@ -124,12 +125,13 @@ class Host:
             metadata=request.metadata,
             env=request.env,
         )
-        sandbox = await self._hold(claim, request.wait)
+        held = await self._hold(claim, request.wait)
+        sandbox = held.sandbox
         try:
-            self._held[sandbox.id].journaled = True
+            held.journaled = True
             await self.store.record_sandbox(_row(sandbox))
         except BaseException:
-            await self._end(sandbox.id, EndReason.FAILED_START)
+            await self._end(held, EndReason.KILLED)
             raise
         self.audit(owner, "sandbox.create", sandbox.id, {"template": request.template})
         return sandbox
@@ -146,12 +148,12 @@ class Host:
         """
         timeout = self.settings.requests.sandbox_timeout_most
         claim = Claim(template=request.template, owner=owner, timeout=timeout)
-        sandbox = await self._hold(claim, request.wait)
+        held = await self._hold(claim, request.wait)
         try:
-            outcome = await run.run(sandbox, request)
+            outcome = await run.run(held.sandbox, request)
         finally:
-            self._begin_end(sandbox.id, EndReason.FINISHED)
-        self.audit(owner, "run", sandbox.id, {"template": request.template})
+            self._begin_end(held, EndReason.FINISHED)
+        self.audit(owner, "run", held.sandbox.id, {"template": request.template})
         return outcome
 
     def sandboxes(self, *, owner: str) -> list[Sandbox]:
@@ -188,8 +190,9 @@ class Host:
         sandbox = await self.sandbox(id, owner=owner)
         sandbox.extend(timeout)
         held = self._held[id]
-        held.alarm.cancel()
-        held.alarm = self._set_alarm(sandbox)
+        if held.alarm is not None:
+            held.alarm.cancel()
+        held.alarm = self._set_alarm(held)
         await self.store.set_deadline(id, sandbox.deadline_ns)
         return sandbox
 
@@ -199,9 +202,9 @@ class Host:
         Raises:
             NotFoundError: As `sandbox`.
         """
-        await self.sandbox(id, owner=owner)
+        sandbox = await self.sandbox(id, owner=owner)
         self.audit(owner, "sandbox.kill", id, {})
-        await self._end(id, EndReason.KILLED)
+        await self._end(self._held[sandbox.id], EndReason.KILLED)
 
     def audit(self, owner: str, action: str, subject: str, detail: dict[str, str]) -> None:
         """Write who did what into the journal, behind the answer."""
@@ -209,12 +212,14 @@ class Host:
 
     async def close(self) -> None:
         """Kill every sandbox and wait for all that was begun. *Idempotent.*"""
-        endings = [self._begin_end(id, EndReason.SERVER_STOPPED) for id in list(self._held)]
+        endings = [
+            self._begin_end(held, EndReason.SERVER_STOPPED) for held in list(self._held.values())
+        ]
         await asyncio.gather(*endings, return_exceptions=True)
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _hold(self, claim: Claim, wait: float) -> Sandbox:
+    async def _hold(self, claim: Claim, wait: float) -> _Held:
         """Take a clone from its pool and make it a sandbox, in one step after the hand-over."""
         pool = self.catalogue.pool(claim.template)
         began = time.perf_counter_ns()
@@ -223,40 +228,44 @@ class Host:
         sandbox = Sandbox(
             id=new_id(), clone=clone, claim=claim, acquire_ns=time.perf_counter_ns() - began
         )
-        self._held[sandbox.id] = _Held(
-            sandbox=sandbox,
-            pool=pool,
-            watch=self._spawn(self._watch(sandbox)),
-            alarm=self._set_alarm(sandbox),
-        )
-        return sandbox
+        held = _Held(sandbox=sandbox, pool=pool)
+        held.watch = self._spawn(self._watch(held))
+        held.alarm = self._set_alarm(held)
+        self._held[sandbox.id] = held
+        return held
 
-    def _set_alarm(self, sandbox: Sandbox) -> asyncio.TimerHandle:
-        left = (sandbox.deadline_ns - time.time_ns()) / 1e9
+    def _set_alarm(self, held: _Held) -> asyncio.TimerHandle:
+        left = (held.sandbox.deadline_ns - time.time_ns()) / 1e9
         loop = asyncio.get_running_loop()
-        return loop.call_later(max(left, 0), self._begin_end, sandbox.id, EndReason.EXPIRED)
+        return loop.call_later(max(left, 0), self._begin_end, held, EndReason.EXPIRED)
 
-    async def _watch(self, sandbox: Sandbox) -> None:
-        await sandbox.clone.wait_dead()
-        log.warning("sandbox=%s clone=%s died", sandbox.id, sandbox.clone.id)
-        self._begin_end(sandbox.id, EndReason.CRASHED)
+    async def _watch(self, held: _Held) -> None:
+        clone = held.sandbox.clone
+        await clone.wait_dead()
+        death = await clone.obituary()
+        log.warning("sandbox=%s clone=%s died: %s", held.sandbox.id, clone.id, death)
+        self.metrics.guest_failed(death.error_code)
+        self._begin_end(held, EndReason.CRASHED, death)
 
-    async def _end(self, id: str, reason: EndReason) -> None:
-        """End a sandbox and wait for it, without stopping when the caller is cancelled."""
-        await asyncio.shield(self._begin_end(id, reason))
+    async def _end(self, held: _Held, reason: EndReason) -> None:
+        """End a sandbox and wait for it; the ending goes on when the caller is cancelled."""
+        await asyncio.shield(self._begin_end(held, reason))
 
-    def _begin_end(self, id: str, reason: EndReason) -> asyncio.Task[None]:
-        """Start ending a held sandbox, once; return the task that reaps it."""
-        held = self._held[id]
+    def _begin_end(
+        self, held: _Held, reason: EndReason, death: InfrastructureError | None = None
+    ) -> asyncio.Task[None]:
+        """Start ending a sandbox, once; return the task that reaps it. *Idempotent.*"""
         if held.ending is None:
-            held.sandbox.end(reason)
-            held.alarm.cancel()
+            held.sandbox.end(reason, death)
+            if held.alarm is not None:
+                held.alarm.cancel()
             held.ending = self._spawn(self._reap(held))
         return held.ending
 
     async def _reap(self, held: _Held) -> None:
         sandbox = held.sandbox
-        held.watch.cancel()
+        if held.watch is not None:
+            held.watch.cancel()
         try:
             await sandbox.clone.kill()
         finally:

@@ -6,21 +6,27 @@ gives it a clone and takes the clone back when it has ended.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vmpool.errors import NotFoundError
-from vmpool.lifecycle import End, Life, Reaped, Started, advance
+from vmpool.errors import GuestError, NotFoundError
+from vmpool.lifecycle import End, EndReason, Life, Reaped, Started, advance
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator
 
     from vmpool.agent import Agent, Execution
     from vmpool.clone import Clone, RestoreTimings
-    from vmpool.lifecycle import EndReason, SandboxState
+    from vmpool.errors import InfrastructureError, VmpoolError
+    from vmpool.lifecycle import SandboxState
     from vmpool.model import Code, Command, IdentityReceipt
+
+CAUSE_TIMEOUT = 3.0
+"""Seconds to wait for the word of what a guest died of, before its loss is all that is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +64,8 @@ class Sandbox:
         self.created_ns = time.time_ns()
         self.deadline_ns = self.created_ns + int(claim.timeout * 1e9)
         self._life = advance(Life(), Started())
+        self._over = asyncio.Event()
+        self._death: InfrastructureError | None = None
         self._clone = clone
         self._env = {"VMPOOL_SANDBOX_ID": id, "VMPOOL_TEMPLATE": claim.template} | claim.env
 
@@ -109,20 +117,44 @@ class Sandbox:
             NotFoundError: `sandbox_ended` when the sandbox is no more.
         """
         if self._life.over:
-            raise NotFoundError(
-                f"sandbox {self.id!r} has ended: {self.end_reason}", code="sandbox_ended"
-            )
+            raise self._ended()
         return self._clone.agent
 
-    def execute(self, what: Command | Code) -> AbstractAsyncContextManager[Execution]:
+    @contextlib.asynccontextmanager
+    async def execute(self, what: Command | Code) -> AsyncIterator[Execution]:
         """Run something in the guest, under the sandbox's environment.
 
-        Leaving the returned block kills what still runs.
+        Leaving the block kills what still runs.
 
         Raises:
-            NotFoundError: `sandbox_ended` when the sandbox is no more.
+            NotFoundError: `sandbox_ended` when the sandbox is no more, or ends meanwhile.
+            InvalidRequestError: The guest refused the start.
+            InfrastructureError: The guest died, and of what.
         """
-        return self.agent.execute(replace(what, env=self._env | what.env))
+        try:
+            async with self.agent.execute(replace(what, env=self._env | what.env)) as execution:
+                yield execution
+        except GuestError as err:
+            raise await self._cause_of(err) from err
+
+    async def _cause_of(self, err: GuestError) -> VmpoolError:
+        """Return why the guest was lost, when that becomes known soon; else `err`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CAUSE_TIMEOUT):
+                await self._over.wait()
+        if not self._life.over:
+            return err
+        if self.end_reason is EndReason.CRASHED:
+            return self._death or err
+        return self._ended()
+
+    def _ended(self) -> NotFoundError:
+        reason = self.end_reason.value if self.end_reason is not None else "unknown"
+        return NotFoundError(
+            f"sandbox {self.id!r} has ended: {reason}",
+            code="sandbox_ended",
+            remedy="create another one",
+        )
 
     def admits(self, token: str) -> bool:
         """Whether `token` is this sandbox's own."""
@@ -132,11 +164,16 @@ class Sandbox:
         """Set the deadline to `timeout` seconds from now; it may come nearer as well."""
         self.deadline_ns = time.time_ns() + int(timeout * 1e9)
 
-    def end(self, reason: EndReason) -> bool:
-        """Let it take no more requests; return whether it did until now. *Idempotent.*"""
-        ended = not self._life.over
+    def end(self, reason: EndReason, death: InfrastructureError | None = None) -> None:
+        """Let it take no more requests. *Idempotent*; the first reason stays.
+
+        Args:
+            death: Of what the guest died, when it did.
+        """
+        if not self._life.over:
+            self._death = death
         self._life = advance(self._life, End(reason))
-        return ended
+        self._over.set()
 
     def reaped(self) -> None:
         """Note that its clone is gone, after `end`."""
