@@ -1,0 +1,109 @@
+"""Report: what was found, as a table for people and as data for programs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from bench import facts, samples
+from bench.facts import Machine, Moment
+from bench.measurement import Effort
+from bench.suite import Outcome
+
+FORMAT = 1
+"""Version of the data; raised when a name in it changes its meaning."""
+
+NOISY = 1.2
+"""A calibration that differs by this factor, within a moment or between two, is worth a warning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One run of the benchmark.
+
+    Attributes:
+        before, after: The machine around the measurements.
+    """
+
+    effort: Effort
+    machine: Machine
+    before: Moment
+    after: Moment
+    outcome: Outcome
+
+    def as_data(self) -> dict[str, object]:
+        """Return everything, raw samples included."""
+        host = self.outcome.host
+        return {
+            "format": FORMAT,
+            "effort": self.effort,
+            "complete": self.outcome.complete,
+            "machine": self.machine.as_data(),
+            "host": None
+            if host is None
+            else {
+                "qemu": host.qemu_version,
+                "accelerator": host.accelerator,
+                "accelerator_reason": host.accelerator_reason,
+                "transport": host.transport,
+            },
+            "before": self.before.as_data(),
+            "after": self.after.as_data(),
+            "stolen_share": facts.stolen_share(self.before, self.after),
+            "subjects": self.outcome.subjects,
+            "findings": [found.as_data() for found in self.outcome.findings],
+        }
+
+    def render(self) -> str:
+        """Return the table, what it was measured on, and what there is to say about it."""
+        lines = [*self._facts(), "", samples.header()]
+        for found in self.outcome.findings:
+            lines.append(f"{found.measurement} of {found.image} ({found.seconds:.0f} s)")
+            lines += samples.rows(found.all_series)
+            lines += [f"  a sample failed: {failure}" for failure in found.failures]
+            if found.broken_off:
+                lines.append(f"  BROKEN OFF: {found.broken_off}")
+        lines += ["", *self._noise()]
+        return "\n".join(lines)
+
+    def _facts(self) -> list[str]:
+        machine, host = self.machine, self.outcome.host
+        lines = [
+            f"machine   {machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB,"
+            f" {machine.kernel}, Python {machine.python}, vmpool {machine.vmpool}",
+        ]
+        if host is not None:
+            lines.append(
+                f"engine    QEMU {host.qemu_version}, {host.accelerator}, {host.transport}"
+            )
+        return lines + [_subject(subject) for subject in self.outcome.subjects]
+
+    def _noise(self) -> list[str]:
+        before, after = self.before, self.after
+        lines = [
+            f"load      {_load(before)} before, {_load(after)} after;"
+            f" stolen {100 * facts.stolen_share(before, after):.1f} %",
+            f"calibration {before.calibration:.1f} ms before, {after.calibration:.1f} ms after;"
+            f" fastest {min(before.calibration_ms + after.calibration_ms):.1f},"
+            f" slowest {max(before.calibration_ms + after.calibration_ms):.1f}",
+        ]
+        medians = (before.calibration, after.calibration)
+        fastest = min(before.calibration_ms + after.calibration_ms)
+        if max(medians) > NOISY * fastest or before.load[0] > self.machine.cores / 2:
+            lines.append("The machine was NOT QUIET; these numbers are worse than it can do.")
+        return lines
+
+
+def _subject(subject: dict[str, Any]) -> str:
+    cached = ", ".join(
+        f"{name} {file['resident_bytes'] / 1e6:.0f} of {file['of_bytes'] / 1e6:.0f} MB"
+        for name, file in subject["page_cache"].items()
+    )
+    return (
+        f"image     {subject['image']} {subject['digest'][:12]}, {subject['machine_type']},"
+        f" {subject['vcpus']} vCPU, {subject['memory_bytes'] >> 20} MiB; in page cache: {cached}"
+    )
+
+
+def _load(moment: Moment) -> str:
+    return f"{moment.load[0]:.2f}"

@@ -1,0 +1,134 @@
+"""Suite: all measurements, in their order, within one time.
+
+To add one, write its module in `bench/measurements` and list it here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bench import pages
+from bench.measurement import Effort, Findings, Measurement, Pace
+from bench.measurements import memory, rate, request, restore, size
+from bench.stand import Subject, open_stand, open_subject
+from vmpool.config import Settings
+from vmpool.errors import VmpoolError
+from vmpool.host import HostFacts
+from vmpool.image import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+MEASUREMENTS = (
+    restore.MEASUREMENT,
+    request.MEASUREMENT,
+    memory.MEASUREMENT,
+    rate.MEASUREMENT,
+    size.MEASUREMENT,
+)
+
+SECONDS = {Effort.QUICK: 95.0, Effort.FULL: 440.0}
+"""How long measuring may take, with making the templates; the rounds are cut to fit."""
+
+OVERTIME = 15.0
+"""Seconds after which what does not come to its end is broken off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to measure, where."""
+
+    settings: Settings
+    images: Sequence[Image]
+    measurements: Sequence[Measurement]
+    effort: Effort
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What has been found so far; kept by the caller, so that an interruption loses nothing.
+
+    Attributes:
+        subjects: What was measured, as JSON takes it.
+        complete: Whether everything that was planned was done.
+    """
+
+    host: HostFacts | None = None
+    subjects: list[dict[str, object]] = field(default_factory=list)
+    findings: list[Findings] = field(default_factory=list)
+    complete: bool = False
+
+
+async def run(plan: Plan, outcome: Outcome, *, progress: Callable[[str], None]) -> None:
+    """Carry out a plan; what was started is gone when this returns, raises or is cancelled.
+
+    Raises:
+        VmpoolError: Nothing could be measured: as `open_stand` and `open_subject`.
+        TimeoutError: It did not come to its end in time.
+    """
+    deadline = time.monotonic() + SECONDS[plan.effort]
+    async with asyncio.timeout(SECONDS[plan.effort] + OVERTIME), contextlib.AsyncExitStack() as up:
+        stand = await up.enter_async_context(open_stand(plan.settings, progress=progress))
+        outcome.host = stand.host.facts
+        subjects = []
+        for image in plan.images:
+            subject = await up.enter_async_context(open_subject(stand, image, progress=progress))
+            subjects.append(subject)
+            outcome.subjects.append(await asyncio.to_thread(_describe, subject))
+        steps = [(subject, one) for subject in subjects for one in plan.measurements]
+        while steps:
+            (subject, one), weights = steps[0], sum(step.weight for _, step in steps)
+            now = time.monotonic()
+            pace = Pace(
+                rounds=one.rounds.of(plan.effort),
+                deadline=now + max(0.0, deadline - now) * one.weight / weights,
+            )
+            progress(f"measuring {one.name} of {subject.image.name}: {one.summary}")
+            await _measure(one, subject, pace, outcome)
+            del steps[0]
+        outcome.complete = not any(found.broken_off for found in outcome.findings)
+        progress("killing what was started")
+
+
+async def _measure(one: Measurement, subject: Subject, pace: Pace, outcome: Outcome) -> None:
+    """Measure one thing; a failure of it leaves the others their turn."""
+    found = Findings(measurement=one.name, image=subject.image.name, broken_off="cut short")
+    outcome.findings.append(found)
+    began = time.monotonic()
+    try:
+        await one.measure(subject, pace, found)
+        found.broken_off = ""
+    except VmpoolError as err:
+        found.broken_off = f"{err} [{err.error_code}]"
+    finally:
+        found.seconds = time.monotonic() - began
+
+
+def _describe(subject: Subject) -> dict[str, object]:
+    """Return what is measured, and how much of its files the page cache holds beforehand."""
+    spec, memory_file = subject.spec, subject.template.snapshot.memory
+    return {
+        "image": subject.image.name,
+        "digest": subject.image.digest,
+        "machine_type": spec.machine_type.value,
+        "cpu_model": spec.cpu_model,
+        "vcpus": spec.vcpus,
+        "disk_bytes": spec.disk_bytes,
+        "memory_bytes": spec.memory_bytes,
+        "compared_memory_bytes": [one.memory_bytes for one in subject.templates],
+        "page_cache": {
+            "memory": _cached(memory_file, pages.allocated_bytes(memory_file)),
+            "root": _cached(spec.root, spec.root.stat().st_size),
+        },
+    }
+
+
+def _cached(file: Path, of_bytes: int) -> dict[str, int]:
+    return {"resident_bytes": pages.resident_bytes(file), "of_bytes": of_bytes}
