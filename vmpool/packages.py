@@ -3,20 +3,24 @@
 Decides which Debian or Ubuntu packages bring them, and with which commands; `install` carries a
 plan out through `apt`. It refuses to guess on distributions without apt: there it only names what
 is missing. What else a host needs is `doctor`'s to say.
+
+Run as a program (`python3 -m vmpool.packages`) it installs what is missing, and nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import shlex
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmpool import apt
-from vmpool.errors import DiskFullError, HostError
+from vmpool.errors import DiskFullError, HostError, VmpoolError
 from vmpool.model import GIB
 from vmpool.tools import QEMU, QEMU_SINCE, query_missing, query_qemu_version
 
@@ -230,3 +234,17 @@ async def _add_source(path: Path, text: str, report: apt.Report) -> None:
     except BaseException:
         os.unlink(path)  # noqa: PTH108 - ASYNC240 would have a thread for this one call
         raise
+
+
+def main() -> int:
+    """Install what is missing; return the exit code."""
+    try:
+        asyncio.run(ensure(functools.partial(print, flush=True)))
+    except VmpoolError as err:
+        print(f"error: {err.message}\n       {err.remedy}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -67,7 +67,6 @@ TOOLS = (
         files=(DEBIAN_KEYRING, "/usr/share/keyrings/debian-archive-keyring.pgp"),
     ),
     Tool(name="mkfs.ext4", package="e2fsprogs", purpose="makes scratch disks"),
-    Tool(name="zstd", package="zstd", purpose="compresses the initial RAM disk of images"),
 )
 
 

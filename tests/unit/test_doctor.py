@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from vmpool import doctor
 from vmpool.doctor import Finding, State, judgement
 from vmpool.engine.qemu.isolation import Confinement
-from vmpool.model import GIB
+from vmpool.engine.qemu.probe import Probe
+from vmpool.model import GIB, Accelerator
 from vmpool.tools import QEMU, TOOLS
 
 
@@ -34,6 +35,11 @@ from vmpool.tools import QEMU, TOOLS
         (judgement.isolation(Confinement.ACCOUNT), State.OK),
         (judgement.isolation(Confinement.USER_NAMESPACE), State.DEGRADED),
         (judgement.isolation(Confinement.NONE), State.DEGRADED),
+        (judgement.acceleration(Probe(accelerator=Accelerator.KVM)), State.OK),
+        (
+            judgement.acceleration(Probe(accelerator=Accelerator.TCG, reason="there is no KVM")),
+            State.DEGRADED,
+        ),
         (judgement.vsock(usable=True), State.OK),
         (judgement.vsock(usable=False), State.DEGRADED),
         (judgement.pagemap_scan(release="6.1", available=False), State.DEGRADED),

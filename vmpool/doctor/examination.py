@@ -16,8 +16,13 @@ from pathlib import Path
 from vmpool.doctor import judgement
 from vmpool.doctor.finding import Finding, State
 from vmpool.engine.qemu import isolation
+from vmpool.engine.qemu.probe import Probe, probe_accelerator
 from vmpool.errors import HostError
+from vmpool.model import Accelerator
 from vmpool.tools import QEMU, TOOLS, query_qemu_version
+
+PROBE_TIMEOUT = 1.5
+"""Seconds; a host that needs longer for a few instructions runs nothing in time."""
 
 _PAGEMAP_SCAN = 0xC0606610  # linux/fs.h, since 6.7
 _PAGEMAP_SCAN_ARGUMENT = struct.Struct("=12Q")  # struct pm_scan_arg, its own size and flags first
@@ -31,15 +36,29 @@ async def examine(*, state: Path, run: Path) -> tuple[Finding, ...]:
         run: The run directory; need not exist yet.
     """
     version = await query_qemu_version()
+    path = None if version is None else QEMU.find()
     host = await asyncio.to_thread(_examine_host, state)
     return (
         judgement.platform(platform.system(), platform.machine()),
         judgement.python(sys.version_info[:3]),
-        judgement.qemu(version, None if version is None else QEMU.find()),
+        judgement.qemu(version, path),
         *(judgement.tool(tool, tool.find()) for tool in TOOLS if tool is not QEMU),
+        *(() if path is None else (await _examine_acceleration(path),)),
         *host,
         judgement.run_directory(run),
     )
+
+
+async def _examine_acceleration(qemu: Path) -> Finding:
+    """Run a guest of a few instructions."""
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT):
+            found = await probe_accelerator(str(qemu), isolation.detect())
+    except TimeoutError:
+        found = Probe(accelerator=Accelerator.TCG, reason="a guest did not end in time")
+    except HostError as err:
+        found = Probe(accelerator=Accelerator.TCG, reason=err.message, remedy=err.remedy)
+    return judgement.acceleration(found)
 
 
 def _examine_host(state: Path) -> tuple[Finding, ...]:

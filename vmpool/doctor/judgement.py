@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from vmpool.doctor.finding import Finding, State
 from vmpool.engine.qemu.isolation import Confinement
-from vmpool.model import GIB
+from vmpool.model import GIB, Accelerator
 from vmpool.tools import QEMU, QEMU_SINCE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmpool.engine.qemu.probe import Probe
     from vmpool.tools import Tool, Version
 
-INSTALL_COMMAND = "vmpool doctor --install"
+INSTALL_COMMAND = f"{sys.executable} -m vmpool.packages"
+"""Installs every tool that is missing, as root; says what to do where it cannot."""
 PYTHON_SINCE = (3, 11)
 DISK_NEEDED_BYTES = 2 * GIB
 """An image with its template: tarball, root file system and memory file at the same time."""
@@ -92,6 +95,18 @@ def isolation(confinement: Confinement) -> Finding:
         state=State.OK if confinement is Confinement.ACCOUNT else State.DEGRADED,
         detail=confinement.value,
         remedy=remedies[confinement],
+    )
+
+
+def acceleration(probe: Probe) -> Finding:
+    """Judge what executes guest instructions, as it was found by running a guest."""
+    fast = probe.accelerator is Accelerator.KVM
+    return Finding(
+        name="KVM",
+        purpose="runs guests at full speed; without it QEMU emulates them, some ten times slower",
+        state=State.OK if fast else State.DEGRADED,
+        detail="runs guests" if fast else probe.reason,
+        remedy=probe.remedy,
     )
 
 

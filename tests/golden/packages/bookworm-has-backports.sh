@@ -1,1 +1,1 @@
-sudo apt-get update && sudo apt-get -q -o DPkg::Lock::Timeout=300 install -y -t bookworm-backports --no-install-recommends qemu-system-x86 seabios && sudo apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends debian-archive-keyring e2fsprogs mmdebstrap util-linux zstd
+sudo apt-get update && sudo apt-get -q -o DPkg::Lock::Timeout=300 install -y -t bookworm-backports --no-install-recommends qemu-system-x86 seabios && sudo apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends debian-archive-keyring e2fsprogs mmdebstrap util-linux
