@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -135,10 +136,11 @@ def _images(settings: Settings, names: Sequence[str]) -> list[Image]:
         try:
             found.append(Library(settings.state).load(name))
         except NotFoundError as err:
+            build = ["vmpool", "image", "build", name, "--state", os.fspath(settings.state)]
             raise HostError(
                 f"there is no image {name!r} in {os.fspath(settings.state)!r}",
                 code="bench_image_missing",
-                remedy=f"build it: VMPOOL_STATE={settings.state} vmpool image build {name}",
+                remedy=f"build it: {shlex.join(build)}",
             ) from err
     return found
 

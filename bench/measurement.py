@@ -131,6 +131,7 @@ class Measurement:
         summary: What is measured, for `--help` and the table.
         rounds: When it has enough.
         weight: Its share of the time, against the others'.
+        memory_sizes: Sizes in bytes that it needs templates of, beside the one of the recipe.
         measure: Takes the samples. May raise a `VmpoolError`; what was found by then is kept.
     """
 
@@ -139,3 +140,4 @@ class Measurement:
     rounds: Rounds
     weight: float
     measure: Callable[[Subject, Pace, Findings], Awaitable[None]]
+    memory_sizes: tuple[int, ...] = ()

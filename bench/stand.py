@@ -21,6 +21,7 @@ from vmpool.cli.running import served
 from vmpool.clone import RestoreDeadlines
 from vmpool.config import Address
 from vmpool.engine import Engine, qemu
+from vmpool.errors import VmpoolError
 from vmpool.host import Host, HostFacts
 from vmpool.image import Image
 from vmpool.model import GIB, MIB
@@ -30,7 +31,7 @@ from vmpool.snapshot import Snapshot
 from vmpool.tools import QEMU
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Collection
     from pathlib import Path
 
     from vmpool.clone import Clone
@@ -107,12 +108,14 @@ class Subject:
     Attributes:
         template: Of the size that the image's recipe asks for.
         templates: All of them by size, `template` and those that are compared.
+        unmade: Why there is no template of a size.
     """
 
     stand: Stand
     image: Image
     template: Template
     templates: tuple[Template, ...]
+    unmade: dict[int, VmpoolError]
 
     @property
     def spec(self) -> MachineSpec:
@@ -125,7 +128,13 @@ class Subject:
         return self.stand.host.catalogue.pool(self.template.name)
 
     def sized(self, memory_bytes: int) -> Template:
-        """Return the template of a size."""
+        """Return the template of a size that was asked for.
+
+        Raises:
+            VmpoolError: It could not be made; this is why.
+        """
+        if memory_bytes in self.unmade:
+            raise self.unmade[memory_bytes]
         return next(one for one in self.templates if one.memory_bytes == memory_bytes)
 
     async def restore(self, template: Template) -> Clone:
@@ -167,25 +176,37 @@ async def open_stand(
 
 @contextlib.asynccontextmanager
 async def open_subject(
-    stand: Stand, image: Image, *, progress: Callable[[str], None]
+    stand: Stand, image: Image, *, sizes: Collection[int], progress: Callable[[str], None]
 ) -> AsyncIterator[Subject]:
     """Make an image's templates for the time of the block; snapshots that exist are used.
 
+    Args:
+        sizes: Of memory, beside the one of the image's recipe. One that cannot be made, because
+            the image needs more, say, is left out.
+
     Raises:
-        VmpoolError: As `Catalogue.add`.
+        VmpoolError: As `Catalogue.add`, for the size of the recipe.
     """
     usual = image.defaults.memory_bytes
+    templates: dict[int, Template] = {}
+    unmade: dict[int, VmpoolError] = {}
     async with contextlib.AsyncExitStack() as made:
-        templates = []
-        for memory_bytes in sorted({usual, SMALL_BYTES, LARGE_BYTES}):
-            template = await _template(stand.host, image, memory_bytes, progress)
+        for memory_bytes in sorted({usual, *sizes}):
+            try:
+                template = await _template(stand.host, image, memory_bytes, progress)
+            except VmpoolError as err:
+                if memory_bytes == usual:
+                    raise
+                unmade[memory_bytes] = err
+                continue
             made.push_async_callback(stand.host.catalogue.remove, template.name)
-            templates.append(template)
+            templates[memory_bytes] = template
         yield Subject(
             stand=stand,
             image=image,
-            template=next(one for one in templates if one.memory_bytes == usual),
-            templates=tuple(templates),
+            template=templates[usual],
+            templates=tuple(templates.values()),
+            unmade=unmade,
         )
 
 

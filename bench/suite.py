@@ -78,8 +78,11 @@ async def run(plan: Plan, outcome: Outcome, *, progress: Callable[[str], None]) 
         stand = await up.enter_async_context(open_stand(plan.settings, progress=progress))
         outcome.host = stand.host.facts
         subjects = []
+        sizes = {size for one in plan.measurements for size in one.memory_sizes}
         for image in plan.images:
-            subject = await up.enter_async_context(open_subject(stand, image, progress=progress))
+            subject = await up.enter_async_context(
+                open_subject(stand, image, sizes=sizes, progress=progress)
+            )
             subjects.append(subject)
             outcome.subjects.append(await asyncio.to_thread(_describe, subject))
         steps = [(subject, one) for subject in subjects for one in plan.measurements]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bench.measurement import Findings, Measurement, Pace, Rounds
 from bench.samples import Sense, Target
+from vmpool.errors import VmpoolError
 from vmpool.model import Attachment, new_id
 
 if TYPE_CHECKING:
@@ -40,7 +41,11 @@ async def measure(subject: Subject, pace: Pace, findings: Findings) -> None:
     )
     for _ in pace.turns():
         for name, once, target in kinds:
-            seconds = await _pass(once, subject)
+            seconds, failed = await _pass(once, subject)
+            for err in failed:
+                findings.fail(err)
+            if not seconds:
+                continue
             passes.append({"kind": name, "ended_at_s": seconds})
             rate = len(seconds) / seconds[-1]
             findings.series(f"{name}, with the kill", "1/s", target).add(rate)
@@ -50,15 +55,26 @@ def _at_one_time() -> int:
     return max(2, os.cpu_count() or 1)  # as `opening.open_host` has it
 
 
-async def _pass(once: Callable[[Subject], Awaitable[None]], subject: Subject) -> list[float]:
-    """Do `once` for each clone of a pass; return when each was over, in seconds from the start."""
+async def _pass(
+    once: Callable[[Subject], Awaitable[None]], subject: Subject
+) -> tuple[list[float], list[VmpoolError]]:
+    """Do `once` for each clone of a pass.
+
+    Returns:
+        When each was over, in seconds from the start, and the failures; each ends one worker.
+    """
     left = iter(range(CLONES))
     ended: list[float] = []
+    failed: list[VmpoolError] = []
     began = time.perf_counter()
 
     async def work() -> None:
         for _ in left:
-            await once(subject)
+            try:
+                await once(subject)
+            except VmpoolError as err:
+                failed.append(err)
+                return
             ended.append(time.perf_counter() - began)
             if ended[-1] > PASS_SECONDS:
                 return
@@ -66,7 +82,7 @@ async def _pass(once: Callable[[Subject], Awaitable[None]], subject: Subject) ->
     async with asyncio.TaskGroup() as workers:
         for _ in range(_at_one_time()):
             workers.create_task(work())
-    return ended
+    return ended, failed
 
 
 async def _to_ready(subject: Subject) -> None:

@@ -71,4 +71,5 @@ MEASUREMENT = Measurement(
     rounds=Rounds(quick=12, full=60),
     weight=4,
     measure=measure,
+    memory_sizes=(SMALL_BYTES, LARGE_BYTES),
 )

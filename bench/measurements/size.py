@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench import pages
 from bench.measurement import Findings, Measurement, Pace, Rounds
+from bench.stand import LARGE_BYTES, SMALL_BYTES
 
 if TYPE_CHECKING:
     from bench.stand import Subject
@@ -33,4 +34,5 @@ MEASUREMENT = Measurement(
     rounds=Rounds(quick=1, full=1),
     weight=0.2,
     measure=measure,
+    memory_sizes=(SMALL_BYTES, LARGE_BYTES),
 )

@@ -1,0 +1,53 @@
+"""When a measurement has enough, and when it is given up."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from bench.measurement import FAILURES_MOST, Effort, Findings, Pace, Rounds
+from bench.samples import Target
+from vmpool.errors import GuestError
+
+
+def test_a_measurement_ends_after_its_rounds() -> None:
+    rounds = Rounds(quick=2, full=5)
+    for effort, turns in ((Effort.QUICK, [0, 1]), (Effort.FULL, [0, 1, 2, 3, 4])):
+        pace = Pace(rounds=rounds.of(effort), deadline=math.inf)
+        assert list(pace.turns()) == turns
+        assert not pace.over
+
+
+def test_a_measurement_whose_time_is_up_still_takes_one_sample() -> None:
+    pace = Pace(rounds=100, deadline=-math.inf)
+    assert pace.over
+    assert list(pace.turns()) == [0]
+
+
+def test_a_measurement_is_given_up_after_a_few_failures_and_keeps_what_it_found() -> None:
+    found = Findings(measurement="restore", image="base")
+    found.series("spawn").add(40.0)
+    for _ in range(FAILURES_MOST - 1):
+        found.fail(GuestError("no answer", code="guest_unreachable"))
+    last = GuestError("no answer")
+    with pytest.raises(GuestError) as raised:
+        found.fail(last)
+    assert raised.value is last
+    assert found.failures[0] == "no answer [guest_unreachable]"
+    assert len(found.failures) == FAILURES_MOST
+    assert [series.samples for series in found.all_series] == [[40.0]]
+
+
+def test_a_series_is_one_however_often_it_is_asked_for() -> None:
+    found = Findings(measurement="restore", image="base")
+    target = Target(value=60.0)
+    found.series("to resumed", target=target).add(1.0)
+    found.series("to resumed").add(2.0)
+    found.series("never measured")
+    assert found.series("to resumed").samples == [1.0, 2.0]
+    assert found.series("to resumed").target is target
+    assert [series.name for series in found.all_series if series.samples] == ["to resumed"]
+    data = found.as_data()["series"]
+    assert isinstance(data, list)
+    assert len(data) == 1
