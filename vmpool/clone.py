@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import shutil
 import time
@@ -16,11 +17,11 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
 from vmpool.agent import connect
-from vmpool.errors import GuestError
+from vmpool.cancellation import uninterrupted
+from vmpool.errors import DiskFullError, GuestError, HostError
 from vmpool.model import Attachment, Code, Exited, Identity, new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
     from pathlib import Path
 
     from vmpool.agent import Agent
@@ -143,7 +144,7 @@ class Clone:
 
     async def kill(self) -> None:
         """End the machine and remove everything of it. *Idempotent*, completes when cancelled."""
-        await _finish(self._end())
+        await uninterrupted(self._end())
 
     async def _end(self) -> None:
         await self.agent.close()
@@ -172,12 +173,12 @@ async def restore(
         EngineError: The hypervisor failed.
         SnapshotError: The state could not be loaded.
         GuestError: The guest did not answer, confirm or run in time.
+        DiskFullError: There is no room for the clone's directory.
     """
-    clone_id = new_id()
-    directory = run / clone_id
     watch = _Stopwatch()
     async with contextlib.AsyncExitStack() as undo:
-        directory.mkdir(mode=0o700)
+        directory = claim_directory(run)
+        clone_id = directory.name
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
         shell = await engine.prepare(template, Attachment(directory=directory))
         undo.push_async_callback(_finish_kill, shell)
@@ -215,6 +216,25 @@ async def restore(
         timings=timings,
         deadlines=deadlines,
     )
+
+
+def claim_directory(run: Path) -> Path:
+    """Create a directory of a machine's own in `run`; its name is the machine's.
+
+    Raises:
+        DiskFullError: The disk is full.
+        HostError: `state_unwritable`; the directory cannot be created.
+    """
+    directory = run / new_id()
+    try:
+        directory.mkdir(mode=0o700)
+    except OSError as err:
+        if err.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise DiskFullError(f"no space for a machine in {str(run)!r}") from err
+        raise HostError(
+            f"cannot create a directory in {str(run)!r}: {err.strerror}", code="state_unwritable"
+        ) from err
+    return directory
 
 
 async def identify(agent: Agent, *, hostname: str, timeout: float) -> IdentityReceipt:
@@ -271,14 +291,4 @@ class _Killable(Protocol):
 
 
 async def _finish_kill(what: _Killable) -> None:
-    await _finish(what.kill())
-
-
-async def _finish(cleanup: Awaitable[None]) -> None:
-    """Await `cleanup` to its end even when the caller is cancelled meanwhile."""
-    task = asyncio.ensure_future(cleanup)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise
+    await uninterrupted(what.kill())

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import isolation, process
 from vmpool.engine.qemu.isolation import Confinement
-from vmpool.engine.qemu.process import Process, uninterrupted
+from vmpool.engine.qemu.process import Process
 from vmpool.errors import HostError
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import os
 from typing import TYPE_CHECKING
 
 from vmpool import disk
+from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import command, hypervisor, isolation, migration, probe, sparse, vsock
 from vmpool.engine.qemu.command import Instance, Slot
 from vmpool.engine.qemu.monitor import listen
-from vmpool.engine.qemu.process import uninterrupted
 from vmpool.errors import DiskFullError, EngineError, HostError, SnapshotError
 from vmpool.model import SerialAddress, Transport, VsockAddress
 from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY

@@ -11,9 +11,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import process as processes
 from vmpool.engine.qemu.monitor import Monitor
-from vmpool.engine.qemu.process import Process, log_tail, uninterrupted
+from vmpool.engine.qemu.process import Process, log_tail
 from vmpool.engine.qemu.record import Record
 from vmpool.errors import EngineError, GuestError
 

@@ -16,10 +16,11 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
+from vmpool.cancellation import uninterrupted
 from vmpool.errors import EngineError, HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from typing import TypeVar
 
@@ -99,25 +100,6 @@ class Process:
             code = result.si_status if exited else -result.si_status
         os.close(self._pidfd)
         self._ended.set_result(code)
-
-
-async def uninterrupted(work: Awaitable[T]) -> T:
-    """Await `work` to its end even when the caller is cancelled; the cancellation comes after."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as err:
-            if task.cancelled():
-                raise
-            cancelled = err
-        except BaseException:  # noqa: BLE001 -- the task's own error, raised below
-            break
-    if cancelled is not None:
-        task.exception()  # retrieved: the cancellation is what the caller learns
-        raise cancelled
-    return task.result()
 
 
 async def spawn(
