@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from bench.samples import Series
-from bench.stand import Subject
+from bench.subject import Subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from bench import pages
 from bench.measurement import Effort, Findings, Measurement, Pace
 from bench.measurements import memory, rate, request, restore, size
-from bench.stand import Subject, open_stand, open_subject
+from bench.stand import open_stand
+from bench.subject import Subject, open_subject
 from vmpool.config import Settings
 from vmpool.errors import VmpoolError
 from vmpool.host import HostFacts

@@ -17,7 +17,7 @@ from vmpool.clone import warm
 from vmpool.errors import HostError
 
 if TYPE_CHECKING:
-    from bench.stand import Subject
+    from bench.subject import Subject
     from vmpool.clone import Clone
 
 UNSHARED = Target(value=45.0)

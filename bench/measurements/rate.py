@@ -21,7 +21,7 @@ from vmpool.model import Attachment, new_id
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from bench.stand import Subject
+    from bench.subject import Subject
 
 SUSTAINED = Target(value=10.0, sense=Sense.AT_LEAST)
 CLONES = 24

@@ -17,13 +17,14 @@ import aiohttp
 
 from bench.measurement import Findings, Measurement, Pace, Rounds
 from bench.samples import Target
-from bench.stand import EMPTY, Subject
+from bench.stand import EMPTY
 from vmpool.errors import CapacityError, InfrastructureError, VmpoolError
 from vmpool.policy import Limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from bench.subject import Subject
     from vmpool.clone import Clone
     from vmpool.pool import Pool
 

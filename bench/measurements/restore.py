@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bench.measurement import Findings, Measurement, Pace, Rounds
 from bench.samples import Target
-from bench.stand import LARGE_BYTES, SMALL_BYTES, Subject, Template
+from bench.subject import LARGE_BYTES, SMALL_BYTES, Subject, Template
 from vmpool.errors import VmpoolError
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from bench import pages
 from bench.measurement import Findings, Measurement, Pace, Rounds
-from bench.stand import LARGE_BYTES, SMALL_BYTES
+from bench.subject import LARGE_BYTES, SMALL_BYTES
 
 if TYPE_CHECKING:
-    from bench.stand import Subject
+    from bench.subject import Subject
 
 
 async def measure(subject: Subject, pace: Pace, findings: Findings) -> None:  # noqa: ARG001 -- one look is enough
