@@ -73,6 +73,8 @@ def kernel_files() -> dict[str, bytes]:
                 "erofs": b"libcrc32c",
                 "libcrc32c": b"",
                 "overlay": b"",
+                "pvpanic_mmio": b"pvpanic",
+                "pvpanic": b"",
                 "vmw_vsock_virtio_transport": b"vsock",
                 "vsock": b"",
             }.items()
@@ -220,7 +222,8 @@ async def test_modules_come_after_what_they_depend_on(world: World) -> None:
     order = initrd[start : initrd.index(b"\0", start)].decode().split()
     assert order == [
         *("virtio_mmio", "virtio_blk", "failover", "net_failover", "virtio_net"),
-        *("libcrc32c", "erofs", "overlay", "vsock", "vmw_vsock_virtio_transport"),
+        *("libcrc32c", "erofs", "overlay", "pvpanic", "pvpanic_mmio"),
+        *("vsock", "vmw_vsock_virtio_transport"),
     ]
 
 

@@ -21,6 +21,7 @@ MODULES = (
     "virtio_net",
     "erofs",
     "overlay",
+    "pvpanic_mmio",  # tells the hypervisor of a panic before the kernel reboots
     "vmw_vsock_virtio_transport",
 )
 """What a guest loads, where the kernel has it not built in. virtio-pci, virtio-console, ext4 and
