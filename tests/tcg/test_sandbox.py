@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import os
 
@@ -99,7 +100,7 @@ async def test_a_large_file_goes_up_and_down_unharmed(api: Api) -> None:
     path = {"path": "/home/user/deep/down/large"}
     async with api.sandbox() as sandbox:
         files = f"/v1/sandboxes/{sandbox}/files"
-        status, info = await api.call("PUT", files, params=path, data=content)
+        status, info = await api.call("PUT", files, params=path, data=io.BytesIO(content))
         assert status in {200, 201}, info
         assert info["size_bytes"] == len(content)
         assert info["owner"] == "user"
