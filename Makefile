@@ -14,7 +14,7 @@ up: ## Install what is missing, build the golden image, serve, and show one requ
 
 test: ## Install what is missing, then run linters, types and all tests (ARGS=... for pytest)
 	@.ci/step "virtual environment" .ci/venv dev
-	@.ci/step "host packages" $(VENV)/python -m vmpool.packages
+	@.ci/step "host packages" $(VENV)/python -m vmpool.packages tests
 	@$(VENV)/pytest $(ARGS)
 
 lint: ## Run linters, types and import contracts

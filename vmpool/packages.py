@@ -4,7 +4,8 @@ Decides which Debian or Ubuntu packages bring them, and with which commands; `in
 plan out through `apt`. It refuses to guess on distributions without apt: there it only names what
 is missing. What else a host needs is `doctor`'s to say.
 
-Run as a program (`python3 -m vmpool.packages`) it installs what is missing, and nothing else.
+Run as a program (`python3 -m vmpool.packages`) it installs what is missing, with the argument
+`tests` also what only the tests need.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from typing import TYPE_CHECKING
 from vmpool import apt
 from vmpool.errors import DiskFullError, HostError, VmpoolError
 from vmpool.model import GIB
-from vmpool.tools import QEMU, QEMU_SINCE, query_missing, query_qemu_version
+from vmpool.tools import QEMU, QEMU_SINCE, TEST_TOOLS, TOOLS, query_missing, query_qemu_version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from vmpool.tools import Tool
 
@@ -40,7 +41,7 @@ _TOO_OLD = {  # releases whose own QEMU is too old, and no backport exists
     "jammy": "6.2",
 }
 _WITH_BACKPORTS = "bookworm"  # its own QEMU is 7.2
-_BACKPORTED = frozenset({"qemu-system-x86", "seabios"})
+_BACKPORTED = frozenset({"qemu-system-x86", "qemu-utils", "seabios"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +109,8 @@ def plan(missing: Iterable[Tool], *, release: Release, sources: str) -> Plan:
         HostError: `qemu_too_old`: QEMU is missing and the distribution has none that is new enough.
     """
     names = frozenset(tool.package for tool in missing)
+    if QEMU.package in names:
+        names |= {"seabios"}  # apt would leave the one that is there, however old
     backported = names & _BACKPORTED
     if QEMU.package in names and release.codename in _TOO_OLD:
         raise too_old(f"{release.name} has QEMU {_TOO_OLD[release.codename]}")
@@ -119,10 +122,10 @@ def plan(missing: Iterable[Tool], *, release: Release, sources: str) -> Plan:
     if not apt.has_suite(sources, suite):
         source = (apt.BACKPORTS, apt.backports_source(sources, suite))
     return Plan(
-        packages=tuple(sorted(rest | _BACKPORTED)),
+        packages=tuple(sorted(names)),
         source=source,
         commands=(
-            apt.install_command(_BACKPORTED, suite=suite),
+            apt.install_command(backported, suite=suite),
             *((apt.install_command(rest),) if rest else ()),
         ),
     )
@@ -159,11 +162,12 @@ def plan_for_this_host(missing: Iterable[Tool]) -> Plan:
     return plan(missing, release=release, sources=apt.read_sources(etc))
 
 
-async def ensure(report: apt.Report) -> None:
+async def ensure(report: apt.Report, wanted: Sequence[Tool] = TOOLS) -> None:
     """Install what this host lacks. *Idempotent*, and quick when nothing is missing.
 
     Args:
         report: Is told what is being done.
+        wanted: What there shall be.
 
     Raises:
         HostError: `packages_missing` with the remedy when they cannot be installed from here;
@@ -171,11 +175,11 @@ async def ensure(report: apt.Report) -> None:
             `package_install_failed` with the end of apt-get's output.
         DiskFullError: There is no room for the packages.
     """
-    missing = await query_missing()
+    missing = await query_missing(wanted)
     if not missing:
         return
     await install(plan_for_this_host(missing), report)
-    still = await query_missing()
+    still = await query_missing(wanted)
     if QEMU in still and (version := await query_qemu_version()) is not None:
         raise too_old(f"{QEMU.find()} is QEMU {'.'.join(map(str, version))}")
     if still:
@@ -238,8 +242,9 @@ async def _add_source(path: Path, text: str, report: apt.Report) -> None:
 
 def main() -> int:
     """Install what is missing; return the exit code."""
+    wanted = (*TOOLS, *TEST_TOOLS) if sys.argv[1:] == ["tests"] else TOOLS
     try:
-        asyncio.run(ensure(functools.partial(print, flush=True)))
+        asyncio.run(ensure(functools.partial(print, flush=True), wanted))
     except VmpoolError as err:
         print(f"error: {err.message}\n       {err.remedy}", file=sys.stderr)
         return 1

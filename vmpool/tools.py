@@ -12,6 +12,10 @@ import shutil
 from asyncio.subprocess import DEVNULL, PIPE
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Version = tuple[int, int, int]
 QEMU_SINCE: Version = (8, 2, 0)
@@ -68,6 +72,11 @@ TOOLS = (
     ),
     Tool(name="mkfs.ext4", package="e2fsprogs", purpose="makes scratch disks"),
 )
+TEST_TOOLS = (
+    Tool(name="qemu-img", package="qemu-utils", purpose="judges overlays in tests"),
+    Tool(name="fsck.erofs", package="erofs-utils", purpose="judges root file systems in tests"),
+    Tool(name="curl", package="curl", purpose="runs the command lines that `vmpool up` prints"),
+)
 
 
 def parse_qemu_version(text: str) -> Version | None:
@@ -96,10 +105,10 @@ async def query_qemu_version() -> Version | None:
     return parse_qemu_version(output[:4096].decode(errors="replace"))
 
 
-async def query_missing() -> tuple[Tool, ...]:
+async def query_missing(wanted: Sequence[Tool] = TOOLS) -> tuple[Tool, ...]:
     """Return the tools that this host lacks; a QEMU that is too old counts as absent."""
-    missing = [tool for tool in TOOLS if tool.find() is None]
+    missing = [tool for tool in wanted if tool.find() is None]
     version = await query_qemu_version()
-    if QEMU not in missing and (version is None or version < QEMU_SINCE):
+    if QEMU in wanted and QEMU not in missing and (version is None or version < QEMU_SINCE):
         missing.append(QEMU)
     return tuple(missing)

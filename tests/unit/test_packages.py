@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vmpool import apt, packages
 from vmpool.errors import HostError
 from vmpool.packages import Release
-from vmpool.tools import QEMU, TOOLS, parse_qemu_version
+from vmpool.tools import QEMU, TEST_TOOLS, TOOLS, parse_qemu_version
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "packages"
 
@@ -100,6 +100,12 @@ async def test_without_root_the_commands_are_printed_and_not_run(
     assert "apt-get" in info.value.remedy
     assert "-t bookworm-backports" in info.value.remedy
     assert lines == []
+
+
+def test_a_tool_of_qemus_own_comes_from_where_qemu_comes_from() -> None:
+    plan = packages.plan(TEST_TOOLS, release=BOOKWORM, sources="")
+    assert plan.commands[0] == apt.install_command(["qemu-utils"], suite="bookworm-backports")
+    assert "qemu-system-x86" not in plan.packages
 
 
 @pytest.mark.parametrize(
