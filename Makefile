@@ -1,6 +1,6 @@
 # Start with `make up`. Everything lives in .venv, ~/.cache and vmpool's state directory.
 VENV := .venv/bin
-ARGS :=
+ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help up test lint bench clean
