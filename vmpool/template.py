@@ -12,9 +12,11 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmpool import snapshot
@@ -25,7 +27,6 @@ from vmpool.model import Attachment, Kernel, new_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from vmpool.agent import Agent
     from vmpool.engine import Engine, Machine
@@ -134,7 +135,9 @@ async def _make_once(
             partial,
             id=snapshot_id(image.digest, spec),
             image=image.digest,
-            spec=spec,
+            spec=replace(
+                spec, root=_seen_from(snapshots / snapshot_id(image.digest, spec), spec.root)
+            ),
             created_ns=time.time_ns(),
         )
         return await asyncio.to_thread(snapshot.publish, partial, manifest, snapshots)
@@ -165,9 +168,19 @@ async def _first_answer(machine: Machine, timeout: float) -> Agent:
 
 
 async def _rehearse(agent: Agent) -> None:
-    """Do once what every clone does first, then give back what it left in memory."""
-    await identify(agent, hostname="template", timeout=STEP_TIMEOUT)
+    """Give back what booting left in memory, then do what every clone does first.
+
+    In this order, so that the pages and names that a clone will look for are in the guest's caches.
+    """
+    await warm(agent, timeout=STEP_TIMEOUT)
+    await agent.quiesce(timeout=STEP_TIMEOUT)
     for _ in range(WARM_RUNS):
+        await identify(agent, hostname="template", timeout=STEP_TIMEOUT)
         await warm(agent, timeout=STEP_TIMEOUT)
     await agent.set_clock(timeout=STEP_TIMEOUT)
-    await agent.quiesce(timeout=STEP_TIMEOUT)
+    await agent.stock(timeout=STEP_TIMEOUT)
+
+
+def _seen_from(directory: Path, path: Path) -> Path:
+    """Return `path` relative to `directory`: a state directory that was moved is still whole."""
+    return Path(os.path.relpath(path, directory))

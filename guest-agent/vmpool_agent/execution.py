@@ -47,7 +47,6 @@ class Execution:
         self._failed = False
         self._killed = False
         self._timed_out = False
-        self._oom_kills = machine.system.oom_kills()
         self._timer: Timer | None = None
         if timeout is not None:
             self._timer = machine.reactor.after(timeout, self._on_timeout)
@@ -152,7 +151,7 @@ class Execution:
             else os.WEXITSTATUS(status) == 128 + signal.SIGKILL
         )
         ours = self._killed or self._timed_out
-        return killed and not ours and self._machine.system.oom_kills() > self._oom_kills
+        return killed and not ours and self._machine.notice_oom_kill()
 
     def _on_timeout(self) -> None:
         self._timed_out = True

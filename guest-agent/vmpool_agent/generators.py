@@ -1,46 +1,39 @@
 """Generators: the random generators of the warm interpreter, which a snapshot would duplicate.
 
-All clones of a snapshot wake with the same state in them. Only what has been imported is touched:
-what is imported later seeds itself from the kernel.
+All clones of a snapshot wake with the same state in them, and so does a fork that waited in the
+snapshot. Each fork therefore seeds all of them from the kernel, which has been told the clone's
+identity by then, before it runs anything. Only what has been imported is touched: what is imported
+later seeds itself from the kernel.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import sys
 
-
-def diverge() -> None:
-    """Part a fork's generators from its siblings'; `random` and OpenSSL see to it themselves."""
-    numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is not None:
-        numpy_random.seed(_words(os.urandom(64)))
+_MODULES = {"uuid": "uuid", "openssl": "ssl", "numpy.random": "numpy.random"}
+_SEED_SIZE = 64
 
 
-def reseed(seed: bytes) -> list[str]:
-    """Seed every generator anew from `seed` and the kernel; return the names of those seeded."""
-    # The kernel's generator is fresh by now; the seed stands in for it should that have failed.
-    material = hashlib.sha512(seed + os.urandom(64)).digest()
-    random.seed(material)
-    seeded = ["random"]
+def names() -> list[str]:
+    """Return the generators that `reseed` would seed now."""
+    return ["random", *(name for name, module in _MODULES.items() if module in sys.modules)]
+
+
+def reseed() -> None:
+    """Seed every generator anew from the kernel."""
+    random.seed(int.from_bytes(os.urandom(_SEED_SIZE), "little"))
     uuid = sys.modules.get("uuid")
     if uuid is not None:
         # A node drawn at random and the time last used would be those of every sibling.
         uuid._node = None  # type: ignore[attr-defined]
         uuid._last_timestamp = None  # type: ignore[attr-defined]
-        seeded.append("uuid")
     ssl = sys.modules.get("ssl")
     if ssl is not None:
-        ssl.RAND_add(material, float(len(material)))
-        seeded.append("openssl")
+        ssl.RAND_add(os.urandom(_SEED_SIZE), float(_SEED_SIZE))
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
-        numpy_random.seed(_words(material))
-        seeded.append("numpy.random")
-    return seeded
-
-
-def _words(material: bytes) -> list[int]:
-    return [int.from_bytes(material[at : at + 4], "big") for at in range(0, len(material), 4)]
+        material = os.urandom(_SEED_SIZE)
+        words = [int.from_bytes(material[at : at + 4], "little") for at in range(0, _SEED_SIZE, 4)]
+        numpy_random.seed(words)

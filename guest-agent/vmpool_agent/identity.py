@@ -6,9 +6,9 @@ host discards the clone.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
+from vmpool_agent import interpreter
 from vmpool_agent.session import OperationError
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vmpool_agent.session import Channel
 
 _SEED_SIZE = 64
+_HEX = "0123456789abcdef"
+_LABEL = "abcdefghijklmnopqrstuvwxyz0123456789-"
 
 
 def identify(machine: Machine, channel: Channel, request: dict[str, Any]) -> None:
@@ -26,9 +28,9 @@ def identify(machine: Machine, channel: Channel, request: dict[str, Any]) -> Non
     Raises:
         OperationError: `identify_failed`, or the request is malformed.
     """
-    hostname = _match(request, "hostname", r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-    machine_id = _match(request, "machine_id", r"[0-9a-f]{32}")
-    seed = bytes.fromhex(_match(request, "seed", rf"[0-9a-f]{{{2 * _SEED_SIZE}}}"))
+    hostname = _label(request)
+    machine_id = _hex(request, "machine_id", 16)
+    seed = bytes.fromhex(_hex(request, "seed", _SEED_SIZE))
     system = machine.system
     try:
         system.set_clock(_clock(request))
@@ -42,13 +44,13 @@ def identify(machine: Machine, channel: Channel, request: dict[str, Any]) -> Non
     except OSError as err:
         raise OperationError("identify_failed", str(err)) from err
 
-    def answer(value: dict[str, Any]) -> None:
-        receipt["generators"] = value["generators"]
+    def answer(generators: list[str]) -> None:
+        receipt["generators"] = generators
         receipt["clock_ns"] = system.clock()
         channel.send_message(receipt)
         channel.end()
 
-    machine.interpreter.ask({"seed": seed.hex()}, answer)
+    machine.interpreter.await_spares(1, answer)
 
 
 def set_clock(machine: Machine, channel: Channel, request: dict[str, Any]) -> None:
@@ -66,28 +68,49 @@ def set_clock(machine: Machine, channel: Channel, request: dict[str, Any]) -> No
 
 
 def quiesce(machine: Machine, channel: Channel, _request: dict[str, Any]) -> None:
-    """Make ready for a snapshot; answers once the interpreter is warm and memory is given back."""
+    """Give memory back; answers once the interpreter is warm and has, too."""
 
-    def answer(_value: dict[str, Any]) -> None:
+    def answer() -> None:
         machine.system.settle()
         channel.send_message({"type": "done"})
         channel.end()
 
-    machine.interpreter.ask({}, answer)
+    machine.interpreter.quiesce(answer)
+
+
+def stock(machine: Machine, channel: Channel, _request: dict[str, Any]) -> None:
+    """Answer once as many forks of the interpreter wait as a snapshot should hold."""
+
+    def answer(_generators: list[str]) -> None:
+        channel.send_message({"type": "done"})
+        channel.end()
+
+    machine.interpreter.await_spares(interpreter.STOCK, answer)
 
 
 OPERATIONS: dict[str, Callable[[Machine, Channel, dict[str, Any]], None]] = {
     "identify": identify,
     "set_clock": set_clock,
     "quiesce": quiesce,
+    "stock": stock,
 }
 
 
-def _match(request: dict[str, Any], name: str, pattern: str) -> str:
+def _label(request: dict[str, Any]) -> str:
+    """Return the host name, a label as in RFC 1123."""
+    # No regular expressions here: each clone would translate their machinery for this alone.
+    value = request.get("hostname")
+    if isinstance(value, str) and 0 < len(value) < 64 and not value.strip(_LABEL):  # noqa: SIM102
+        if value[0] != "-" and value[-1] != "-":
+            return value
+    raise OperationError("bad_request", "hostname is a label of a-z, 0-9 and dashes")
+
+
+def _hex(request: dict[str, Any], name: str, size: int) -> str:
     value = request.get(name)
-    if not isinstance(value, str) or not re.fullmatch(pattern, value):
-        raise OperationError("bad_request", f"{name} does not match {pattern}")
-    return value
+    if isinstance(value, str) and len(value) == 2 * size and not value.strip(_HEX):
+        return value
+    raise OperationError("bad_request", f"{name} is {2 * size} lower-case hex digits")
 
 
 def _clock(request: dict[str, Any]) -> int:

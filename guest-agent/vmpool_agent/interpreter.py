@@ -1,14 +1,15 @@
-"""Interpreter: the agent's end of the warm interpreter.
+"""Interpreter: the agent's end of the warm interpreter, and the spares that wait beside it.
 
-The warm interpreter is a child that was forked before the snapshot, did the image's imports and
-waits; every run of source is a fork of it. It starts again when it dies. It speaks over a socket
-that keeps messages apart; what it cannot take yet waits here.
+The warm interpreter is a child that was forked before the snapshot and did the image's imports. A
+spare is a fork of it that has already done what every run does and waits for its request, so that
+a run costs neither a fork nor the first touch of its pages. A spare runs once; when none is left
+the next is forked. Either starts again when it dies.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
+import functools
 import json
 import os
 import socket
@@ -24,19 +25,37 @@ if TYPE_CHECKING:
     from vmpool_agent.machine import Machine
     from vmpool_agent.session import Channel
 
+STOCK = 2
+"""Spares in a snapshot: one for the run that warms a clone up, one for its holder's first."""
+
 _RESTART_DELAY = 0.1
 _MAX_RESTART_DELAY = 5.0
+_REFILL_DELAY = 0.01
+"""Seconds after a run's end until the next spare is forked: first the end is told."""
 
 
-class _Packet(NamedTuple):
-    """A message to the warm interpreter and the descriptors that go with it."""
+class _Run(NamedTuple):
+    """Source that waits for a spare, and the descriptors that go with it."""
 
-    value: dict[str, Any]
+    execution: Execution
+    document: bytes
     descriptors: tuple[int, ...]
 
 
+class _Spare:
+    """A fork of the warm interpreter that runs one request.
+
+    Attributes:
+        pid: Its process id, `None` until it has said that it is ready.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.pid: int | None = None
+
+
 class Interpreter:
-    """Starts the warm interpreter and has it run source.
+    """Starts the warm interpreter, keeps spares and has them run source.
 
     Args:
         warm_up: Path of the image's warm-up script, which may be missing.
@@ -46,10 +65,12 @@ class Interpreter:
         self._machine = machine
         self._warm_up = warm_up
         self._socket: socket.socket | None = None
-        self._queue: collections.deque[_Packet] = collections.deque()
-        self._number = 0
-        self._runs: dict[int, Execution] = {}
-        self._questions: dict[int, tuple[dict[str, Any], Callable[[dict[str, Any]], None]]] = {}
+        self._coming: set[_Spare] = set()
+        self._ready: list[_Spare] = []
+        self._runs: collections.deque[_Run] = collections.deque()
+        self._questions: list[Callable[[], None]] = []
+        self._wishes: list[tuple[int, Callable[[list[str]], None]]] = []
+        self._generators: list[str] = []
         self._delay = _RESTART_DELAY
 
     def start(self) -> None:
@@ -69,7 +90,10 @@ class Interpreter:
         ours.setblocking(False)
         self._socket = ours
         self._machine.expect(pid, self._on_death)
-        self._machine.reactor.watch(ours.fileno(), self._on_ready)
+        self._machine.reactor.watch(ours.fileno(), self._on_answer)
+        for _ in self._questions:
+            self._send([])
+        self._refill()
 
     def run(self, channel: Channel, request: dict[str, Any]) -> Execution:
         """Begin the operation `code`.
@@ -82,124 +106,162 @@ class Interpreter:
             raise OperationError("bad_request", "source is a string")
         launch = execution.read_launch(self._machine, request)
         timeout = execution.read_timeout(request)
-        document = os.memfd_create("request", os.MFD_CLOEXEC)
-        job = {
-            "source": source,
-            "account": launch.account,
-            "env": spawn.environment(launch.account, launch.env),
-            "cwd": launch.cwd,
-        }
-        # Beyond a socket's buffer, and not for the warm interpreter to copy: its forks read it.
-        with open(document, "wb", closefd=False) as file:
-            file.write(json.dumps(job).encode("ascii"))
+        document = json.dumps(
+            {
+                "source": source,
+                "account": launch.account,
+                "env": spawn.environment(launch.account, launch.env),
+                "cwd": launch.cwd,
+            }
+        ).encode("ascii")
         pipes = execution.Pipes(stdin=request.get("stdin") is True)
+        descriptors: tuple[int, ...] = pipes.child
+        if len(document) > spawn.PACKET:
+            descriptors = (*descriptors, _file_of(document))
+            document = b" "  # an empty packet would be the end of the connection
         run = execution.Execution(self._machine, channel, pipes, announces=True, timeout=timeout)
-        self._number += 1
-        self._runs[self._number] = run
-        self._send(_Packet({"run": self._number}, (document, *pipes.child)))
+        self._runs.append(_Run(run, document, descriptors))
+        self._assign()
         return run
 
-    def ask(self, question: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
-        """Put a question to the warm interpreter; it is put again if that dies meanwhile."""
-        self._number += 1
-        self._questions[self._number] = (question, answer)
-        self._send(_Packet({**question, "ask": self._number}, ()))
+    def quiesce(self, answer: Callable[[], None]) -> None:
+        """Have the warm interpreter collect its garbage once it is warm; spares are made anew."""
 
-    def _send(self, packet: _Packet) -> None:
-        self._queue.append(packet)
-        self._pump()
+        def renew() -> None:
+            # Those that wait share less with it than its next forks will.
+            while self._ready:
+                self._drop(self._ready.pop())
+            self._refill()
+            answer()
 
-    def _pump(self) -> None:
-        while self._queue and self._socket is not None:
-            packet = self._queue[0]
-            data = json.dumps(packet.value).encode("ascii")
+        self._questions.append(renew)
+        self._send([])
+
+    def await_spares(self, count: int, answer: Callable[[list[str]], None]) -> None:
+        """Answer once so many spares wait, with the generators that each seeds before it runs."""
+        self._wishes.append((count, answer))
+        self._refill()
+        self._grant()
+
+    def _refill(self) -> None:
+        """Have as many spares forked as are wished for, at least one for whoever comes next."""
+        wished = max([1, len(self._runs), *(count for count, _ in self._wishes)])
+        while self._socket is not None and len(self._ready) + len(self._coming) < wished:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                if not self._send([theirs.fileno()]):
+                    ours.close()
+                    return
+            ours.setblocking(False)
+            spare = _Spare(ours)
+            self._coming.add(spare)
+            self._machine.reactor.watch(ours.fileno(), functools.partial(self._on_spare, spare))
+
+    def _assign(self) -> None:
+        """Give waiting runs to waiting spares."""
+        while self._runs and self._ready:
+            spare, run = self._ready.pop(), self._runs.popleft()
+            assert spare.pid is not None
+            self._machine.reactor.forget(spare.connection.fileno())
             try:
-                if packet.descriptors:
-                    socket.send_fds(self._socket, [data], list(packet.descriptors))
-                else:
-                    self._socket.send(data)
-            except BlockingIOError:
-                self._machine.reactor.watch_room(self._socket.fileno())
-                return
+                with spare.connection:
+                    socket.send_fds(spare.connection, [run.document], list(run.descriptors))
             except OSError:
-                return  # it died, and we shall be told
-            self._queue.popleft()
-            _close_all(packet)
+                self._runs.appendleft(run)  # that one died while it waited
+                continue
+            for fd in run.descriptors:
+                os.close(fd)
+            ended = functools.partial(self._on_run_end, run.execution)
+            self._machine.expect(spare.pid, ended)
+            run.execution.adopt(spare.pid)
+        if self._runs:
+            self._refill()
 
-    def _on_ready(self) -> None:
-        self._pump()
-        self._drain()
+    def _on_run_end(self, run: Execution, status: int) -> None:
+        run.relay.reaped(status)
+        if not self._ready:
+            self._machine.reactor.after(_REFILL_DELAY, self._refill)
 
-    def _drain(self) -> None:
-        while self._socket is not None:
+    def _on_spare(self, spare: _Spare) -> None:
+        """Take a spare's word that it is ready, or note that it has died."""
+        try:
+            data = spare.connection.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        said = json.loads(data) if data else {}
+        if spare in self._coming and "pid" in said:
+            self._coming.remove(spare)
+            self._ready.append(spare)
+            spare.pid = said["pid"]
+            self._generators = said["generators"]
+            self._delay = _RESTART_DELAY
+            self._assign()
+            self._grant()
+            return
+        self._drop(spare)
+        if spare in self._ready:
+            self._ready.remove(spare)
+        elif spare in self._coming:
+            self._coming.remove(spare)
+            self._lose_one(str(said.get("message", "")))
+            self._machine.reactor.after(self._delay, self._refill)
+            self._delay = min(2 * self._delay, _MAX_RESTART_DELAY)
+
+    def _drop(self, spare: _Spare) -> None:
+        """Let a spare go, which then ends."""
+        self._machine.reactor.forget(spare.connection.fileno())
+        spare.connection.close()
+
+    def _lose_one(self, why: str) -> None:
+        """Give up the run that has waited longest: what it waited for did not come to be."""
+        if self._runs:
+            run = self._runs.popleft()
+            for fd in run.descriptors:
+                os.close(fd)
+            run.execution.lose(f"no fork of the warm interpreter came up: {why or 'it died'}")
+
+    def _grant(self) -> None:
+        for wish in list(self._wishes):
+            count, answer = wish
+            if len(self._ready) >= count:
+                self._wishes.remove(wish)
+                answer(self._generators)
+
+    def _send(self, descriptors: list[int]) -> bool:
+        """Ask for a spare on a connection, or without one for garbage to be collected."""
+        if self._socket is None:
+            return False
+        try:
+            socket.send_fds(self._socket, [b"!"], descriptors)
+        except OSError:
+            return False  # it died, and we shall be told; or it has more to do than we could ask
+        return True
+
+    def _on_answer(self) -> None:
+        while self._socket is not None and self._questions:
             try:
-                data = self._socket.recv(65536)
+                data = self._socket.recv(1)
             except OSError:
                 return
             if not data:
                 return
-            self._take(json.loads(data))
-
-    def _take(self, value: dict[str, Any]) -> None:
-        if "answer" in value:
-            question = self._questions.pop(value["answer"], None)
-            if question is not None:
-                question[1](value)
-            return
-        number = value["run"]
-        run = self._runs.get(number)
-        if run is None:
-            return
-        if "pid" in value:
-            # Should the warm interpreter die first, the child becomes ours to reap.
-            self._machine.expect(value["pid"], run.relay.reaped)
-            run.adopt(value["pid"])
-        elif "status" in value:
-            del self._runs[number]
-            if run.relay.pid is not None:
-                self._machine.forget(run.relay.pid)
-            run.relay.reaped(value["status"])
-        else:
-            del self._runs[number]
-            run.lose(str(value.get("error")))
+            self._questions.pop(0)()
 
     def _on_death(self, _status: int) -> None:
-        """Start again; runs that it had already forked go on, the others are lost."""
-        self._drain()
+        """Start again; spares and runs that it had already forked go on."""
         if self._socket is not None:
             self._machine.reactor.forget(self._socket.fileno())
             self._socket.close()
             self._socket = None
-        waiting = {packet.value.get("run") for packet in self._queue}
-        for number, run in list(self._runs.items()):
-            if number in waiting:
-                continue
-            del self._runs[number]
-            if run.relay.pid is None or not _exists(run.relay.pid):
-                run.lose("the warm interpreter died")
-        kept = [packet for packet in self._queue if "run" in packet.value]
-        asked = [
-            _Packet({**question, "ask": number}, ())
-            for number, (question, _) in self._questions.items()
-        ]
-        self._queue = collections.deque([*asked, *kept])
-        self._machine.reactor.after(self._delay, self._restart)
+        self._machine.reactor.after(self._delay, self.start)
         self._delay = min(2 * self._delay, _MAX_RESTART_DELAY)
 
-    def _restart(self) -> None:
-        self.start()
-        self._pump()
 
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _close_all(packet: _Packet) -> None:
-    for fd in packet.descriptors:
-        with contextlib.suppress(OSError):
-            os.close(fd)
+def _file_of(document: bytes) -> int:
+    """Return a descriptor of a file in memory: what is too large for a packet."""
+    fd = os.memfd_create("request", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(document)
+    return fd

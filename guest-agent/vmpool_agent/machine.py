@@ -33,14 +33,20 @@ class Machine:
         self.reactor = Reactor(self._on_child)
         self._expected: dict[int, Callable[[int], None]] = {}
         self.interpreter = Interpreter(self, warm_up)
+        self._oom_kills = system.oom_kills()
 
     def expect(self, pid: int, callback: Callable[[int], None]) -> None:
         """Call back with a child's wait status when it is reaped."""
         self._expected[pid] = callback
 
-    def forget(self, pid: int) -> None:
-        """Expect a child no longer. *Idempotent.*"""
-        self._expected.pop(pid, None)
+    def notice_oom_kill(self) -> bool:
+        """Whether the kernel has killed for want of memory since this was last asked.
+
+        Asked when a process was killed and we did not do it, and not for each that starts: the
+        answer is dear to come by.
+        """
+        known, self._oom_kills = self._oom_kills, self.system.oom_kills()
+        return self._oom_kills > known
 
     def account(self, request: dict[str, Any]) -> Account:
         """Return the account that a request names.

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ast
 import atexit
+import contextlib
 import io
 import json
 import linecache
 import os
 import site
+import socket
 import sys
 import sysconfig
 import threading
@@ -30,21 +32,53 @@ _FILE = "<code>"
 _TEXT_LIMIT = 64 * 1024
 
 
-def run(system: System) -> int:
-    """Run the request on descriptor 4 and return the exit code; from a fresh fork.
+def serve(system: System) -> int:
+    """Make ready, say so on descriptor 3, wait there for a request and run it; returns its code.
+
+    From a fresh fork. The request comes with what become descriptors 0 to 3, and as a fifth with a
+    file that holds it where it is too large for a packet.
 
     Raises:
         OperationError: The working directory is missing or closed to the account.
     """
-    request = json.loads(os.pread(spawn.REQUEST, os.fstat(spawn.REQUEST).st_size, 0))
-    os.close(spawn.REQUEST)
+    with contextlib.suppress(OSError):
+        system.unprotect()
+    os.environ.clear()
+    os.environ["MPLBACKEND"] = "Agg"
+    _rehearse()
+    control = socket.socket(fileno=spawn.REPORT)
+    ready = {"pid": os.getpid(), "generators": generators.names()}
+    control.send(json.dumps(ready).encode("ascii"))
+    document, descriptors, _, _ = socket.recv_fds(control, spawn.PACKET, spawn.REPORT + 2)
+    if not descriptors:
+        return 0  # the agent wants us no longer
+    control.detach()
+    for target, fd in enumerate(descriptors[: spawn.REPORT + 1]):
+        os.dup2(fd, target, inheritable=target < spawn.REPORT)
+        os.close(fd)
+    for fd in descriptors[spawn.REPORT + 1 :]:
+        document = os.pread(fd, os.fstat(fd).st_size, 0)
+        os.close(fd)
+    return _run(system, json.loads(document))
+
+
+def _rehearse() -> None:
+    """Do what every run does, over a pipe that ends here: a run's first is then not ours."""
+    reading, writing = os.pipe()
+    for target, fd in enumerate((reading, writing, writing)):
+        os.dup2(fd, target)
+    os.close(reading)
+    os.close(writing)
+    _open_streams()
+    _run_as_main("print(6 * 7)")
+
+
+def _run(system: System, request: dict[str, Any]) -> int:
+    generators.reseed()
     name, uid, gid, groups, home = request["account"]
     account = Account(name, uid, gid, tuple(groups), home)
-    os.environ.clear()
-    os.environ.update({"MPLBACKEND": "Agg", **request["env"]})
+    os.environ.update(request["env"])
     spawn.enter(system, spawn.Launch(account, {}, request["cwd"]))
-    generators.diverge()
-    _open_streams()
     _set_path(home)
     spawn.tell({"type": "started"})
     code = _exit_code(request["source"])

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from vmpool_agent.system import Account, System
 
 REPORT = 3
-REQUEST = 4
-"""Where a fork of the warm interpreter finds its request."""
+PACKET = 32 * 1024
+"""Bytes of a request that goes to a spare in one packet; a larger one goes in a file."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _OUT_OF_THE_WAY = 10
 _NAME_SHOWN = 256
@@ -142,8 +142,6 @@ def enter(system: System, launch: Launch) -> None:
     Raises:
         OperationError: The directory is missing or closed to the account.
     """
-    with contextlib.suppress(OSError):
-        system.unprotect()
     system.become(launch.account)
     cwd = resolve(launch.cwd or "", launch.account)
     try:
@@ -160,6 +158,8 @@ def execute(system: System, launch: Launch, argv: list[str]) -> NoReturn:
     Raises:
         OperationError: It cannot be run.
     """
+    with contextlib.suppress(OSError):
+        system.unprotect()
     enter(system, launch)
     try:
         os.execvpe(argv[0], argv, environment(launch.account, launch.env))  # noqa: S606

@@ -16,8 +16,6 @@ import pwd
 import socket
 import struct
 import time
-import uuid
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 _RNDADDENTROPY = 0x40085203  # linux/random.h
@@ -25,6 +23,7 @@ _RNDRESEEDCRNG = 0x5207  # linux/random.h
 _MS_BIND = 4096  # sys/mount.h
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _RUN = "/run/vmpool"
+_ACCOUNT_FILES = ("/etc/passwd", "/etc/group")
 
 
 class Account(NamedTuple):
@@ -88,11 +87,22 @@ class System(Protocol):
 class LinuxSystem:
     """A Linux guest of which the agent is the master; runs as root."""
 
+    def __init__(self) -> None:
+        self._accounts: dict[str, Account] = {}
+        self._accounts_as_of: list[tuple[int, int, int]] = []
+
     def account(self, name: str) -> Account:
         """See `System`."""
-        entry = pwd.getpwnam(name)
-        groups = tuple(os.getgrouplist(name, entry.pw_gid))
-        return Account(name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir)
+        # Looking one up is dear: the C library reads three files for it.
+        as_of = [_state_of(path) for path in _ACCOUNT_FILES]
+        if as_of != self._accounts_as_of:
+            self._accounts = {}
+            self._accounts_as_of = as_of
+        if name not in self._accounts:
+            entry = pwd.getpwnam(name)
+            groups = tuple(os.getgrouplist(name, entry.pw_gid))
+            self._accounts[name] = Account(name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir)
+        return self._accounts[name]
 
     def become(self, account: Account) -> None:
         """See `System`."""
@@ -144,14 +154,19 @@ class LinuxSystem:
 
     def set_machine_id(self, machine_id: str) -> str:
         """See `System`."""
-        _replace("/etc/machine-id", machine_id + "\n")
-        return Path("/etc/machine-id").read_text().strip()
+        try:
+            _write("/etc/machine-id", machine_id + "\n", os.O_CREAT)
+        except OSError:
+            _cover("/etc/machine-id", machine_id + "\n")
+        return _read("/etc/machine-id").strip()
 
     def renew_boot_id(self) -> str:
         """See `System`."""
-        boot_id = str(uuid.UUID(bytes=os.urandom(16), version=4))
+        drawn = os.urandom(16).hex()
+        variant = "89ab"[int(drawn[16], 16) % 4]
+        boot_id = f"{drawn[:8]}-{drawn[8:12]}-4{drawn[13:16]}-{variant}{drawn[17:20]}-{drawn[20:]}"
         _cover(_BOOT_ID, boot_id + "\n")
-        shown = Path(_BOOT_ID).read_text().strip()
+        shown = _read(_BOOT_ID).strip()
         if shown != boot_id:
             raise OSError(f"boot identity is {shown}, not {boot_id}")
         return shown
@@ -196,39 +211,51 @@ def mount(source: str, target: str, kind: str, flags: int = 0, options: str = ""
         raise OSError(code, os.strerror(code), target)
 
 
-def _write(path: str, text: str) -> None:
+def _state_of(path: str) -> tuple[int, int, int]:
+    """Return what changes when a file does."""
+    try:
+        state = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return 0, 0, 0
+    return state.st_ino, state.st_ctime_ns, state.st_size
+
+
+def _write(path: str, text: str, flags: int = 0) -> None:
     # No `Path.write_text`: it would create what a kernel without the file does not have.
-    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | flags, 0o644)
     try:
         os.write(fd, text.encode())
     finally:
         os.close(fd)
 
 
-def _replace(path: str, text: str) -> None:
-    """Write a file, or cover it where its file system is read-only."""
+def _read(path: str) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        Path(path).write_text(text)
-    except OSError:
-        _cover(path, text)
+        return os.read(fd, 65536).decode("utf-8", "replace")
+    finally:
+        os.close(fd)
 
 
 def _cover(path: str, text: str) -> None:
     """Put a file of ours over one that cannot be written; cover it once, then write ours."""
-    Path(_RUN).mkdir(mode=0o755, parents=True, exist_ok=True)
-    ours = Path(_RUN) / Path(path).name
-    covered = ours.exists()
-    ours.write_text(text)
-    ours.chmod(0o444)
-    if not covered:
-        mount(str(ours), path, "", _MS_BIND)
+    ours = f"{_RUN}/{path.rpartition('/')[2]}"
+    try:
+        _write(ours, text)
+    except FileNotFoundError:
+        os.makedirs(_RUN, mode=0o755, exist_ok=True)  # noqa: PTH103
+        _write(ours, text, os.O_CREAT)
+        os.chmod(ours, 0o444)  # noqa: PTH101
+        mount(ours, path, "", _MS_BIND)
 
 
 def _name_in_hosts(name: str) -> None:
-    path = Path("/etc/hosts")
-    lines = path.read_text().splitlines() if path.exists() else ["127.0.0.1 localhost"]
+    try:
+        lines = _read("/etc/hosts").splitlines()
+    except FileNotFoundError:
+        lines = ["127.0.0.1 localhost"]
     kept = [line for line in lines if not line.startswith("127.0.1.1")]
-    path.write_text("\n".join([*kept, f"127.0.1.1 {name}"]) + "\n")
+    _write("/etc/hosts", "\n".join([*kept, f"127.0.1.1 {name}"]) + "\n", os.O_CREAT)
 
 
 def become_subreaper() -> None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from vmpool.agent import Execution
     from vmpool.model import ExecutionEvent
 
+# An agent that outlives a test forks spares when it likes.
+pytestmark = pytest.mark.shares_host
+
 
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -312,6 +315,86 @@ async def test_two_runs_share_no_state_and_no_random_numbers(guest: Path) -> Non
     assert all(line.endswith(b"False\n") for line in drawn)
 
 
+async def test_every_generator_is_seeded_anew_before_source_runs(tmp_path: Path) -> None:
+    """A fork that waited in a snapshot holds the same state in all clones until it is seeded."""
+    script = tmp_path / "warm.py"
+    script.write_text(ALIKE)
+    source = "import random, ssl, uuid\nprint(random.random(), uuid.uuid1().node, *seeded)"
+    with fake_guest.running(tmp_path, "--warm-up", str(script)) as path:
+        async with connected(path) as agent:
+            drawn = [output(await run(agent, Code(source=source))).split() for _ in range(3)]
+    assert len({number for number, *_ in drawn}) == 3
+    assert [added for _, _, *added in drawn] == [[b"openssl", b"uuid"]] * 3
+
+
+ALIKE = """
+import builtins, random, ssl, uuid
+from vmpool_agent import generators
+builtins.seeded = []
+ssl.RAND_add = lambda material, entropy: seeded.append("openssl") if any(material) else None
+honest = generators.reseed
+def reseed():
+    random.seed(1)  # as all clones would have it
+    uuid._node = 1
+    honest()
+    if uuid._node is None:
+        seeded.append("uuid")
+generators.reseed = reseed
+"""
+
+
+async def test_a_spare_that_was_killed_while_it_waited_is_not_missed(tmp_path: Path) -> None:
+    with fake_guest.running(tmp_path) as path:
+        async with connected(path) as agent:
+            for _ in range(3):
+                await run(agent, Code(source=KILL_THE_SPARES))
+                events = await run(agent, Code(source="print(1)"))
+                assert output(events) == b"1\n"
+
+
+KILL_THE_SPARES = """
+import os
+agent = os.getppid()
+with open(f"/proc/{agent}/task/{agent}/children") as file:
+    for pid in file.read().split()[1:]:  # the first is the warm interpreter
+        if int(pid) != os.getpid():
+            os.kill(int(pid), 9)
+"""
+
+
+async def test_source_sees_of_its_process_what_a_program_would(guest: Path) -> None:
+    async with connected(guest) as agent:
+        program = await run(agent, Command(argv=("python3", "-c", LOOK_AT_ME)))
+        source = await run(agent, Code(source=LOOK_AT_ME))
+    assert output(source) == output(program)
+
+
+LOOK_AT_ME = """
+import os, resource, signal
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print({name: status[name] for name in ("SigBlk", "SigPnd", "Uid", "Gid", "Groups", "Umask")})
+print(sorted((n, h) for n in signal.valid_signals() if (h := signal.getsignal(n)) is signal.SIG_IGN
+    and n not in (signal.SIGPIPE, signal.SIGXFSZ)))  # which any Python ignores, and ours does not
+print(open("/proc/self/oom_score_adj").read(), os.getcwd(), os.getsid(0) == os.getpgid(0))
+print(resource.getrlimit(resource.RLIMIT_NOFILE))
+print(sorted(set(os.environ) - {"MPLBACKEND", "LC_CTYPE"}))
+print(os.getsid(0) == os.getpid())
+"""
+
+
+async def test_many_runs_of_source_at_once_each_find_a_spare(guest: Path) -> None:
+    async with connected(guest) as agent, asyncio.TaskGroup() as tasks:
+        runs = [tasks.create_task(run(agent, Code(source=f"print({n})"))) for n in range(12)]
+    assert [output(task.result()) for task in runs] == [b"%d\n" % n for n in range(12)]
+
+
+async def test_the_warm_interpreter_gives_memory_back_and_stocks_spares(guest: Path) -> None:
+    async with connected(guest) as agent:
+        await agent.quiesce(timeout=10)
+        await agent.stock(timeout=10)
+        assert output(await run(agent, Code(source="print(2)"))) == b"2\n"
+
+
 async def test_source_larger_than_a_window_runs(guest: Path) -> None:
     source = f"x = {'y' * (2 << 20)!r}\nlen(x)"
     async with connected(guest) as agent:
@@ -324,10 +407,18 @@ async def test_the_warm_interpreter_starts_again_when_it_is_killed(tmp_path: Pat
         await outlive_the_warm_interpreter(path)
 
 
+KILL_THE_WARM_INTERPRETER = """
+import os
+agent = os.getppid()
+with open(f"/proc/{agent}/task/{agent}/children") as file:
+    os.kill(int(file.read().split()[0]), 9)  # the oldest
+"""
+
+
 async def outlive_the_warm_interpreter(guest: Path) -> None:
     sleeper = Code(source="import time\ntime.sleep(1000)")
     async with connected(guest) as agent, agent.execute(sleeper) as survivor:
-        await run(agent, Code(source="import os\nos.kill(os.getppid(), 9)"))
+        await run(agent, Code(source=KILL_THE_WARM_INTERPRETER))
         events = await run(agent, Code(source="print(1)"))
         assert output(events) == b"1\n"
         await survivor.kill()

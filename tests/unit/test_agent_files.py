@@ -20,6 +20,9 @@ from vmpool.model import Command, FileKind, SerialAddress
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+# An agent that outlives a test forks spares when it likes.
+pytestmark = pytest.mark.shares_host
+
 
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

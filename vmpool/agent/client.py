@@ -164,12 +164,20 @@ class Agent:
         return error_ns
 
     async def quiesce(self, *, timeout: float) -> None:
-        """Have the guest make ready for a snapshot; close the link after it.
+        """Have the guest give back memory that it does not need.
 
         Raises:
             GuestError: It did not in time.
         """
         await self._ask({"op": "quiesce"}, timeout)
+
+    async def stock(self, *, timeout: float) -> None:
+        """Return once as many forks of the warm interpreter wait as a snapshot should hold.
+
+        Raises:
+            GuestError: They were not there in time.
+        """
+        await self._ask({"op": "stock"}, timeout)
 
     @contextlib.asynccontextmanager
     async def execute(self, what: Command | Code) -> AsyncGenerator[Execution, None]:

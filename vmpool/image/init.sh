@@ -42,5 +42,7 @@ $busybox mount -t overlay -o lowerdir=/lower,upperdir=/upper/root,workdir=/upper
 $busybox mount --move /dev /root/dev || fail "cannot move /dev"
 $busybox umount /sys
 $busybox umount /proc
+# Symbols are looked up now, and not by each clone when it first calls them.
+export LD_BIND_NOW=1
 exec $busybox switch_root /root "$python" -I /usr/lib/vmpool/agent.pyz
 fail "cannot start $python"
