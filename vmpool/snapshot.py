@@ -180,9 +180,17 @@ class Snapshot:
 
 
 def begin(parent: Path) -> Path:
-    """Create an empty directory among the snapshots in `parent` to write one's files into."""
+    """Create an empty directory among the snapshots in `parent` to write one's files into.
+
+    Raises:
+        DiskFullError: The disk is full.
+        SnapshotError: `snapshot_unsaved`; it cannot be created.
+    """
     partial = parent / f"{PARTIAL}{new_id()}"
-    partial.mkdir(mode=0o700)
+    try:
+        partial.mkdir(mode=0o700)
+    except OSError as err:
+        raise _publishing_failed(partial, err) from err
     return partial
 
 

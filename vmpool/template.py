@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from dataclasses import asdict, replace
@@ -21,12 +22,13 @@ from typing import TYPE_CHECKING
 
 from vmpool import snapshot
 from vmpool.agent import connect
-from vmpool.clone import identify, warm
+from vmpool.cancellation import uninterrupted
+from vmpool.clone import claim_directory, identify, warm
 from vmpool.errors import EngineError, GuestError
-from vmpool.model import Attachment, Kernel, new_id
+from vmpool.model import Attachment, Kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from vmpool.agent import Agent
     from vmpool.engine import Engine, Machine
@@ -41,6 +43,15 @@ BOOT_ATTEMPTS = 2
 
 WARM_RUNS = 2
 """The second run touches what the first one only allocated."""
+
+CONSOLE = "console"
+"""File in a booted machine's directory that holds what its guest wrote to the console."""
+
+CONSOLE_TAIL_BYTES = 4096
+CONSOLE_TAIL_LINES = 12
+"""How much of a console an error carries."""
+
+_ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_])")  # ECMA-48: what a terminal obeys
 
 STEP_TIMEOUT = 120.0
 """Seconds for each request to the freshly booted guest."""
@@ -78,8 +89,9 @@ async def make(
         progress: Told each step in words.
 
     Raises:
-        EngineError: The hypervisor failed; `guest_boot_failed` when the guest did not come up.
-        GuestError: The guest came up and then did not do what a template must.
+        EngineError: The hypervisor failed; `guest_boot_failed` when the guest ended as it booted.
+        GuestError: The guest did not answer, or did not do what a template must. The message of
+            either ends with what the guest wrote to its console.
         DiskFullError: No room for the snapshot.
     """
     for attempt in range(1, BOOT_ATTEMPTS + 1):
@@ -113,35 +125,40 @@ async def _make_once(
 ) -> Snapshot:
     kernel = Kernel(kernel=image.kernel, initrd=image.initrd, command_line=image.command_line)
     async with contextlib.AsyncExitStack() as undo:
-        directory = run / new_id()
-        directory.mkdir(mode=0o700)
+        directory = claim_directory(run)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        partial = await asyncio.to_thread(snapshot.begin, snapshots)
+        partial = snapshot.begin(snapshots)
         undo.callback(shutil.rmtree, partial, ignore_errors=True)
         progress(f"booting image {image.name}")
         machine = await engine.boot(spec, kernel, Attachment(directory=directory))
-        undo.push_async_callback(machine.kill)
-        agent = await _first_answer(machine, boot_timeout)
-        undo.push_async_callback(agent.close)
-        progress("walking the paths that every clone walks first")
-        await _rehearse(agent)
+        undo.push_async_callback(lambda: uninterrupted(machine.kill()))
+        with _told_with_console(directory):
+            agent = await _first_answer(machine, boot_timeout)
+            undo.push_async_callback(agent.close)
+            progress("walking the paths that every clone walks first")
+            await _rehearse(agent)
         await agent.close()
         progress("saving memory and devices")
         await machine.pause()
         await machine.save(partial)
         await machine.kill()
-        manifest = await asyncio.to_thread(
-            snapshot.describe,
-            partial,
-            id=snapshot_id(image.digest, spec),
-            image=image.digest,
-            spec=replace(
-                spec, root=_seen_from(snapshots / snapshot_id(image.digest, spec), spec.root)
-            ),
-            created_ns=time.time_ns(),
+        # Not cut short: what is still being published must not be removed meanwhile.
+        return await uninterrupted(
+            asyncio.to_thread(_publish, partial, image.digest, spec, snapshots)
         )
-        return await asyncio.to_thread(snapshot.publish, partial, manifest, snapshots)
     raise AssertionError("unreachable: the stack swallows nothing")
+
+
+def _publish(partial: Path, digest: str, spec: MachineSpec, snapshots: Path) -> Snapshot:
+    name = snapshot_id(digest, spec)
+    manifest = snapshot.describe(
+        partial,
+        id=name,
+        image=digest,
+        spec=replace(spec, root=_seen_from(snapshots / name, spec.root)),
+        created_ns=time.time_ns(),
+    )
+    return snapshot.publish(partial, manifest, snapshots)
 
 
 async def _first_answer(machine: Machine, timeout: float) -> Agent:
@@ -151,20 +168,57 @@ async def _first_answer(machine: Machine, timeout: float) -> Agent:
     try:
         await asyncio.wait((hello, death), return_when=asyncio.FIRST_COMPLETED)
         if not hello.done():
+            cause = await machine.obituary()
             raise EngineError(
-                f"the guest ended while it booted, with exit code {death.result()}",
+                f"the guest ended while it booted: {cause.message}",
                 code="guest_boot_failed",
-                remedy="rebuild the image, and look at its console log",
+                remedy="correct the image's recipe and build it again",
             )
         return hello.result()
     except asyncio.CancelledError:
-        if hello.done() and hello.exception() is None:
+        if hello.done() and not hello.cancelled() and hello.exception() is None:
             await hello.result().close()
         raise
     finally:
         hello.cancel()
         death.cancel()
         await asyncio.gather(hello, death, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _told_with_console(directory: Path) -> Iterator[None]:
+    """Have a guest's failure carry its last words, for whoever wrote the image's recipe.
+
+    Raises:
+        EngineError, GuestError: What the block raises, with the end of the console in its message.
+    """
+    try:
+        yield
+    except EngineError as err:
+        raise EngineError(
+            err.message + _last_words(directory),
+            code=err.error_code,
+            remedy=err.remedy,
+            argv=err.argv,
+            log_tail=err.log_tail,
+        ) from err
+    except GuestError as err:
+        raise GuestError(
+            err.message + _last_words(directory), code=err.error_code, remedy=err.remedy
+        ) from err
+
+
+def _last_words(directory: Path) -> str:
+    """Return the end of a guest's console as the end of a message; nothing in it but text."""
+    try:
+        with (directory / CONSOLE).open("rb") as console:
+            console.seek(max(0, console.seek(0, os.SEEK_END) - CONSOLE_TAIL_BYTES))
+            said = console.read(CONSOLE_TAIL_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    lines = ["".join(filter(str.isprintable, line)) for line in _ESCAPE.sub("", said).splitlines()]
+    last = [line.strip() for line in lines if line.strip()][-CONSOLE_TAIL_LINES:]
+    return "; the end of its console: " + " | ".join(last) if last else ""
 
 
 async def _rehearse(agent: Agent) -> None:
