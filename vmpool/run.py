@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmpool.errors import GuestError, GuestFileError
+from vmpool.errors import ConflictError, GuestError, GuestFileError
 from vmpool.model import (
     Code,
     Command,
@@ -28,8 +28,19 @@ from vmpool.model import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from vmpool.agent import Execution
+    from vmpool.agent import Agent, Execution
     from vmpool.sandbox import Sandbox
+
+
+GRACE = 15.0
+"""Seconds beyond its time that the end of an execution may take to be told: the guest kills what is
+over its time, and is not believed when it does not."""
+
+TRANSFER_TIMEOUT = 300.0
+"""Seconds for all files that go in, and as many for all that come out."""
+
+RESULT_OVERHEAD_BYTES = 256
+"""What one result counts at least: thousands of empty ones are not free."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +132,7 @@ class _Transcript:
                 case Output(stream=stream, data=data):
                     self._take_output(stream, data)
                 case Result(mime=mime):
-                    self._take_result(event, sum(map(len, mime.values())))
+                    self._take_result(event, sum(map(_size, mime.items())))
                 case Raised():
                     self.error = event
                 case Exited():
@@ -136,6 +147,7 @@ class _Transcript:
         self.output[stream] += kept
 
     def _take_result(self, result: Result, size: int) -> None:
+        size += RESULT_OVERHEAD_BYTES
         if size > self._results_left:
             self.truncated = True
             return
@@ -149,19 +161,22 @@ async def run(sandbox: Sandbox, request: RunRequest) -> RunOutcome:
     Raises:
         GuestFileError: A file that goes in could not be written.
         InvalidRequestError: The guest refused the start: no such program, account or directory.
-        GuestError: The guest died or broke off; the execution's end is unknown.
+        NotFoundError: `sandbox_ended`: somebody ended the sandbox meanwhile.
+        GuestError: The guest broke off, or `guest_unresponsive`: it did not end the execution when
+            its time was up, or does not move files. The execution's end is unknown.
+        InfrastructureError: The guest died, and of what.
     """
     begun = time.perf_counter_ns()
-    for path, content in request.files.items():
-        await sandbox.agent.write_file(path, _once(content), user=request.what.user)
+    async with _limit(TRANSFER_TIMEOUT, "take the files"):
+        await _upload(sandbox, request)
     uploaded = time.perf_counter_ns()
-    transcript = _Transcript(request)
-    async with sandbox.execute(request.what) as execution:
-        await _feed_and_follow(execution, transcript, request.stdin)
-    executed = time.perf_counter_ns()
-    files, missing = await _collect(sandbox, request)
+    async with _limit(_longest(request.what), "end the execution"):
+        transcript = await _execute(sandbox, request)
     if transcript.exited is None:
         raise GuestError("the guest broke off before the execution's end", code="guest_lost")
+    executed = time.perf_counter_ns()
+    async with _limit(TRANSFER_TIMEOUT, "give the files"):
+        files, missing = await _collect(sandbox, request)
     return RunOutcome(
         id=sandbox.id,
         stdout=bytes(transcript.output[Stream.STDOUT]),
@@ -183,6 +198,38 @@ async def run(sandbox: Sandbox, request: RunRequest) -> RunOutcome:
     )
 
 
+def _longest(what: Command | Code) -> float | None:
+    return None if what.timeout is None else what.timeout + GRACE
+
+
+@contextlib.asynccontextmanager
+async def _limit(timeout: float | None, what: str) -> AsyncIterator[None]:
+    """Give the guest up when it takes longer; nothing that it says can stretch this."""
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as err:
+        if not limit.expired():
+            raise
+        raise GuestError(
+            f"the guest did not {what} within {timeout} s", code="guest_unresponsive"
+        ) from err
+
+
+async def _upload(sandbox: Sandbox, request: RunRequest) -> None:
+    for path, content in request.files.items():
+        async with sandbox.attended() as agent:
+            await agent.write_file(path, _once(content), user=request.what.user)
+
+
+async def _execute(sandbox: Sandbox, request: RunRequest) -> _Transcript:
+    transcript = _Transcript(request)
+    async with sandbox.execute(request.what) as execution:
+        await _feed_and_follow(execution, transcript, request.stdin)
+    return transcript
+
+
 async def _feed_and_follow(execution: Execution, transcript: _Transcript, stdin: bytes) -> None:
     """Write stdin while output is read: a program may not take its input before it could write."""
     if not stdin:
@@ -197,8 +244,9 @@ async def _feed_and_follow(execution: Execution, transcript: _Transcript, stdin:
 
 
 async def _feed(execution: Execution, stdin: bytes) -> None:
-    # A program that ends or closes its input early is no failure of the run.
-    with contextlib.suppress(GuestError):
+    # A program that ends or closes its input early is no failure of the run; a guest that is lost
+    # is told by the reading side.
+    with contextlib.suppress(ConflictError, GuestError):
         await execution.write_stdin(stdin)
         await execution.close_stdin()
 
@@ -210,15 +258,13 @@ async def _collect(
     missing: dict[str, GuestFileError] = {}
     left = request.file_limit_bytes
     for path in request.collect:
-        content = bytearray()
         try:
-            reading = sandbox.agent.read_file(path, user=request.what.user, length=left + 1)
-            async for chunk in reading:
-                content += chunk
+            async with sandbox.attended() as agent:
+                content = await _read(agent, path, user=request.what.user, most=left)
         except GuestFileError as err:
             missing[path] = err
             continue
-        if len(content) > left:
+        if content is None:
             missing[path] = GuestFileError(
                 f"{path!r} is over what is left of the limit of {request.file_limit_bytes} bytes",
                 code="file_too_large",
@@ -226,8 +272,24 @@ async def _collect(
             )
             continue
         left -= len(content)
-        files[path] = bytes(content)
+        files[path] = content
     return files, missing
+
+
+async def _read(agent: Agent, path: str, *, user: str, most: int) -> bytes | None:
+    """Return a file's content, `None` when that is over `most` bytes."""
+    content = bytearray()
+    reading = agent.read_file(path, user=user, length=most + 1)
+    async with contextlib.aclosing(reading) as chunks:
+        async for chunk in chunks:
+            content += chunk
+            if len(content) > most:  # counted here: the guest may send more than it was asked for
+                return None
+    return bytes(content)
+
+
+def _size(form: tuple[str, str]) -> int:
+    return sum(len(text.encode()) for text in form)
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:

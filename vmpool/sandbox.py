@@ -111,13 +111,13 @@ class Sandbox:
 
     @property
     def agent(self) -> Agent:
-        """The agent in the guest, for file operations.
+        """The agent in the guest; `attended` lends it with the cause of a loss.
 
         Raises:
             NotFoundError: `sandbox_ended` when the sandbox is no more.
         """
         if self._life.over:
-            raise self._ended()
+            raise self.ended()
         return self._clone.agent
 
     @contextlib.asynccontextmanager
@@ -131,9 +131,20 @@ class Sandbox:
             InvalidRequestError: The guest refused the start.
             InfrastructureError: The guest died, and of what.
         """
+        own = replace(what, env=self._env | what.env)
+        async with self.attended() as agent, agent.execute(own) as execution:
+            yield execution
+
+    @contextlib.asynccontextmanager
+    async def attended(self) -> AsyncIterator[Agent]:
+        """Lend the agent for a block, and tell a guest that is lost meanwhile by its cause.
+
+        Raises:
+            NotFoundError: `sandbox_ended` when the sandbox is no more, or ends meanwhile.
+            InfrastructureError: The guest died, and of what.
+        """
         try:
-            async with self.agent.execute(replace(what, env=self._env | what.env)) as execution:
-                yield execution
+            yield self.agent
         except GuestError as err:
             raise await self._cause_of(err) from err
 
@@ -146,15 +157,11 @@ class Sandbox:
             return err
         if self.end_reason is EndReason.CRASHED:
             return self._death or err
-        return self._ended()
+        return self.ended()
 
-    def _ended(self) -> NotFoundError:
-        reason = self.end_reason.value if self.end_reason is not None else "unknown"
-        return NotFoundError(
-            f"sandbox {self.id!r} has ended: {reason}",
-            code="sandbox_ended",
-            remedy="create another one",
-        )
+    def ended(self) -> NotFoundError:
+        """Return, as an error to raise, that it is no more."""
+        return ended(self.id, self.end_reason)
 
     def admits(self, token: str) -> bool:
         """Whether `token` is this sandbox's own."""
@@ -178,3 +185,16 @@ class Sandbox:
     def reaped(self) -> None:
         """Note that its clone is gone, after `end`."""
         self._life = advance(self._life, Reaped())
+
+
+def ended(id: str, reason: EndReason | None) -> NotFoundError:
+    """Return, as an error to raise, that a sandbox is no more.
+
+    Args:
+        reason: `None` when nobody has noted it.
+    """
+    return NotFoundError(
+        f"sandbox {id!r} has ended: {reason.value if reason is not None else 'unknown'}",
+        code="sandbox_ended",
+        remedy="create another one",
+    )
