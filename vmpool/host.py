@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmpool import run
+from vmpool.cancellation import uninterrupted
 from vmpool.clone import Clone
 from vmpool.errors import NotFoundError, VmpoolError
 from vmpool.lifecycle import EndReason
 from vmpool.model import Accelerator, Transport, new_id
 from vmpool.pool import Pool
-from vmpool.sandbox import Claim, Sandbox
+from vmpool.sandbox import Claim, Sandbox, ended
 from vmpool.store import SandboxRow
 
 if TYPE_CHECKING:
@@ -68,12 +69,17 @@ class CreateRequest:
 
 @dataclass(slots=True)
 class _Held:
-    """A sandbox with what watches it, and the pool that its clone came from."""
+    """A sandbox with what watches it, and the pool that its clone came from.
+
+    Attributes:
+        ending: Reaps it; `None` while it lives.
+        journaled: The journal has a row of it, or may have.
+    """
 
     sandbox: Sandbox
     pool: Pool[Clone]
-    watch: asyncio.Task[None] | None = None
-    alarm: asyncio.TimerHandle | None = None
+    watch: asyncio.Task[None] = field(init=False)
+    alarm: asyncio.TimerHandle = field(init=False)
     ending: asyncio.Task[None] | None = None
     journaled: bool = False
 
@@ -116,7 +122,7 @@ class Host:
         Raises:
             NotFoundError: `template_not_found`.
             CapacityError: No clone within `request.wait` seconds, or the queue is full.
-            StoreError: The journal could not take it.
+            StoreError, DiskFullError: The journal could not take it.
         """
         claim = Claim(
             template=request.template,
@@ -128,8 +134,12 @@ class Host:
         held = await self._hold(claim, request.wait)
         sandbox = held.sandbox
         try:
-            held.journaled = True
+            held.journaled = True  # when cancelled, the row may be there or come yet
             await self.store.record_sandbox(_row(sandbox))
+        except VmpoolError:
+            held.journaled = False
+            await self._end(held, EndReason.KILLED)
+            raise
         except BaseException:
             await self._end(held, EndReason.KILLED)
             raise
@@ -168,10 +178,7 @@ class Host:
             NotFoundError: `sandbox_not_found` when there never was one or it is somebody else's,
                 `sandbox_ended` when it was theirs and is no more.
         """
-        held = self._held.get(id)
-        if held is not None and held.sandbox.owner == owner and held.ending is None:
-            return held.sandbox
-        raise await self._absent(id, owner)
+        return (await self._find(id, owner)).sandbox
 
     async def sandbox_by_access_token(self, id: str, token: str) -> Sandbox | None:
         """Return the sandbox when `token` is its own access token, else `None`."""
@@ -185,39 +192,56 @@ class Host:
 
         Raises:
             NotFoundError: As `sandbox`.
-            StoreError: The journal could not take it; the deadline has moved all the same.
+            StoreError, DiskFullError: The journal could not take it; the deadline has moved all the
+                same.
         """
-        sandbox = await self.sandbox(id, owner=owner)
-        sandbox.extend(timeout)
-        held = self._held[id]
-        if held.alarm is not None:
-            held.alarm.cancel()
+        held = await self._find(id, owner)
+        held.sandbox.extend(timeout)
+        held.alarm.cancel()
         held.alarm = self._set_alarm(held)
-        await self.store.set_deadline(id, sandbox.deadline_ns)
-        return sandbox
+        if held.journaled:
+            await self.store.set_deadline(id, held.sandbox.deadline_ns)
+        return held.sandbox
 
     async def kill(self, id: str, *, owner: str) -> None:
-        """End a sandbox; return when its machine is gone.
+        """End a sandbox; return when its machine is gone. When cancelled, it ends all the same.
 
         Raises:
             NotFoundError: As `sandbox`.
         """
-        sandbox = await self.sandbox(id, owner=owner)
+        held = await self._find(id, owner)
         self.audit(owner, "sandbox.kill", id, {})
-        await self._end(self._held[sandbox.id], EndReason.KILLED)
+        await self._end(held, EndReason.KILLED)
 
     def audit(self, owner: str, action: str, subject: str, detail: dict[str, str]) -> None:
         """Write who did what into the journal, behind the answer."""
         self._spawn(self._write_audit(owner, action, subject, detail))
 
     async def close(self) -> None:
-        """Kill every sandbox and wait for all that was begun. *Idempotent.*"""
-        endings = [
-            self._begin_end(held, EndReason.SERVER_STOPPED) for held in list(self._held.values())
-        ]
-        await asyncio.gather(*endings, return_exceptions=True)
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Kill every sandbox and wait for all that was begun. *Idempotent.*
+
+        Only after the pools were closed: whoever gets a clone meanwhile would keep it. Goes on to
+        its end when cancelled, and raises then; takes no longer than two kill timeouts.
+        """
+        for held in list(self._held.values()):
+            self._begin_end(held, EndReason.SERVER_STOPPED)
+        await uninterrupted(self._drain())
+
+    async def _drain(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + 2 * self.settings.deadlines.kill
+        while busy := {task for task in self._tasks if not task.done()}:
+            left = deadline - loop.time()
+            if left <= 0:
+                log.error("closed with %d tasks that do not end", len(busy))
+                return
+            await asyncio.wait(busy, timeout=left)
+
+    async def _find(self, id: str, owner: str) -> _Held:
+        held = self._held.get(id)
+        if held is not None and held.sandbox.owner == owner and held.ending is None:
+            return held
+        raise await self._absent(id, owner)
 
     async def _hold(self, claim: Claim, wait: float) -> _Held:
         """Take a clone from its pool and make it a sandbox, in one step after the hand-over."""
@@ -257,29 +281,36 @@ class Host:
         """Start ending a sandbox, once; return the task that reaps it. *Idempotent.*"""
         if held.ending is None:
             held.sandbox.end(reason, death)
-            if held.alarm is not None:
-                held.alarm.cancel()
+            held.alarm.cancel()
             held.ending = self._spawn(self._reap(held))
         return held.ending
 
     async def _reap(self, held: _Held) -> None:
+        """Kill the machine and say so everywhere, whatever of that fails."""
         sandbox = held.sandbox
-        if held.watch is not None:
-            held.watch.cancel()
+        held.watch.cancel()
         try:
             await sandbox.clone.kill()
-        finally:
-            sandbox.reaped()
-            held.pool.release(sandbox.clone)
-            del self._held[sandbox.id]
+        except VmpoolError as err:  # the next start finds its directory, and it, again
+            log.error("sandbox=%s clone=%s is not gone: %s", sandbox.id, sandbox.clone.id, err)
+        sandbox.reaped()
+        held.pool.release(sandbox.clone)
         assert sandbox.end_reason is not None
         self.metrics.sandbox_ended(sandbox.end_reason)
         log.info("sandbox=%s ended: %s", sandbox.id, sandbox.end_reason.value)
-        if held.journaled:
-            await self.store.end_sandbox(sandbox.id, sandbox.end_reason)
+        try:
+            if held.journaled:
+                await self.store.end_sandbox(sandbox.id, sandbox.end_reason)
+        except VmpoolError as err:  # the next start settles the row
+            log.error("sandbox=%s ended, which the journal does not know: %s", sandbox.id, err)
+        finally:
+            del self._held[sandbox.id]
 
     async def _absent(self, id: str, owner: str) -> NotFoundError:
         """Return why there is no such sandbox for `owner`; a stranger's was never there."""
+        held = self._held.get(id)
+        if held is not None and held.sandbox.owner == owner:
+            return held.sandbox.ended()
         unknown = NotFoundError(f"there is no sandbox {id!r}", code="sandbox_not_found")
         try:
             row = await self.store.sandbox(id)
@@ -287,12 +318,7 @@ class Host:
             return unknown
         if row.token_id != _token_id(owner):
             return unknown
-        reason = row.end_reason or EndReason.CRASHED
-        return NotFoundError(
-            f"sandbox {id!r} has ended: {reason.value}",
-            code="sandbox_ended",
-            remedy="create another one",
-        )
+        return ended(id, row.end_reason)
 
     async def _write_audit(
         self, owner: str, action: str, subject: str, detail: dict[str, str]

@@ -64,14 +64,16 @@ async def open_host(
         base: What starts machines; QEMU as this host can run it when `None`.
 
     Raises:
-        ConflictError: `state_in_use`: another server runs on this state directory.
-        HostError: QEMU or the directories are not fit.
+        ConflictError: `state_in_use`: another server runs on these directories.
+        HostError: QEMU or the directories (`state_unwritable`) are not fit.
+        DiskFullError: There is no room for the directories or the journal.
         StoreError: The journal cannot be used.
     """
     clones, snapshots = settings.run / "clones", settings.state / "snapshots"
     async with contextlib.AsyncExitStack() as opened:
         await asyncio.to_thread(_make_directories, settings.state, settings.run, clones, snapshots)
-        opened.enter_context(_alone(settings.run))
+        for directory in (settings.state, settings.run):
+            opened.enter_context(_alone(directory))
         images = Library(settings.state)
         await _reap(clones, snapshots, images, progress)
         store = await opened.enter_async_context(Store(settings.state / "vmpool.db"))
@@ -93,7 +95,6 @@ async def open_host(
                 restores=asyncio.Semaphore(max(2, os.cpu_count() or 1)),
             )
         )
-        opened.push_async_callback(catalogue.close)
         host = Host(
             settings=settings,
             facts=base.facts,
@@ -102,7 +103,9 @@ async def open_host(
             store=store,
             metrics=metrics,
         )
+        # Closed in the other order: first nobody gets a clone any more, then those who have one.
         opened.push_async_callback(host.close)
+        opened.push_async_callback(catalogue.close)
         await catalogue.restore_saved(progress=progress)
         yield host
 
@@ -160,35 +163,35 @@ def _make_directories(*directories: Path) -> None:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as err:
-            if err.errno == errno.ENOSPC:
-                raise DiskFullError(f"no space to create {str(directory)!r}") from err
-            raise HostError(
-                f"cannot create {str(directory)!r}: {err.strerror}",
-                code="state_unwritable",
-                remedy="run as an account that may, or choose another one with --state",
-            ) from err
+            raise _unusable(directory, err) from err
 
 
 @contextlib.contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Hold the run directory for this process alone, until it ends however it ends."""
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold a directory for this process alone, until it ends however it ends."""
     try:
-        descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as err:
-        raise HostError(
-            f"cannot write in {str(run)!r}: {err.strerror}",
-            code="state_unwritable",
-            remedy="run as an account that may, or choose another one with --state",
-        ) from err
+        raise _unusable(directory, err) from err
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConflictError(
-                f"another server runs on {str(run.parent)!r}",
+                f"another server runs on {str(directory)!r}",
                 code="state_in_use",
                 remedy="use that one, stop it, or choose another directory with --state",
             ) from None
         yield
     finally:
         os.close(descriptor)
+
+
+def _unusable(directory: Path, err: OSError) -> DiskFullError | HostError:
+    if err.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DiskFullError(f"no space in {str(directory)!r}", remedy="make room on that disk")
+    return HostError(
+        f"cannot write in {str(directory)!r}: {err.strerror}",
+        code="state_unwritable",
+        remedy="run as an account that may, or choose another one with --state",
+    )
