@@ -1,8 +1,7 @@
 """Catalogue: the templates that a host offers, each with its snapshot and its pool.
 
-It decides when a template's snapshot can be used, when it has to be made again, and what becomes
-of a pool whose template is replaced or removed. It knows no sandbox: pools give clones to whoever
-asks.
+It decides when a template is ready, and what becomes of its pool and snapshot when it is replaced
+or removed. It knows no sandbox: pools give clones to whoever asks.
 """
 
 from __future__ import annotations
@@ -11,37 +10,40 @@ import asyncio
 import logging
 import time
 from dataclasses import asdict, dataclass, fields, replace
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vmpool import clone, snapshot, template
+from vmpool import clone
+from vmpool.cancellation import uninterrupted
 from vmpool.clone import Clone, RestoreDeadlines
 from vmpool.config import PoolSettings, Settings
+from vmpool.depot import Depot
 from vmpool.engine import Engine
-from vmpool.errors import ConflictError, InvalidRequestError, NotFoundError, VmpoolError
+from vmpool.entry import Entry, TemplateRequest, TemplateState, TemplateStatus
+from vmpool.errors import (
+    CapacityError,
+    ConflictError,
+    InfrastructureError,
+    InvalidRequestError,
+    NotFoundError,
+    VmpoolError,
+)
 from vmpool.image import Image, Library
 from vmpool.metrics import Metrics
 from vmpool.model import MIB, Accelerator, MachineSpec, Transport
-from vmpool.policy import Census, Limits
+from vmpool.policy import Limits
 from vmpool.pool import Pool
 from vmpool.store import ImageRow, Store, TemplateRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from vmpool.snapshot import Snapshot
 
+__all__ = ["Catalogue", "Ground", "TemplateRequest", "TemplateState", "TemplateStatus"]
+
 log = logging.getLogger(__name__)
-
-
-class TemplateState(StrEnum):
-    """Whether a template can be used."""
-
-    BUILDING = "building"
-    READY = "ready"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,102 +69,42 @@ class Ground:
     restores: asyncio.Semaphore
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TemplateRequest:
-    """What a template is to be; `None` leaves it to the image's recipe.
-
-    Attributes:
-        image: Name or digest of an image in the library.
-    """
-
-    name: str
-    image: str
-    limits: Limits | None = None
-    memory_bytes: int | None = None
-    vcpus: int | None = None
-    disk_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TemplateStatus:
-    """One template at one moment.
-
-    Attributes:
-        image: Digest of its image; `image_name` is what that was called.
-        snapshot: Id of its snapshot, `None` until there is one.
-        error: Why it failed, or why its pool cannot restore at present; empty otherwise.
-        created_ns: Unix time.
-    """
-
-    name: str
-    image: str
-    image_name: str
-    snapshot: str | None
-    spec: MachineSpec
-    limits: Limits
-    census: Census
-    state: TemplateState
-    error: str
-    created_ns: int
-
-
-class _Entry:
-    """One template: what was asked, what came of it, and its pool once there is one."""
-
-    def __init__(self, *, name: str, image: Image, spec: MachineSpec, limits: Limits) -> None:
-        self.name = name
-        self.image = image
-        self.spec = spec
-        self.limits = limits
-        self.created_ns = time.time_ns()
-        self.snapshot: Snapshot | None = None
-        self.pool: Pool[Clone] | None = None
-        self.error: VmpoolError | None = None
-
-    @property
-    def state(self) -> TemplateState:
-        if self.pool is not None:
-            return TemplateState.READY
-        return TemplateState.FAILED if self.error is not None else TemplateState.BUILDING
-
-    @property
-    def status(self) -> TemplateStatus:
-        trouble = self.error or (self.pool.last_error if self.pool is not None else None)
-        return TemplateStatus(
-            name=self.name,
-            image=self.image.digest,
-            image_name=self.image.name,
-            snapshot=self.snapshot.manifest.id if self.snapshot is not None else None,
-            spec=self.spec,
-            limits=self.limits,
-            census=self.pool.census if self.pool is not None else Census(),
-            state=self.state,
-            error=str(trouble) if trouble is not None else "",
-            created_ns=self.created_ns,
-        )
-
-
 class Catalogue:
     """The templates of a host. An async context manager; leaving it closes every pool."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
-        self._entries: dict[str, _Entry] = {}
-        self._building: dict[str, asyncio.Task[None]] = {}
+        self._entries: dict[str, Entry] = {}
+        self._coming: dict[str, Entry] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._depot = Depot(
+            ground.engine,
+            snapshots=ground.snapshots,
+            run=ground.clones,
+            boot_timeout=ground.settings.deadlines.boot,
+        )
+        self._closed = False
 
     async def close(self) -> None:
-        """Stop what is being built and close every pool. *Idempotent.*"""
-        building = list(self._building.values())
-        for task in building:
+        """Stop what is being made and close every pool. *Idempotent.*
+
+        Goes on to its end when cancelled, and raises then.
+        """
+        self._closed = True
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*building, return_exceptions=True)
+        await uninterrupted(self._wind_up())
+
+    async def _wind_up(self) -> None:
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         pools = [entry.pool for entry in self._entries.values() if entry.pool is not None]
         await asyncio.gather(*(pool.close() for pool in pools))
 
     @property
     def statuses(self) -> list[TemplateStatus]:
-        """All templates by name."""
-        return [self._entries[name].status for name in sorted(self._entries)]
+        """All templates by name, those that are being made for the first time included."""
+        entries = self._coming | self._entries
+        return [entries[name].status for name in sorted(entries)]
 
     def status(self, name: str) -> TemplateStatus:
         """Return one template.
@@ -193,10 +135,9 @@ class Catalogue:
         )
 
     def image_users(self, digest: str) -> list[str]:
-        """Return the names of the templates made from an image."""
-        return sorted(
-            entry.name for entry in self._entries.values() if entry.image.digest == digest
-        )
+        """Return the names of the templates made, or being made, from an image."""
+        entries = [*self._coming.values(), *self._entries.values()]
+        return sorted({entry.name for entry in entries if entry.digest == digest})
 
     async def add(
         self, request: TemplateRequest, *, progress: Callable[[str], None]
@@ -204,50 +145,40 @@ class Catalogue:
         """Make a template ready: find or make its snapshot, fill its pool. *Idempotent.*
 
         A template of that name is replaced once the new one is ready; sandboxes of the old one live
-        on. If this is cancelled, the old one stays.
+        on. If this fails or is cancelled before, the old one stays.
 
         Raises:
-            ImageError: `image_not_found`, or the image is damaged.
+            NotFoundError: `image_not_found`.
+            ImageError: The image is damaged.
             InvalidRequestError: The machine or its limits are not possible.
             ConflictError: `template_busy`: another call makes it at this moment.
+            CapacityError: `pool_closed`: the host is closing.
             EngineError, GuestError, DiskFullError: As `template.make`.
         """
-        if request.name in self._building:
-            raise ConflictError(
-                f"template {request.name!r} is being made by another call", code="template_busy"
-            )
-        entry = self._new_entry(request)
-        task = asyncio.ensure_future(self._bring_up(entry, progress))
-        self._building[request.name] = task
+        self._require_idle(request.name)
+        image = self._ground.images.load(request.image)
+        entry = self._new_entry(request, image)
+        self._coming[entry.name] = entry
         try:
-            await task
-            await self._record(entry)
-        except BaseException:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            if entry.pool is not None:
-                await entry.pool.close()
-            raise
+            await self._work(entry.name, self._make(entry, image, progress))
         finally:
-            del self._building[request.name]
-        old, self._entries[entry.name] = self._entries.get(entry.name), entry
-        if old is not None:
-            await self._retire(old)
+            del self._coming[entry.name]
         return entry.status
 
     async def restore_saved(self, *, progress: Callable[[str], None]) -> None:
         """Bring up every template in the journal, in the background; failures stay visible."""
-        for row in await self._ground.store.templates():
+        store = self._ground.store
+        image_names = {image.digest: image.name for image in await store.images()}
+        for row in await store.templates():
             try:
-                entry = self._saved_entry(row)
+                image = self._ground.images.load(row.image_digest)
             except VmpoolError as err:
-                log.error("template=%s cannot be used: %s", row.name, err)
-                progress(f"template {row.name}: {err}")
-                continue
+                entry = self._saved_entry(row, image_names[row.image_digest], root=Path())
+                self._fail(entry, err, progress)
+            else:
+                entry = self._saved_entry(row, image.name, root=image.root)
+                self._begin(row.name, self._bring_up_saved(entry, image, row, progress))
             self._entries[row.name] = entry
-            task = asyncio.create_task(self._bring_up_behind(entry, progress))
-            self._building[row.name] = task
-            task.add_done_callback(partial(self._built, row.name))
 
     async def settled(self, name: str) -> TemplateStatus:
         """Return one template once it is no longer being made: ready or failed.
@@ -256,30 +187,95 @@ class Catalogue:
             NotFoundError: `template_not_found`.
         """
         self._entry(name)
-        building = self._building.get(name)
-        if building is not None:
-            await asyncio.wait((building,))
+        task = self._tasks.get(name)
+        if task is not None:
+            await asyncio.wait((task,))
         return self.status(name)
 
     async def remove(self, name: str) -> None:
         """Remove a template and its snapshot; sandboxes of it live on. *Not idempotent.*
 
+        When cancelled, it is removed all the same.
+
         Raises:
             NotFoundError: `template_not_found`.
             ConflictError: `template_busy`.
+            StoreError, DiskFullError: The journal could not take it; the template stays.
         """
         entry = self._entry(name)
-        if name in self._building:
-            raise ConflictError(f"template {name!r} is being made", code="template_busy")
-        del self._entries[name]
-        await self._ground.store.remove_template(name)
+        self._require_idle(name)
+        await self._work(name, uninterrupted(self._remove(entry)))
+
+    # One thing at a time is done with a template, by a task that `close` ends and awaits.
+
+    def _require_idle(self, name: str) -> None:
+        if self._closed:
+            raise CapacityError("the host is closing", code="pool_closed")
+        if name in self._tasks:
+            raise ConflictError(
+                f"template {name!r} is being made or removed by another call",
+                code="template_busy",
+                remedy="try again later",
+            )
+
+    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=f"template {name}")
+        self._tasks[name] = task
+        task.add_done_callback(lambda _: self._tasks.pop(name))
+        return task
+
+    async def _work(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Await work on a template; the caller's cancellation is the work's, and waits for it."""
+        try:
+            await self._begin(name, work)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is None or caller.cancelling():
+                raise
+            raise CapacityError("the host is closing", code="pool_closed") from None
+
+    async def _make(self, entry: Entry, image: Image, progress: Callable[[str], None]) -> None:
+        pool = await self._bring_up(entry, image, progress)
+        try:
+            await self._record(entry)
+        except BaseException:
+            await pool.close()
+            raise
+        old, self._entries[entry.name] = self._entries.get(entry.name), entry
+        self._show(entry.name, pool)
+        if old is not None:
+            await uninterrupted(self._retire(old))
+
+    async def _bring_up_saved(
+        self, entry: Entry, image: Image, row: TemplateRow, progress: Callable[[str], None]
+    ) -> None:
+        try:
+            pool = await self._bring_up(entry, image, progress)
+            self._show(entry.name, pool)
+            if entry.snapshot_id != row.snapshot_id:  # of another QEMU: nothing will ask for it
+                await self._record(entry)
+                await uninterrupted(self._drop(row.snapshot_id))
+        except Exception as err:  # noqa: BLE001 - the task's top: whatever failed, others serve
+            self._fail(entry, err, progress)
+
+    def _fail(self, entry: Entry, err: Exception, progress: Callable[[str], None]) -> None:
+        known = isinstance(err, VmpoolError)
+        log.error("template=%s: %s", entry.name, err, exc_info=None if known else err)
+        progress(f"template {entry.name}: {err}")
+        if entry.pool is None:
+            entry.error = err if isinstance(err, VmpoolError) else InfrastructureError(str(err))
+
+    async def _remove(self, entry: Entry) -> None:
+        await self._ground.store.remove_template(entry.name)
+        del self._entries[entry.name]
+        self._ground.metrics.forget_pool(entry.name)
         await self._retire(entry)
 
-    def _built(self, name: str, _: asyncio.Task[None]) -> None:
-        del self._building[name]
+    def _show(self, name: str, pool: Pool[Clone]) -> None:
+        self._ground.metrics.watch_pool(name, lambda: pool.census, lambda: pool.counters)
 
-    def _entry(self, name: str) -> _Entry:
-        entry = self._entries.get(name)
+    def _entry(self, name: str) -> Entry:
+        entry = self._entries.get(name) or self._coming.get(name)
         if entry is None:
             known = ", ".join(sorted(self._entries)) or "none"
             raise NotFoundError(
@@ -289,27 +285,28 @@ class Catalogue:
             )
         return entry
 
-    def _new_entry(self, request: TemplateRequest) -> _Entry:
-        image = self._ground.images.load(request.image)
+    def _new_entry(self, request: TemplateRequest, image: Image) -> Entry:
         defaults = image.defaults
         memory_bytes = request.memory_bytes or defaults.memory_bytes
         if memory_bytes % MIB:
             raise InvalidRequestError(
                 f"memory of {memory_bytes} bytes is no multiple of 1 MiB", code="invalid_machine"
             )
-        spec = MachineSpec(
-            root=image.root,
-            memory_bytes=memory_bytes,
-            accelerator=self._ground.accelerator,
-            transport=self._ground.transport,
-            vcpus=request.vcpus or defaults.vcpus,
-            disk_bytes=defaults.disk_bytes if request.disk_bytes is None else request.disk_bytes,
-            cpu_model=_cpu_model(self._ground.accelerator),
-            qemu_version=self._ground.engine.version,
-        )
+        disk_bytes = defaults.disk_bytes if request.disk_bytes is None else request.disk_bytes
         limits = request.limits or self._limits(request.name, defaults.ready)
-        limits = replace(limits, clone_bytes=memory_bytes)
-        return _Entry(name=request.name, image=image, spec=spec, limits=limits)
+        return Entry(
+            name=request.name,
+            digest=image.digest,
+            image_name=image.name,
+            spec=self._spec(
+                image.root,
+                memory_bytes=memory_bytes,
+                vcpus=request.vcpus or defaults.vcpus,
+                disk_bytes=disk_bytes,
+            ),
+            limits=replace(limits, clone_bytes=memory_bytes),
+            created_ns=time.time_ns(),
+        )
 
     def _limits(self, name: str, ready: int) -> Limits:
         """Return the settings' limits for a template; where they say nothing, the recipe's."""
@@ -319,29 +316,37 @@ class Catalogue:
             return replace(pool.limits(clone_bytes=0), ready=ready)
         return pool.limits(clone_bytes=0)
 
-    def _saved_entry(self, row: TemplateRow) -> _Entry:
-        return self._new_entry(
-            TemplateRequest(
-                name=row.name,
-                image=row.image_digest,
-                limits=Limits(**row.limits),
-                memory_bytes=row.memory_bytes,
-                vcpus=row.vcpus,
-                disk_bytes=row.disk_bytes,
-            )
+    def _saved_entry(self, row: TemplateRow, image_name: str, *, root: Path) -> Entry:
+        return Entry(
+            name=row.name,
+            digest=row.image_digest,
+            image_name=image_name,
+            spec=self._spec(
+                root, memory_bytes=row.memory_bytes, vcpus=row.vcpus, disk_bytes=row.disk_bytes
+            ),
+            limits=Limits(**row.limits),
+            created_ns=row.created_ns,
         )
 
-    async def _bring_up_behind(self, entry: _Entry, progress: Callable[[str], None]) -> None:
-        try:
-            await self._bring_up(entry, progress)
-        except VmpoolError as err:
-            entry.error = err
-            log.error("template=%s cannot be used: %s", entry.name, err)
-            progress(f"template {entry.name}: {err}")
-
-    async def _bring_up(self, entry: _Entry, progress: Callable[[str], None]) -> None:
+    def _spec(self, root: Path, *, memory_bytes: int, vcpus: int, disk_bytes: int) -> MachineSpec:
         ground = self._ground
-        entry.snapshot = await self._find_or_make(entry, progress)
+        return MachineSpec(
+            root=root,
+            memory_bytes=memory_bytes,
+            accelerator=ground.accelerator,
+            transport=ground.transport,
+            vcpus=vcpus,
+            disk_bytes=disk_bytes,
+            cpu_model=_cpu_model(ground.accelerator),
+            qemu_version=ground.engine.version,
+        )
+
+    async def _bring_up(
+        self, entry: Entry, image: Image, progress: Callable[[str], None]
+    ) -> Pool[Clone]:
+        ground = self._ground
+        await ground.images.verify(image)
+        entry.snapshot = await self._depot.find_or_make(image, entry.spec, progress=progress)
         pool = Pool(
             entry.name,
             restore=partial(self._restore, entry.name, entry.snapshot),
@@ -351,9 +356,8 @@ class Catalogue:
             kill_timeout=ground.settings.deadlines.kill,
             on_acquire=partial(ground.metrics.acquired, entry.name),
         )
-        await pool.__aenter__()
-        entry.pool = pool
-        ground.metrics.watch_pool(entry.name, lambda: pool.census, lambda: pool.counters)
+        entry.pool = await pool.__aenter__()
+        return entry.pool
 
     async def _restore(self, name: str, base: Snapshot) -> Clone:
         ground = self._ground
@@ -367,55 +371,22 @@ class Catalogue:
         ground.metrics.restored(name, phases)
         return restored
 
-    async def _find_or_make(self, entry: _Entry, progress: Callable[[str], None]) -> Snapshot:
-        """Return the snapshot of this image and machine, checked, or make it."""
-        ground = self._ground
-        directory = ground.snapshots / template.snapshot_id(entry.image.digest, entry.spec)
-        if await asyncio.to_thread(directory.exists):
-            try:
-                return await asyncio.to_thread(self._checked, directory)
-            except VmpoolError as err:
-                progress(f"template {entry.name}: {err}; making it again")
-                log.warning("template=%s: %s; making it again", entry.name, err)
-                await asyncio.to_thread(snapshot.discard, directory)
-        await ground.images.verify(entry.image)
-        return await template.make(
-            ground.engine,
-            entry.image,
-            entry.spec,
-            snapshots=ground.snapshots,
-            run=ground.clones,
-            boot_timeout=ground.settings.deadlines.boot,
-            progress=progress,
-        )
-
-    def _checked(self, directory: Path) -> Snapshot:
-        found = snapshot.load(directory)
-        found.fits(
-            version=self._ground.engine.version,
-            accelerators={self._ground.accelerator},
-            transports={self._ground.transport},
-        )
-        found.verify()
-        return found
-
-    async def _record(self, entry: _Entry) -> None:
+    async def _record(self, entry: Entry) -> None:
         """Write a template that is ready, with its image, into the journal."""
-        assert entry.snapshot is not None
-        image, store = entry.image, self._ground.store
+        store = self._ground.store
         await store.save_image(
             ImageRow(
-                digest=image.digest,
-                name=image.name,
-                size_bytes=image.root.stat().st_size,
+                digest=entry.digest,
+                name=entry.image_name,
+                size_bytes=entry.spec.root.stat().st_size,
                 created_ns=time.time_ns(),
             )
         )
         await store.save_template(
             TemplateRow(
                 name=entry.name,
-                image_digest=image.digest,
-                snapshot_id=entry.snapshot.manifest.id,
+                image_digest=entry.digest,
+                snapshot_id=entry.snapshot_id,
                 limits=asdict(entry.limits),
                 memory_bytes=entry.spec.memory_bytes,
                 vcpus=entry.spec.vcpus,
@@ -424,17 +395,20 @@ class Catalogue:
             )
         )
 
-    async def _retire(self, entry: _Entry) -> None:
+    async def _retire(self, entry: Entry) -> None:
         """Close a pool that nothing names any more; remove its snapshot unless another uses it."""
         if entry.pool is not None:
             await entry.pool.close()
-        used = {
-            other.snapshot.directory
-            for other in self._entries.values()
-            if other.snapshot is not None
-        }
-        if entry.snapshot is not None and entry.snapshot.directory not in used:
-            await asyncio.to_thread(entry.snapshot.remove)
+        if entry.snapshot is not None:
+            await self._drop(entry.snapshot_id)
+
+    async def _drop(self, snapshot_id: str) -> None:
+        await self._depot.drop(snapshot_id, needed=self._needed)
+
+    def _needed(self) -> set[str]:
+        """Return the snapshots that templates are made, or being made, of."""
+        entries = [*self._coming.values(), *self._entries.values()]
+        return {entry.snapshot_id for entry in entries}
 
 
 def _cpu_model(accelerator: Accelerator) -> str:

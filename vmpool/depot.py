@@ -1,0 +1,109 @@
+"""Depot: the snapshots of a host's templates, each made once and checked before it is used.
+
+It decides whether a snapshot on disk is what a template needs or has to be made again. It knows no
+template by name and no pool; who still needs a snapshot, it is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from vmpool import snapshot, template
+from vmpool.errors import SnapshotError, VmpoolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from pathlib import Path
+
+    from vmpool.engine import Engine
+    from vmpool.image import Image
+    from vmpool.model import MachineSpec
+    from vmpool.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+
+class Depot:
+    """Snapshots by what they are made of.
+
+    Args:
+        snapshots: Directory of published snapshots.
+        run: Directory that machines' directories are made in.
+        boot_timeout: Seconds until the agent of a booting guest must have answered.
+    """
+
+    def __init__(self, engine: Engine, *, snapshots: Path, run: Path, boot_timeout: float) -> None:
+        self._engine = engine
+        self._snapshots = snapshots
+        self._run = run
+        self._boot_timeout = boot_timeout
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def find_or_make(
+        self, image: Image, spec: MachineSpec, *, progress: Callable[[str], None]
+    ) -> Snapshot:
+        """Return the snapshot of `image` booted as `spec`, checked to its last byte, or make it.
+
+        Callers for the same one wait for each other, and the second finds it. The spec is this
+        host's own: a snapshot that was saved by another QEMU has another name.
+
+        Raises:
+            VmpoolError: As `template.make`.
+        """
+        name = template.snapshot_id(image.digest, spec)
+        directory = self._snapshots / name
+        async with self._lock(name):
+            if await asyncio.to_thread(directory.exists):
+                try:
+                    return await asyncio.to_thread(self._checked, directory, image.digest, spec)
+                except VmpoolError as err:
+                    progress(f"{err.message}; making it again")
+                    log.warning("snapshot=%s: %s; making it again", name, err)
+                    await asyncio.to_thread(snapshot.discard, directory)
+            return await template.make(
+                self._engine,
+                image,
+                spec,
+                snapshots=self._snapshots,
+                run=self._run,
+                boot_timeout=self._boot_timeout,
+                progress=progress,
+            )
+
+    async def drop(self, name: str, *, needed: Callable[[], Collection[str]]) -> None:
+        """Remove a snapshot unless it is needed; hypervisors that run from it live on.
+
+        Args:
+            needed: Names of snapshots that are in use or being found; asked when nobody finds or
+                makes this one.
+        """
+        async with self._lock(name):
+            if name in needed():
+                return
+            try:
+                await asyncio.to_thread(snapshot.discard, self._snapshots / name)
+            except OSError as err:  # the next start sweeps it
+                log.error("snapshot=%s cannot be removed: %s", name, err)
+
+    def _checked(self, directory: Path, digest: str, spec: MachineSpec) -> Snapshot:
+        found = snapshot.load(directory)
+        found.fits(
+            version=self._engine.version,
+            accelerators={spec.accelerator},
+            transports={spec.transport},
+        )
+        # The manifest has no digest of its own; what it must say is known.
+        if (found.manifest.id, found.manifest.image, found.spec) != (directory.name, digest, spec):
+            raise SnapshotError(
+                f"snapshot in {str(directory)!r} is damaged: its manifest is not its own",
+                code="snapshot_damaged",
+            )
+        found.verify()
+        return found
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        """Return what keeps a snapshot from being made twice, or removed while it is found."""
+        return self._locks.setdefault(name, asyncio.Lock())

@@ -1,0 +1,126 @@
+"""Entry: one template of a catalogue, from the asking to its pool.
+
+It holds and shows; what is done with a template, the catalogue decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from vmpool import template
+from vmpool.model import MachineSpec
+from vmpool.policy import Census, Limits
+
+if TYPE_CHECKING:
+    from vmpool.clone import Clone
+    from vmpool.errors import VmpoolError
+    from vmpool.pool import Pool
+    from vmpool.snapshot import Snapshot
+
+
+class TemplateState(StrEnum):
+    """Whether a template can be used."""
+
+    BUILDING = "building"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateRequest:
+    """What a template is to be; `None` leaves it to the image's recipe.
+
+    Attributes:
+        image: Name or digest of an image in the library.
+    """
+
+    name: str
+    image: str
+    limits: Limits | None = None
+    memory_bytes: int | None = None
+    vcpus: int | None = None
+    disk_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateStatus:
+    """One template at one moment.
+
+    Attributes:
+        image: Digest of its image; `image_name` is what that was called.
+        snapshot: Id of its snapshot, `None` until there is one.
+        error: Why it failed, or why its pool cannot restore at present; empty otherwise.
+        created_ns: Unix time.
+    """
+
+    name: str
+    image: str
+    image_name: str
+    snapshot: str | None
+    spec: MachineSpec
+    limits: Limits
+    census: Census
+    state: TemplateState
+    error: str
+    created_ns: int
+
+
+class Entry:
+    """One template: what was asked, what came of it, and its pool once there is one.
+
+    Attributes:
+        digest: Of its image.
+        error: Why it failed, for one that was brought up behind everybody's back.
+        created_ns: Unix time.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        digest: str,
+        image_name: str,
+        spec: MachineSpec,
+        limits: Limits,
+        created_ns: int,
+    ) -> None:
+        self.name = name
+        self.digest = digest
+        self.image_name = image_name
+        self.spec = spec
+        self.limits = limits
+        self.created_ns = created_ns
+        self.snapshot: Snapshot | None = None
+        self.pool: Pool[Clone] | None = None
+        self.error: VmpoolError | None = None
+
+    @property
+    def snapshot_id(self) -> str:
+        """Name of its snapshot, whether there is one yet or not."""
+        return template.snapshot_id(self.digest, self.spec)
+
+    @property
+    def state(self) -> TemplateState:
+        """Whether it can be used."""
+        if self.pool is not None:
+            return TemplateState.READY
+        return TemplateState.FAILED if self.error is not None else TemplateState.BUILDING
+
+    @property
+    def status(self) -> TemplateStatus:
+        """The template at this moment."""
+        trouble = self.error or (self.pool.last_error if self.pool is not None else None)
+        return TemplateStatus(
+            name=self.name,
+            image=self.digest,
+            image_name=self.image_name,
+            snapshot=self.snapshot.manifest.id if self.snapshot is not None else None,
+            spec=self.spec,
+            limits=self.limits,
+            census=self.pool.census if self.pool is not None else Census(),
+            state=self.state,
+            error=str(trouble) if trouble is not None else "",
+            created_ns=self.created_ns,
+        )
