@@ -1,3 +1,5 @@
+"""Disks: the overlay is one that QEMU takes, the scratch disk is the same each time."""
+
 from __future__ import annotations
 
 import asyncio

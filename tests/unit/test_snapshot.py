@@ -1,3 +1,5 @@
+"""Snapshots: whole or not at all, whatever a crash leaves; damage and strangers are refused."""
+
 from __future__ import annotations
 
 import json
