@@ -64,9 +64,10 @@ class UpServer:
     def __init__(self, ground: Ground, *options: str) -> None:
         self.ground = ground
         self.lines: list[str] = []
-        argv = [Path(sys.executable).with_name("vmpool"), "up", "--template", TEMPLATE]
+        program = os.fspath(Path(sys.executable).with_name("vmpool"))
+        argv = [program, "up", "--template", TEMPLATE, "--listen", "127.0.0.1:0"]
         self.process = subprocess.Popen(
-            [*argv, "--state", os.fspath(ground.state), "--listen", "127.0.0.1:0", *options],
+            [*argv, "--state", os.fspath(ground.state), *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -181,6 +182,10 @@ class Api:
                         out["error"] = event
                     case "exit" | "problem":
                         out |= event
+                    case "started":
+                        out["pid"] = event["pid"]
+                    case _:
+                        pytest.fail(f"an event {kind!r} that nobody documented: {event}")
         return out
 
 
