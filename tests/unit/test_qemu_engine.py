@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from msgspec import structs
 
 from tests import tiny_guest, watch
 from vmpool import snapshot
-from vmpool.engine.qemu import QemuEngine, monitor, probe, reap, record, sparse
+from vmpool.engine.qemu import QemuEngine, monitor, probe, reap, record, rom, sparse
 from vmpool.errors import EngineError, HostError
 from vmpool.model import MIB, Accelerator, Attachment, MachineSpec, SerialAddress, Transport
 
@@ -197,9 +198,9 @@ async def test_a_record_that_is_none_reaps_nobody(run: Path, data: bytes) -> Non
 
 def test_the_probes_guest_is_64_bit_code_that_runs(tmp_path: Path, engine: QemuEngine) -> None:
     """Under TCG, which can: so what it finds under KVM is KVM's."""
-    rom = tmp_path / "rom"
-    rom.write_bytes(probe.rom())
-    with rom.open("rb") as opened:
+    file = tmp_path / "rom"
+    file.write_bytes(rom.assemble())
+    with file.open("rb") as opened:
         argv = [
             part.replace("fd/4", f"fd/{opened.fileno()}") for part in probe.guest_argv("tcg", "max")
         ]
@@ -207,7 +208,7 @@ def test_the_probes_guest_is_64_bit_code_that_runs(tmp_path: Path, engine: QemuE
         done = subprocess.run(
             ["qemu-system-x86_64", *argv], check=False, pass_fds=[opened.fileno()], timeout=60
         )
-    assert done.returncode == 0x2A << 1 | 1
+    assert done.returncode == rom.EXIT_CODE
 
 
 async def test_an_accelerator_is_chosen_with_a_reason(engine: QemuEngine) -> None:
@@ -225,13 +226,15 @@ async def test_without_kvm_the_reason_says_so(
     assert "there is no" in found.reason
 
 
-async def test_a_kvm_that_only_opens_is_not_chosen(
-    monkeypatch: pytest.MonkeyPatch, engine: QemuEngine
+async def test_a_kvm_that_only_opens_is_not_chosen_and_qemus_own_words_are_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, engine: QemuEngine
 ) -> None:
     monkeypatch.setattr(probe, "KVM", "/dev/zero")
+    caplog.set_level(logging.INFO, logger=probe.__name__)
     found = await probe.probe_accelerator("qemu-system-x86_64", engine.isolation)
     assert found.accelerator is Accelerator.TCG
-    assert "opens but cannot run 64-bit guest code" in found.reason
+    assert found.reason == "/dev/zero opens but cannot run 64-bit guest code"
+    assert "qemu-system-x86_64: " in caplog.text
 
 
 @pytest.mark.parametrize(

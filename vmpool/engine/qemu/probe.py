@@ -1,29 +1,30 @@
 """Probe: what this host can do, found out by doing it.
 
 A `/dev/kvm` that opens proves little: nested and paravirtual back ends exist that run firmware and
-fail on the first 64-bit kernel. So a guest of a few instructions, which this module writes byte by
-byte, is run in place of the firmware: it enters long mode, computes in its registers and memory,
-and reports through QEMU's exit code.
+fail on the first 64-bit kernel. So a guest of a few instructions, which `rom` assembles, is run in
+place of the firmware, and reports through QEMU's exit code.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
-import struct
 import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmpool.engine.qemu import process as processes
-from vmpool.engine.qemu import vsock
+from vmpool.engine.qemu import rom, vsock
 from vmpool.engine.qemu.command import parse_version
 from vmpool.errors import HostError
 from vmpool.model import Accelerator, Transport
 
 if TYPE_CHECKING:
     from vmpool.engine.qemu.isolation import Isolation
+
+log = logging.getLogger(__name__)
 
 MINIMUM = (8, 2)
 """First QEMU with the `file:` migration transport and read-only private memory backends."""
@@ -34,9 +35,6 @@ _VERSION_TIMEOUT = 10.0
 _GUEST_TIMEOUT = 5.0
 _KVM_STUCK = b"KVM internal error"
 _WORDS_BYTES = 400
-_PASSED = 0x2A
-_ROM_BYTES = 64 << 10
-_SEGMENT = 0xF0000  # where the ROM also appears below 1 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +108,8 @@ def probe_transport() -> Transport:
 async def probe_accelerator(binary: str, isolation: Isolation) -> Probe:
     """Return KVM where it runs 64-bit code for the account that QEMU runs as, TCG elsewhere.
 
-    Takes a fraction of a second, and `_GUEST_TIMEOUT` at most when the guest hangs.
+    Takes a fraction of a second, and `_GUEST_TIMEOUT` at most when the guest hangs. What QEMU says
+    of a guest that fails goes to the log: it tells nothing to who has to choose another host.
 
     Raises:
         HostError: QEMU is missing, or cannot be isolated.
@@ -134,9 +133,10 @@ async def probe_accelerator(binary: str, isolation: Isolation) -> Probe:
     finally:
         os.close(kvm)
     if failure:
+        log.info("%s is of no use: %s", KVM, failure)
         return Probe(
             accelerator=Accelerator.TCG,
-            reason=f"{KVM} opens but cannot run 64-bit guest code: {failure}",
+            reason=f"{KVM} opens but cannot run 64-bit guest code",
             remedy="use a host with hardware virtualization (VT-x or SVM, nested if need be)",
         )
     return Probe(accelerator=Accelerator.KVM)
@@ -148,7 +148,7 @@ async def _run_guest(binary: str, isolation: Isolation, kvm: int) -> str:
     try:
         with tempfile.TemporaryFile() as rom_file:
             os.fchmod(rom_file.fileno(), 0o444)  # QEMU opens it once more, as another account
-            rom_file.write(rom())
+            rom_file.write(rom.assemble())
             rom_file.flush()
             process = await processes.spawn(
                 (binary, *guest_argv("kvm,device=/dev/fdset/3", "host")),
@@ -165,7 +165,7 @@ async def _run_guest(binary: str, isolation: Isolation, kvm: int) -> str:
         said = await _last_words(words)
     finally:
         await process.kill()
-    if process.exit_code == _PASSED << 1 | 1:
+    if process.exit_code == rom.EXIT_CODE:
         return ""
     return "; ".join(said.splitlines()[:2]) or f"QEMU ended with {process.exit_code}"
 
@@ -205,71 +205,3 @@ def guest_argv(accelerator: str, cpu: str) -> list[str]:
         "-no-reboot",
         *("-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
     ]
-
-
-def rom() -> bytes:
-    """Assemble the guest: from the reset vector in real mode to long mode."""
-    gdt = _SEGMENT + 0x100
-    real_mode = [
-        b"\xfa",  # cli
-        b"\x2e\x0f\x01\x16" + struct.pack("<H", 0x120),  # lgdt cs:[0x120]
-        b"\x0f\x20\xc0",  # mov eax, cr0
-        b"\x0c\x01",  # or al, 1                    protected mode
-        b"\x0f\x22\xc0",  # mov cr0, eax
-        b"\x66\xea" + struct.pack("<IH", _SEGMENT + 0x40, 0x08),  # jmp 0x08:protected
-    ]
-    # Page tables at 0x1000: one entry on each of two levels, then one page of 2 MiB.
-    protected_mode = [
-        b"\x66\xb8\x10\x00",  # mov ax, 0x10
-        b"\x8e\xd8\x8e\xd0",  # mov ds, ax; mov ss, ax
-        b"\xc7\x05"
-        + struct.pack("<II", 0x1000, 0x2003),  # mov dword [0x1000], 0x2000 | present, rw
-        b"\xc7\x05"
-        + struct.pack("<II", 0x2000, 0x3003),  # mov dword [0x2000], 0x3000 | present, rw
-        b"\xc7\x05" + struct.pack("<II", 0x3000, 0x0083),  # mov dword [0x3000], 0 | 2 MiB page
-        b"\x0f\x20\xe0",  # mov eax, cr4
-        b"\x0d" + struct.pack("<I", 0x620),  # or eax, PAE | OSFXSR | OSXMMEXCPT
-        b"\x0f\x22\xe0",  # mov cr4, eax
-        b"\xb8" + struct.pack("<I", 0x1000),  # mov eax, 0x1000
-        b"\x0f\x22\xd8",  # mov cr3, eax
-        b"\xb9" + struct.pack("<I", 0xC0000080),  # mov ecx, EFER
-        b"\x0f\x32",  # rdmsr
-        b"\x0d" + struct.pack("<I", 0x100),  # or eax, LME
-        b"\x0f\x30",  # wrmsr
-        b"\x0f\x20\xc0",  # mov eax, cr0
-        b"\x0d" + struct.pack("<I", 0x80000000),  # or eax, PG
-        b"\x0f\x22\xc0",  # mov cr0, eax
-        b"\xea" + struct.pack("<IH", _SEGMENT + 0xA0, 0x18),  # jmp 0x18:long
-    ]
-    long_mode = [
-        b"\xbc" + struct.pack("<I", 0x8000),  # mov esp, 0x8000
-        b"\x49\xb8" + struct.pack("<Q", 0x123456789ABCDEF0),  # mov r8, imm64
-        b"\x66\x49\x0f\x6e\xc0",  # movq xmm0, r8
-        b"\x66\x0f\x6f\xc8",  # movdqa xmm1, xmm0
-        b"\x66\x48\x0f\x7e\xc8",  # movq rax, xmm1
-        b"\x50",  # push rax
-        b"\x59",  # pop rcx
-        b"\x4c\x31\xc1",  # xor rcx, r8             0 if all 64 bits came through
-        b"\xb0" + struct.pack("B", _PASSED),  # mov al, passed
-        b"\x08\xc8",  # or al, cl
-        b"\xe6\xf4",  # out 0xf4, al                QEMU exits with al << 1 | 1
-        b"\xf4",  # hlt
-    ]
-    descriptors = struct.pack(
-        "<4Q",
-        0,
-        0x00CF9B000000FFFF,  # 0x08: code, 32 bit, flat
-        0x00CF93000000FFFF,  # 0x10: data, flat
-        0x00AF9B000000FFFF,  # 0x18: code, 64 bit
-    )
-    image = bytearray(b"\xf4" * _ROM_BYTES)
-    for offset, part in (
-        (0x000, b"".join(real_mode)),
-        (0x040, b"".join(protected_mode)),
-        (0x0A0, b"".join(long_mode)),
-        (0x100, descriptors),
-        (0x120, struct.pack("<HI", len(descriptors) - 1, gdt)),
-        (0xFFF0, b"\xea\x00\x00\x00\xf0"),  # jmp 0xf000:0  the reset vector
-    ):
-        image[offset : offset + len(part)] = part
-    return bytes(image)
