@@ -19,7 +19,7 @@ import pytest
 
 from tests.erofs_reader import Reader
 from vmpool.errors import DiskFullError, HostError, ImageError, InvalidRequestError, NotFoundError
-from vmpool.image import Freshness, Library, Recipe, debian, recipe
+from vmpool.image import Freshness, Library, Recipe, debian, mmdebstrap, recipe
 
 if TYPE_CHECKING:
     from vmpool.image import Step
@@ -32,13 +32,18 @@ for word; do [ "$word" = --variant=extract ] && kind=kernel; done
 echo $kind >>"$FAKE/calls"
 printf '%s\\n' "$@" >"$FAKE/$kind.argv"
 [ -e inputs.tar ] && cp inputs.tar "$FAKE/"
-echo "I: working on it..."
+echo "I: finding correct signed-by value..."
+echo "I: downloading packages with apt..."
 if [ -e "$FAKE/hang" ]; then
-    trap 'echo ended >>"$FAKE/calls"; kill $!; exit 1' TERM
-    echo "I: hanging..."
-    sleep 1000 &
+    trap 'echo ended >>"$FAKE/calls"; exit 1' TERM
+    (if [ -e "$FAKE/stubborn" ]; then trap '' TERM; fi
+    echo "I: installing essential packages..."
+    exec sleep 1000) &
     wait
 fi
+echo "I: installing essential packages..."
+echo "I: installing remaining packages inside the chroot..."
+echo "I: removing tempdir /tmp/x..."
 if [ -e "$FAKE/failure" ]; then cat "$FAKE/failure"; exit 25; fi
 cp "$FAKE/$kind.tar" "$output"
 """
@@ -256,12 +261,13 @@ async def test_a_failure_of_the_build_is_named_and_leaves_nothing(
     assert world.library.list() == []
 
 
-async def test_a_cancelled_build_ends_its_processes_and_leaves_nothing(world: World) -> None:
+async def cancelled_while_installing(world: World) -> None:
+    """Begin a build that hangs while it installs packages, and cancel it there."""
     (world.mirror / "hang").touch()
     hanging = asyncio.Event()
 
     def progress(step: Step) -> None:
-        if step.text == "hanging":
+        if step.text == "installing packages":
             hanging.set()
 
     task = asyncio.create_task(world.library.build(world.recipe, agent=b"agent", progress=progress))
@@ -269,17 +275,32 @@ async def test_a_cancelled_build_ends_its_processes_and_leaves_nothing(world: Wo
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_cancelled_build_ends_its_processes_and_leaves_nothing(world: World) -> None:
+    await cancelled_while_installing(world)
     assert world.calls() == ["kernel", "ended"]
     assert world.left() == []
 
 
-async def test_steps_are_reported_as_they_begin_and_end(world: World) -> None:
+async def test_a_cancelled_build_ends_what_outlives_mmdebstrap(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fixtures look for the process, which ignores SIGTERM, and for the log that it holds."""
+    monkeypatch.setattr(mmdebstrap, "TERMINATE_TIMEOUT", 0.5)
+    (world.mirror / "stubborn").touch()
+    await cancelled_while_installing(world)
+    assert world.left() == []
+
+
+async def test_steps_are_few_and_reported_as_they_begin_and_end(world: World) -> None:
     steps: list[Step] = []
     await world.library.build(world.recipe, agent=b"agent", progress=steps.append)
     texts = [step.text for step in steps if step.seconds is None]
+    work = ("downloading packages", "installing packages")
     assert texts == [
-        *("fetching the kernel", "working on it"),
-        *("installing the packages of mine", "working on it", "packing mine"),
+        *("fetching the kernel", *work),
+        *("installing the packages of mine", *work, "packing mine"),
     ]
     assert [step.text for step in steps if step.seconds is not None] == [
         *("fetching the kernel", "installing the packages of mine", "packing mine"),
@@ -373,7 +394,7 @@ async def test_what_a_killed_build_left_is_swept_and_a_living_one_is_not(world: 
     living: list[int] = []
 
     def progress(step: Step) -> None:
-        if step.text == "working on it":
+        if step.text == "downloading packages":
             living.append(world.library.sweep())
 
     await world.library.build(world.recipe, agent=b"agent", progress=progress)
