@@ -1,9 +1,14 @@
 """The real agent as an ordinary process on a Unix socket, on a machine that it does not change.
 
     python -m tests.fake_guest SOCKET [--home DIR] [--user ACCOUNT] [--warm-up SCRIPT]
+        [--lie WHAT] [--ignore OPERATION] [--recorded PID]
 
 It serves one connection at a time, again and again, like QEMU's character device, and ends on
 SIGTERM. Needs no root; `user` in the guest is the account that it runs as (or `--user`).
+
+A guest that lies says of one thing that it took when it did not; `silence` never answers, `panic`
+ends with last words when it is first connected to. One that is to be recorded by the process PID
+goes on only when it is, and ends when that process is gone before.
 """
 
 from __future__ import annotations
@@ -12,13 +17,14 @@ import argparse
 import contextlib
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "guest-agent"))
 
@@ -28,6 +34,8 @@ from vmpool_agent.transports import Listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vmpool_agent.session import Channel, Operation
 
 DEFAULT_USER = "user"
 
@@ -115,6 +123,64 @@ class FakeSystem:
         """Leave the machine's caches alone."""
 
 
+class LyingSystem(FakeSystem):
+    """A machine on which one thing does not take.
+
+    Args:
+        lie: Which one; `clock-later` from the second time on that the clock is set.
+    """
+
+    def __init__(self, home: Path, account: str | None, lie: str) -> None:
+        super().__init__(home, account)
+        self._lie = lie
+        self._clock_was_read = False
+
+    def clock(self) -> int:
+        off = self._lie == "clock" or (self._lie == "clock-later" and self._clock_was_read)
+        self._clock_was_read = True
+        return super().clock() + off * 3600 * 10**9
+
+    def add_entropy(self, seed: bytes) -> int:
+        return 0 if self._lie == "entropy" else super().add_entropy(seed)
+
+    def set_hostname(self, name: str) -> str:
+        return "localhost" if self._lie == "hostname" else name
+
+    def set_machine_id(self, machine_id: str) -> str:
+        return "0" * 32 if self._lie == "machine-id" else machine_id
+
+    def renew_boot_id(self) -> str:
+        return "" if self._lie == "boot-id" else super().renew_boot_id()
+
+
+LIES = ("boot-id", "clock", "clock-later", "entropy", "generators", "hostname", "machine-id")
+
+
+class LyingMachine(Machine):
+    """A guest that leaves an operation unanswered, or its interpreter's generators as they were."""
+
+    def __init__(self, system: FakeSystem, warm_up: str, *, lie: str, ignored: str) -> None:
+        super().__init__(system, warm_up)
+        self._ignored = ignored
+        if lie == "generators":
+            self.interpreter.await_spares = (  # type: ignore[method-assign]
+                lambda _count, answer: answer([])
+            )
+
+    def start(self, channel: Channel, request: dict[str, Any]) -> Operation | None:
+        if request.get("op") == self._ignored:
+            return None
+        return super().start(channel, request)
+
+
+def wait_for_record(directory: Path, manager: int) -> None:
+    """Return once this process is on record; end when its manager has died before."""
+    while not (directory / "machine.json").exists():
+        if os.getppid() != manager:
+            sys.exit(1)
+        time.sleep(0.001)
+
+
 def main() -> None:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser()
@@ -122,17 +188,28 @@ def main() -> None:
     parser.add_argument("--home", type=Path)
     parser.add_argument("--user")
     parser.add_argument("--warm-up", default="")
+    parser.add_argument("--lie", default="", choices=("", "silence", "panic", *LIES))
+    parser.add_argument("--ignore", default="")
+    parser.add_argument("--recorded", type=int)
     options = parser.parse_args()
+    if options.recorded is not None:
+        wait_for_record(options.socket.parent, options.recorded)
     home = options.home or options.socket.parent / "home"
     home.mkdir(exist_ok=True)
     become_subreaper()
-    machine = Machine(FakeSystem(home.resolve(), options.user), options.warm_up)
+    system = LyingSystem(home.resolve(), options.user, options.lie)
+    machine = LyingMachine(system, options.warm_up, lie=options.lie, ignored=options.ignore)
     machine.interpreter.start()
     with contextlib.suppress(FileNotFoundError):
         options.socket.unlink()
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(options.socket))
     listening.listen()
+    if options.lie == "silence":
+        signal.pause()
+    if options.lie == "panic":
+        with listening.accept()[0]:
+            sys.exit("\x1b[1mKernel panic - not syncing\x1b[0m: no working init\r\n\a\n")
     print("ready", flush=True)
     listener = Listener(machine.reactor, listening, machine.start, 1)
     machine.reactor.run()

@@ -1,7 +1,8 @@
 """Fakes: an engine without hypervisors.
 
-Its machines are the real guest agent as a local process: paused is stopped, killed is killed. What
-it saves is small and has no meaning. It passes the same contract suite as the real engine, which is
+Its machines are the real guest agent as a local process: paused is stopped, killed is killed. They
+are on record like QEMUs, so that a host that starts finds those of one that was killed. What it
+saves is small and has no meaning. It passes the same contract suite as the real engine, which is
 what makes it worth trusting.
 """
 
@@ -16,16 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmpool.errors import EngineError, SnapshotError, VmpoolError
+from vmpool.engine.qemu.record import Record
+from vmpool.errors import (
+    DiskFullError,
+    EngineError,
+    InfrastructureError,
+    SnapshotError,
+    VmpoolError,
+)
 from vmpool.model import SerialAddress
 from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY
 
 if TYPE_CHECKING:
-    from vmpool.errors import InfrastructureError
     from vmpool.model import Attachment, Kernel, MachineSpec
     from vmpool.snapshot import Snapshot
 
 VERSION = "10.0.2"
+CONSOLE = "console"
 STATE = b"fake state\n"
 """What a saved device state holds; a state that holds anything else is refused."""
 
@@ -39,16 +47,26 @@ class Faults:
     """What goes wrong in a fake engine.
 
     Attributes:
-        prepare: Raised by `prepare`, before anything is started.
+        boot: Raised by `boot`, before anything is started; `prepare` likewise.
         load: Raised by `load`, after which the shell is gone.
         load_delay: Seconds that `load` takes.
+        resume: Raised by `resume`; `pause`, `save` and `kill` likewise.
         life: Seconds from `resume` until a machine dies by itself; `None` for for ever.
+        guest: More of a guest's command line; see `fake_guest`.
+        death: What a machine that died by itself died of, as its obituary says.
     """
 
+    boot: VmpoolError | None = None
     prepare: VmpoolError | None = None
     load: VmpoolError | None = None
     load_delay: float = 0.0
+    resume: VmpoolError | None = None
+    pause: VmpoolError | None = None
+    save: VmpoolError | None = None
+    kill: VmpoolError | None = None
     life: float | None = None
+    guest: tuple[str, ...] = ()
+    death: InfrastructureError | None = None
 
 
 class FakeEngine:
@@ -56,26 +74,34 @@ class FakeEngine:
 
     Args:
         faults: What goes wrong; assign `faults` to change it between calls.
+
+    Attributes:
+        boots: How many machines it has booted.
     """
 
-    def __init__(self, faults: Faults | None = None) -> None:
+    def __init__(self, faults: Faults | None = None, *, version: str = VERSION) -> None:
         self.faults = faults or Faults()
+        self.boots = 0
+        self._version = version
 
     @property
     def version(self) -> str:
-        return VERSION
+        return self._version
 
     async def boot(self, spec: MachineSpec, kernel: Kernel, at: Attachment) -> FakeMachine:
         for path in (kernel.kernel, kernel.initrd, spec.root):
             if not path.exists():
                 raise EngineError(f"cannot open {str(path)!r}")
-        guest = await _Guest.start(at.directory)
+        self.boots += 1
+        if self.faults.boot is not None:
+            raise self.faults.boot
+        guest = await _Guest.start(at.directory, spec, CONSOLE, self.faults.guest)
         return FakeMachine(guest, spec, self.faults)
 
     async def prepare(self, template: Snapshot, at: Attachment) -> FakeShell:
         if self.faults.prepare is not None:
             raise self.faults.prepare
-        guest = await _Guest.start(at.directory)
+        guest = await _Guest.start(at.directory, template.spec, "log", self.faults.guest)
         guest.signal(signal.SIGSTOP)
         return FakeShell(guest, template, self.faults)
 
@@ -140,10 +166,14 @@ class FakeMachine:
         return SerialAddress(path=self._guest.socket)
 
     async def pause(self) -> None:
+        if self._faults.pause is not None:
+            raise self._faults.pause
         self._guest.signal(signal.SIGSTOP)
         self._paused = True
 
     async def resume(self) -> None:
+        if self._faults.resume is not None:
+            raise self._faults.resume
         self._guest.signal(signal.SIGCONT)
         self._paused = False
         if self._faults.life is not None:
@@ -152,20 +182,30 @@ class FakeMachine:
     async def save(self, directory: Path) -> None:
         if not self._paused:
             raise EngineError("only a paused machine can be saved", code="machine_running")
-        (directory / MEMORY).write_bytes(bytes(4096))
-        (directory / DEVICE_STATE).write_bytes(STATE)
-        if self._spec.disk_bytes:
-            (directory / DISK).write_bytes(bytes(4096))
+        if self._faults.save is not None:
+            raise self._faults.save
+        try:
+            (directory / MEMORY).write_bytes(bytes(4096))
+            (directory / DEVICE_STATE).write_bytes(STATE)
+            if self._spec.disk_bytes:
+                (directory / DISK).write_bytes(bytes(4096))
+        except OSError as err:
+            for name in (MEMORY, DEVICE_STATE, DISK):
+                (directory / name).unlink(missing_ok=True)
+            raise DiskFullError("no space for a fake state") from err
         await self.kill()
 
     async def wait(self) -> int:
         return await self._guest.wait()
 
     async def obituary(self) -> InfrastructureError:
-        return EngineError(f"QEMU ended with {await self.wait()}", code="qemu_died")
+        died = EngineError(f"QEMU ended with {await self.wait()}", code="qemu_died")
+        return self._faults.death or died
 
     async def kill(self) -> None:
         await self._guest.kill()
+        if self._faults.kill is not None:
+            raise self._faults.kill
 
 
 class _Guest:
@@ -178,11 +218,14 @@ class _Guest:
         self.socket = socket
 
     @classmethod
-    async def start(cls, directory: Path) -> _Guest:
+    async def start(
+        cls, directory: Path, spec: MachineSpec, log_name: str, options: tuple[str, ...]
+    ) -> _Guest:
         socket = directory / "agent"
-        with (directory / "log").open("ab") as log:
+        with (directory / log_name).open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "tests.fake_guest", str(socket)),
+                *("--recorded", str(os.getpid()), *options),
                 cwd=Path(__file__).parents[1],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
@@ -191,6 +234,7 @@ class _Guest:
             )
         guest = cls(process, socket)
         try:
+            Record.of(process.pid, spec, None).write(directory)
             async with asyncio.timeout(_START_TIMEOUT):
                 await guest._listening()
         except BaseException:
@@ -230,7 +274,7 @@ class _Guest:
         if self._ended:
             return
         self._ended = True
-        for pid in _descendants(self.pid):
+        for pid in [*_descendants(self.pid), *_forks(self.socket)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
@@ -253,6 +297,18 @@ def _descendants(pid: int) -> list[int]:
     except FileNotFoundError:
         return []
     return [pid for child in children for pid in (int(child), *_descendants(int(child)))]
+
+
+def _forks(socket: Path) -> list[int]:
+    """Return the forks of the agent of a socket: when it has crashed they are orphans."""
+    found = []
+    for directory in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if directory.name.isdecimal() and os.fsencode(socket) in (
+                (directory / "cmdline").read_bytes().split(b"\0")
+            ):
+                found.append(int(directory.name))
+    return found
 
 
 def _is_listening(path: str) -> bool:

@@ -117,10 +117,16 @@ class Clone:
 
         Raises:
             EngineError: The hypervisor did not resume; call `kill()`.
-            GuestError: The agent did not confirm the clock in time; call `kill()`.
+            GuestError: The agent did not confirm the clock in time, or `identity_unconfirmed`: it
+                is off; call `kill()`.
         """
         await self.machine.resume()
-        await self.agent.set_clock(timeout=self._deadlines.activate)
+        error_ns = await self.agent.set_clock(timeout=self._deadlines.activate)
+        if abs(error_ns) > MAX_CLOCK_ERROR_NS:
+            raise GuestError(
+                f"the guest's clock is off by {error_ns} ns after it was set",
+                code="identity_unconfirmed",
+            )
 
     async def wait_dead(self) -> None:
         """Return once the machine has ended or the agent link is lost."""

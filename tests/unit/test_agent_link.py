@@ -232,24 +232,6 @@ async def test_a_guest_that_does_not_answer_in_time_is_unresponsive(tmp_path: Pa
     assert raised.value.error_code == "guest_unresponsive"
 
 
-async def test_an_identity_that_did_not_take_is_refused(tmp_path: Path) -> None:
-    receipt = (
-        b'{"type":"done","hostname":"other","machine_id":"m","boot_id":"b","entropy_bits":512,'
-        b'"generators":[],"clock_ns":1}'
-    )
-
-    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await synchronise(reader, writer)
-        await reader.read(65536)
-        writer.write(frame(MESSAGE, 1, receipt) + frame(CLOSE, 1))
-        await reader.read()
-
-    async with hostile(tmp_path, script) as address, await connect(address, timeout=5) as agent:
-        with pytest.raises(GuestError) as raised:
-            await agent.identify(Identity.fresh("h"), timeout=5)
-    assert raised.value.error_code == "guest_identity"
-
-
 async def test_a_host_that_left_inside_a_frame_is_followed_by_one_that_works(
     tmp_path: Path,
 ) -> None:

@@ -139,6 +139,9 @@ class Agent:
     async def identify(self, identity: Identity, *, timeout: float) -> IdentityReceipt:
         """Make the guest a clone of its own; sends the host's wall clock along.
 
+        Returns:
+            What the guest says that it read back, which the caller holds against `identity`.
+
         Raises:
             GuestError: It did not take, or not in time; the clone must not be used.
         """
@@ -149,7 +152,7 @@ class Agent:
             "seed": identity.seed.hex(),
         }
         answer, error_ns = await self._ask_with_clock(request, timeout)
-        return answers.receipt(answer, identity, error_ns)
+        return answers.receipt(answer, error_ns)
 
     async def set_clock(self, *, timeout: float) -> int:
         """Set the guest's wall clock to the host's.
