@@ -215,6 +215,17 @@ def main() -> None:
     machine.reactor.run()
     listener.close()
     options.socket.unlink(missing_ok=True)
+    _see_children_end()
+
+
+def _see_children_end() -> None:
+    """Let the warm interpreter and its spares see that the agent is gone, and reap them."""
+    signal.set_wakeup_fd(-1)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    signal.alarm(5)  # which ends us, and is told by our exit code
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
 
 
 if __name__ == "__main__":

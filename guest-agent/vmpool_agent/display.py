@@ -43,7 +43,7 @@ def bundle(value: object) -> dict[str, str]:
 def figures() -> list[dict[str, str]]:
     """Return the open matplotlib figures as bundles, and close them."""
     pyplot: Any = sys.modules.get("matplotlib.pyplot")
-    if pyplot is None:
+    if pyplot is None or not pyplot.get_fignums():
         return []
     shown = []
     for number in pyplot.get_fignums():

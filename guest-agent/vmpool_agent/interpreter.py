@@ -30,6 +30,8 @@ STOCK = 2
 
 _RESTART_DELAY = 0.1
 _MAX_RESTART_DELAY = 5.0
+_MAX_FAILED_ROUNDS = 3
+"""After so many the fault is not one of a moment; the first may be that of a death not yet seen."""
 _REFILL_DELAY = 0.01
 """Seconds after a run's end until the next spare is forked: first the end is told."""
 
@@ -72,6 +74,7 @@ class Interpreter:
         self._wishes: list[tuple[int, Callable[[list[str]], None]]] = []
         self._generators: list[str] = []
         self._delay = _RESTART_DELAY
+        self._failed_rounds = 0
 
     def start(self) -> None:
         """Fork the warm interpreter off; before the agent holds anything it should not have."""
@@ -197,6 +200,7 @@ class Interpreter:
             spare.pid = said["pid"]
             self._generators = said["generators"]
             self._delay = _RESTART_DELAY
+            self._failed_rounds = 0
             self._assign()
             self._grant()
             return
@@ -205,22 +209,29 @@ class Interpreter:
             self._ready.remove(spare)
         elif spare in self._coming:
             self._coming.remove(spare)
-            self._lose_one(str(said.get("message", "")))
-            self._machine.reactor.after(self._delay, self._refill)
-            self._delay = min(2 * self._delay, _MAX_RESTART_DELAY)
+            if not self._coming:
+                self._on_failed_round(str(said.get("message", "it died")))
+
+    def _on_failed_round(self, why: str) -> None:
+        """Try again when no spare came up of those asked for; in the end give up who waits."""
+        self._failed_rounds += 1
+        if self._failed_rounds >= _MAX_FAILED_ROUNDS:
+            self._failed_rounds = 0
+            self._lose_all(f"no fork of the warm interpreter came up: {why}")
+        self._machine.reactor.after(self._delay, self._refill)
+        self._delay = min(2 * self._delay, _MAX_RESTART_DELAY)
 
     def _drop(self, spare: _Spare) -> None:
         """Let a spare go, which then ends."""
         self._machine.reactor.forget(spare.connection.fileno())
         spare.connection.close()
 
-    def _lose_one(self, why: str) -> None:
-        """Give up the run that has waited longest: what it waited for did not come to be."""
-        if self._runs:
+    def _lose_all(self, why: str) -> None:
+        while self._runs:
             run = self._runs.popleft()
             for fd in run.descriptors:
                 os.close(fd)
-            run.execution.lose(f"no fork of the warm interpreter came up: {why or 'it died'}")
+            run.execution.lose(why)
 
     def _grant(self) -> None:
         for wish in list(self._wishes):

@@ -69,6 +69,7 @@ def _rehearse() -> None:
         os.dup2(fd, target)
     os.close(reading)
     os.close(writing)
+    generators.reseed()
     _open_streams()
     _run_as_main("print(6 * 7)")
 

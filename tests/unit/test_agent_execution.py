@@ -334,11 +334,15 @@ builtins.seeded = []
 ssl.RAND_add = lambda material, entropy: seeded.append("openssl") if any(material) else None
 honest = generators.reseed
 def reseed():
-    random.seed(1)  # as all clones would have it
-    uuid._node = 1
     honest()
     if uuid._node is None:
         seeded.append("uuid")
+    if not rehearsed:  # what it leaves is in the snapshot, the same in all clones
+        rehearsed.append(True)
+        seeded.clear()
+        random.seed(1)
+        uuid._node = 1
+rehearsed = []
 generators.reseed = reseed
 """
 
