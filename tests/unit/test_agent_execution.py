@@ -351,6 +351,7 @@ async def test_a_spare_that_was_killed_while_it_waited_is_not_missed(tmp_path: P
     with fake_guest.running(tmp_path) as path:
         async with connected(path) as agent:
             for _ in range(3):
+                await agent.stock(timeout=10)
                 await run(agent, Code(source=KILL_THE_SPARES))
                 events = await run(agent, Code(source="print(1)"))
                 assert output(events) == b"1\n"
