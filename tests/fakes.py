@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu.record import Record
 from vmpool.errors import (
     DiskFullError,
@@ -223,15 +224,23 @@ class _Guest:
     ) -> _Guest:
         socket = directory / "agent"
         with (directory / log_name).open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "tests.fake_guest", str(socket)),
-                *("--recorded", str(os.getpid()), *options),
-                cwd=Path(__file__).parents[1],
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+            starting = asyncio.ensure_future(
+                asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "tests.fake_guest", str(socket)),
+                    *("--recorded", str(os.getpid()), *options),
+                    cwd=Path(__file__).parents[1],
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
             )
+            try:
+                await uninterrupted(starting)
+            except asyncio.CancelledError:
+                await cls(starting.result(), socket).kill()
+                raise
+        process = starting.result()
         guest = cls(process, socket)
         try:
             Record.of(process.pid, spec, None).write(directory)
@@ -267,18 +276,21 @@ class _Guest:
         if self._expiry is not None:
             self._expiry.cancel()
         self._kill_all()
-        await self._process.wait()
+        await uninterrupted(self._process.wait())
 
     def _kill_all(self) -> None:
         """Kill the agent and all that it started, as the end of a machine would."""
         if self._ended:
             return
         self._ended = True
-        for pid in [*_descendants(self.pid), *_forks(self.socket)]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        doomed = [*_descendants(self.pid), *_forks(self.socket)]
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # what a crashed agent has left, too
+        while doomed:
+            for pid in doomed:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            doomed = _forks(self.socket)  # one that was just forking has one more
 
     async def _listening(self) -> None:
         """Wait until the agent listens, without connecting: it would count as a session."""

@@ -284,10 +284,18 @@ async def warm(agent: Agent, *, timeout: float) -> None:
     """Run one line in the warm interpreter, touching the pages that every execution touches.
 
     Raises:
-        GuestError: The line did not run.
+        GuestError: The line did not run, or not in time.
     """
-    async with agent.execute(Code(source="print(6*7)", timeout=timeout)) as execution:
-        last = [event async for event in execution][-1]
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit, agent.execute(Code(source="print(6*7)")) as execution:
+            last = [event async for event in execution][-1]
+    except TimeoutError as err:
+        if not limit.expired():
+            raise
+        raise GuestError(
+            f"a trivial run in the guest did not end within {timeout} s", code="guest_unresponsive"
+        ) from err
     if not isinstance(last, Exited) or last.exit_code != 0:
         raise GuestError(f"a trivial run in the guest ended with {last!r}", code="guest_unfit")
 

@@ -1,0 +1,41 @@
+"""Hosts over a fake engine, for the modules between the engine and the edges."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import fake_host
+from tests.fakes import FakeEngine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from vmpool.host import Host
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    """An engine whose faults a test may set."""
+    return FakeEngine()
+
+
+@pytest.fixture
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state directory with an image, and with its snapshot once a test has had one made."""
+    directory = tmp_path_factory.mktemp("host")
+    fake_host.furnish(directory, tmp_path_factory.getbasetemp() / "furnished")
+    return directory
+
+
+@pytest.fixture
+async def host(
+    state: Path, engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Host]:
+    """A host with one template, which restores a clone whenever somebody asks."""
+    async with fake_host.opened(state, engine) as opened:
+        await fake_host.add_template(opened)
+        fake_host.keep(state, tmp_path_factory.getbasetemp() / "furnished")
+        yield opened

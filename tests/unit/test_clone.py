@@ -1,0 +1,231 @@
+"""One restore: what it leaves when it fails, is cancelled, or meets a guest that lies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import fake_host, stepping
+from tests.fakes import FakeEngine, Faults
+from vmpool import clone, snapshot, template
+from vmpool.clone import RestoreDeadlines
+from vmpool.errors import EngineError, GuestError, HostError
+from vmpool.image import Library
+from vmpool.model import Code, Exited, Output
+from vmpool.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from vmpool.clone import Clone
+
+DEADLINES = RestoreDeadlines(hello=30.0, identify=30.0, warm=30.0, activate=30.0)
+FAILED = EngineError("as the test wants it", code="qmp_refused")
+
+
+@dataclass
+class Bench:
+    """An engine, a template's snapshot, and a place for clones."""
+
+    engine: FakeEngine
+    base: Snapshot
+    clones: Path
+
+    async def restore(self, **deadlines: float) -> Clone:
+        return await clone.restore(
+            self.engine, self.base, run=self.clones, deadlines=replace(DEADLINES, **deadlines)
+        )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """The snapshot of a template that all tests restore clones of."""
+    state = tmp_path_factory.mktemp("clone")
+    fake_host.furnish(state, tmp_path_factory.getbasetemp() / "furnished")
+    for name in ("clones", "snapshots"):
+        (state / name).mkdir(exist_ok=True)
+    engine = FakeEngine()
+    image = Library(state).load(fake_host.IMAGE)
+    spec = fake_host.spec_of(state, engine, image.digest)
+    directory = state / "snapshots" / template.snapshot_id(image.digest, spec)
+    if directory.exists():
+        return snapshot.load(directory)
+    return asyncio.run(
+        template.make(
+            engine,
+            image,
+            spec,
+            snapshots=state / "snapshots",
+            run=state / "clones",
+            boot_timeout=60.0,
+            progress=lambda _: None,
+        )
+    )
+
+
+@pytest.fixture
+def bench(base: Snapshot, engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench(engine, base, tmp_path_factory.mktemp("c"))
+
+
+async def test_a_restored_clone_rests_and_says_how_long_each_phase_took(bench: Bench) -> None:
+    restored = await bench.restore()
+    try:
+        assert restored.directory.parent == bench.clones
+        assert restored.receipt.hostname == restored.id
+        phases = {
+            phase.name: getattr(restored.timings, phase.name) for phase in fields(restored.timings)
+        }
+        assert set(phases) == {
+            f"{name}_ns"
+            for name in ("spawn", "load", "resume", "hello", "identify", "warm", "rest")
+        }
+        assert all(took > 0 for took in phases.values()), phases
+        assert restored.timings.total_ns == sum(phases.values())
+        with pytest.raises(GuestError) as raised:
+            await restored.agent.set_clock(timeout=0.1)
+        assert raised.value.error_code == "guest_unresponsive"
+    finally:
+        await restored.kill()
+
+
+async def test_an_activated_clone_runs_code(bench: Bench) -> None:
+    restored = await bench.restore()
+    await restored.activate()
+    async with restored.agent.execute(Code(source="print(6*7)")) as execution:
+        events = [event async for event in execution]
+    assert b"".join(e.data for e in events if isinstance(e, Output)) == b"42\n"
+    assert events[-1] == Exited(exit_code=0)
+    await restored.kill()
+
+
+async def test_killing_is_idempotent_and_leaves_nothing(bench: Bench) -> None:
+    restored = await bench.restore()
+    await asyncio.gather(restored.kill(), restored.kill())
+    await restored.kill()
+    assert not list(bench.clones.iterdir())
+
+
+async def test_a_kill_goes_on_however_often_its_caller_is_cancelled(bench: Bench) -> None:
+    restored = await bench.restore()
+    killing = asyncio.create_task(restored.kill())
+    await asyncio.sleep(0)
+    while not killing.done():
+        killing.cancel()
+        await asyncio.sleep(0)
+    assert killing.cancelled()
+    assert not list(bench.clones.iterdir())
+
+
+@pytest.mark.parametrize("insistence", stepping.Insistence)
+async def test_a_restore_cancelled_at_any_step_leaves_nothing(
+    bench: Bench, insistence: stepping.Insistence
+) -> None:
+    places, restored = await stepping.places(bench.restore())
+    await restored.kill()
+    assert len(places) > 5, places
+    before = asyncio.all_tasks()
+    for place in places:
+        restored = await stepping.cancel_at(place, bench.restore(), insistence)
+        if restored is not None:  # a place that it does not always come by
+            await restored.kill()
+        assert not list(bench.clones.iterdir()), place
+        assert asyncio.all_tasks() == before, place
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        Faults(prepare=FAILED),
+        Faults(load=FAILED),
+        Faults(resume=FAILED),
+        Faults(pause=FAILED),
+    ],
+    ids=["prepare", "load", "resume", "pause"],
+)
+async def test_a_step_of_the_engine_that_fails_leaves_nothing(bench: Bench, faults: Faults) -> None:
+    bench.engine.faults = faults
+    with pytest.raises(EngineError) as raised:
+        await bench.restore()
+    assert raised.value is FAILED
+    assert not list(bench.clones.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("guest", "deadline", "code"),
+    [
+        (("--lie", "silence"), "hello", "guest_unreachable"),
+        (("--ignore", "identify"), "identify", "guest_unresponsive"),
+    ],
+    ids=["hello", "identify"],
+)
+async def test_an_agent_that_never_answers_ends_at_its_deadline(
+    bench: Bench, guest: tuple[str, ...], deadline: str, code: str
+) -> None:
+    bench.engine.faults = Faults(guest=guest)
+    with pytest.raises(GuestError) as raised:
+        await bench.restore(**{deadline: 0.3})
+    assert raised.value.error_code == code
+    assert not list(bench.clones.iterdir())
+
+
+async def test_a_guest_that_never_runs_its_first_line_ends_at_its_deadline(bench: Bench) -> None:
+    bench.engine.faults = Faults(guest=("--ignore", "code"))
+    with pytest.raises(GuestError) as raised:
+        await bench.restore(warm=0.3)
+    assert raised.value.error_code == "guest_unresponsive"
+    assert not list(bench.clones.iterdir())
+
+
+@pytest.mark.parametrize(
+    "lie", ["boot-id", "clock", "entropy", "generators", "hostname", "machine-id"]
+)
+async def test_a_guest_that_does_not_confirm_its_identity_is_killed(bench: Bench, lie: str) -> None:
+    bench.engine.faults = Faults(guest=("--lie", lie))
+    with pytest.raises(GuestError) as raised:
+        await bench.restore()
+    assert raised.value.error_code == "identity_unconfirmed"
+    assert lie.replace("-", " ") in raised.value.message
+    assert not list(bench.clones.iterdir())
+
+
+async def test_a_ready_clone_whose_clock_is_off_is_not_activated(bench: Bench) -> None:
+    bench.engine.faults = Faults(guest=("--lie", "clock-later"))
+    restored = await bench.restore()
+    with pytest.raises(GuestError) as raised:
+        await restored.activate()
+    assert raised.value.error_code == "identity_unconfirmed"
+    await restored.kill()
+
+
+async def test_a_guest_that_is_lost_is_mourned_by_its_cause(bench: Bench) -> None:
+    panicked = GuestError("the guest's kernel panicked", code="guest_panicked")
+    bench.engine.faults = Faults(death=panicked)
+    restored = await bench.restore()
+    os.kill(restored.machine.pid, signal.SIGKILL)
+    await restored.wait_dead()
+    assert await restored.obituary() is panicked
+    await restored.kill()
+
+
+async def test_an_agent_lost_from_a_machine_that_lives_is_told_as_such(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clone, "OBITUARY_TIMEOUT", 0.05)
+    restored = await bench.restore()
+    await restored.agent.close()
+    await restored.wait_dead()
+    assert (await restored.obituary()).error_code == "guest_lost"
+    await restored.kill()
+
+
+async def test_a_clone_that_has_no_place_is_an_error_of_ours(bench: Bench) -> None:
+    with pytest.raises(HostError) as raised:
+        await clone.restore(
+            bench.engine, bench.base, run=bench.clones / "gone", deadlines=DEADLINES
+        )
+    assert raised.value.error_code == "state_unwritable"
