@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,13 @@ from vmpool.host import CreateRequest, Host, HostFacts
 from vmpool.model import Accelerator, MachineSpec, Transport
 from vmpool.opening import Base, open_host
 from vmpool.policy import Limits
+from vmpool.run import RunRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from vmpool.model import Code, Command
 
 OWNER = "local"
 
@@ -73,6 +77,13 @@ async def add_template(
     )
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Return once `condition` holds, for what happens behind everybody's back."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - neither has an event that a test could wait on
+            await asyncio.sleep(0.001)
+
+
 def wanted(**request: Any) -> CreateRequest:
     """Return a request for a sandbox that is patient in all that it does not say."""
     return CreateRequest(**{"template": IMAGE, "timeout": 600.0, "wait": 60.0} | request)
@@ -87,4 +98,12 @@ def spec_of(state: Path, engine: FakeEngine, digest: str, **fields: Any) -> Mach
         transport=Transport.SERIAL,
         qemu_version=engine.version,
         **fields,
+    )
+
+
+def run_request(what: Command | Code, **fields: Any) -> RunRequest:
+    """Return a request for a run that is patient and generous in all that it does not say."""
+    limits = {"output_limit_bytes": 1 << 20, "result_limit_bytes": 1 << 20}
+    return RunRequest(
+        template=IMAGE, what=what, wait=60.0, **limits | {"file_limit_bytes": 1 << 20} | fields
     )
