@@ -1,8 +1,9 @@
 """Tiny guests: kernels of a few bytes, up in a fraction of a second under emulation.
 
-`IDLE` does nothing, `PANIC` panics. `WITNESS` shows what a hypervisor did to it: it waits until
-VMGENID tells it that it was restored, and then ends in a way that says what it found in memory. A
-machine that sees nobody else's writes powers off; one that does panics.
+`IDLE` does nothing, `PANIC` panics, `FLOOD` writes to its panic device without end. `WITNESS` shows
+what a hypervisor did to it: it waits until VMGENID tells it that it was restored, and then ends in
+a way that says what it found in memory. A machine that sees nobody else's writes powers off; one
+that does panics.
 """
 
 from __future__ import annotations
@@ -35,6 +36,15 @@ _PANIC = [
 ]
 IDLE = b"".join([*_HELLO, b"\xf4"])  # hlt
 PANIC = b"".join([*_HELLO, *_PANIC])
+FLOOD = b"".join(
+    [
+        *_HELLO,
+        b"\x66\xba\x05\x05",  # mov dx, 0x505  the panic device
+        b"\xb0\x02",  # mov al, 2              a crash kernel is loaded: QEMU only tells it
+        b"\xee",  # again: out dx, al
+        b"\xeb\xfd",  # jmp again
+    ]
+)
 WITNESS = b"".join(
     [
         *_HELLO,

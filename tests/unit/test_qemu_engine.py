@@ -98,6 +98,21 @@ async def test_a_guests_panic_ends_the_machine_and_is_told(
     await machine.kill()
 
 
+async def test_a_guest_that_floods_the_control_socket_is_cut_off_and_the_loop_goes_on(
+    engine: QemuEngine, spec: MachineSpec, run: Path
+) -> None:
+    machine = await engine.boot(spec, tiny_guest.kernel(run, tiny_guest.FLOOD), attachment(run))
+    try:
+        async with asyncio.timeout(30):
+            error = await machine.obituary()
+    finally:
+        await machine.kill()
+    assert error.error_code == "guest_event_flood"
+    with pytest.raises(EngineError) as caught:
+        await machine.pause()
+    assert caught.value.error_code == "qemu_died"
+
+
 async def test_an_error_carries_the_command_and_what_qemu_said(
     engine: QemuEngine, spec: MachineSpec, run: Path
 ) -> None:

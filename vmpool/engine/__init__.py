@@ -71,8 +71,8 @@ class Machine(Protocol):
         """Return what ended the machine, as an error to raise, once it has ended.
 
         A `GuestError` when the guest did it (`guest_panicked`, `guest_powered_off`,
-        `guest_rebooted`), an `EngineError` with command and log tail when the hypervisor did
-        (`qemu_died`).
+        `guest_rebooted`, `guest_event_flood`), an `EngineError` with command and log tail when the
+        hypervisor did (`qemu_died`).
         """
 
     async def kill(self) -> None:

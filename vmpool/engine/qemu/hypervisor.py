@@ -88,7 +88,11 @@ class Hypervisor:
     async def obituary(self) -> InfrastructureError:
         """Wait for the end and return, as an error to raise, what it was."""
         code = await self.process.wait()
-        for event in await self.monitor.last_events():
+        events = await self.monitor.last_events()
+        if self.monitor.flooded:
+            what = "the guest had QEMU send more events than a guest has cause for"
+            return GuestError(what, code="guest_event_flood")
+        for event in events:
             if event["event"] == "SHUTDOWN" and event["data"]["reason"] in _GUEST_ENDINGS:
                 what, error_code = _GUEST_ENDINGS[event["data"]["reason"]]
                 return GuestError(what, code=error_code)
@@ -121,7 +125,7 @@ async def start(
         process = await processes.spawn(
             argv, slots=slots, log=log_file.fileno(), isolation=isolation
         )
-    monitor = Monitor()
+    monitor = Monitor(on_flood=process.send_kill)
     try:
         spawned = time.perf_counter_ns()
         Record.of(process.pid, spec, cid).write(directory)

@@ -3,6 +3,8 @@
 The one module that knows the `qemu.qmp` library: its errors end here, and so does its habit of
 keeping every event for ever. It sends commands and waits for events; what they mean it leaves to
 its callers.
+
+What QEMU says is up to the guest in part, so a session that says too much is ended.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 from vmpool.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,16 @@ COMMAND_TIMEOUT = 30.0
 
 EVENTS = frozenset({"MIGRATION", "SHUTDOWN"})
 """The events that are kept until somebody takes them. A guest can cause only the second, once."""
+
+UNASKED_LIMIT = 256
+"""Events beyond those that a session bears; a guest that behaves causes a handful in its life."""
+
+_EXPECTED = EVENTS | {
+    # What our own commands cause.
+    *("STOP", "RESUME"),
+    # What QEMU itself lets through once a second; see monitor_qapi_event_conf in monitor/monitor.c.
+    *("RTC_CHANGE", "VSERPORT_CHANGE"),
+}
 
 _BACKLOG = 1
 
@@ -86,13 +98,29 @@ class _Wire(logging.LoggerAdapter[logging.Logger]):
         super().log(min(level, logging.DEBUG), msg, *args, **kwargs)
 
 
-class Monitor:
-    """A QMP session; whoever makes it calls `close`."""
+class _FloodError(QMPError):
+    """Ends the library's reader from within."""
 
-    def __init__(self) -> None:
+
+class Monitor:
+    """A QMP session; whoever makes it calls `close`.
+
+    Args:
+        on_flood: Called once when the session was ended because QEMU says too much: a guest writes
+            to `pvpanic` as fast as it can, and each time is an event. It must end QEMU, which
+            would buffer without a bound what nobody reads.
+
+    Attributes:
+        flooded: Whether that has happened.
+    """
+
+    def __init__(self, on_flood: Callable[[], None] = lambda: None) -> None:
+        self.flooded = False
+        self._on_flood = on_flood
+        self._unasked = 0
         self._client = QMPClient()
         self._client.logger = cast("logging.Logger", _Wire(log.getChild("wire"), {}))
-        self._client.events.names.update(EVENTS)
+        self._client.events.event_filter = self._sift
 
     async def connect(self, directory: Path, name: str) -> None:
         """Open the session on the socket `name` in `directory`, as soon as QEMU is up.
@@ -169,6 +197,17 @@ class Monitor:
         """
         await self.ended()
         return list(self._client.events.clear())
+
+    def _sift(self, event: Mapping[str, Any]) -> bool:
+        """Tell the library's reader whether to keep an event; end it when there are too many."""
+        name = event["event"]
+        if name not in _EXPECTED:
+            self._unasked += 1
+            if self._unasked > UNASKED_LIMIT:
+                self.flooded = True
+                self._on_flood()
+                raise _FloodError(f"{self._unasked} events that nobody asked for")
+        return name in EVENTS
 
     async def close(self) -> None:
         """End the session; QEMU lives on. *Idempotent*, and well after QEMU's death."""

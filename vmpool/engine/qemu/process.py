@@ -74,11 +74,15 @@ class Process:
         Raises:
             EngineError: The kernel did not end it in time; code `process_stuck`.
         """
-        if self._ended.done():
-            return
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        await uninterrupted(self._reaped())
+        self.send_kill()
+        if not self._ended.done():
+            await uninterrupted(self._reaped())
+
+    def send_kill(self) -> None:
+        """Tell the kernel to end the process, without waiting for it. *Idempotent.*"""
+        if not self._ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     async def _reaped(self) -> None:
         try:
