@@ -1,0 +1,176 @@
+"""How a host comes up: alone, after whatever happened to the one before it, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import fake_host
+from tests.fake_host import OWNER, add_template, opened, until, wanted
+from tests.fakes import FakeEngine
+from vmpool import snapshot
+from vmpool.catalogue import TemplateState
+from vmpool.errors import ConflictError, HostError, StoreError
+from vmpool.lifecycle import EndReason
+
+if TYPE_CHECKING:
+    from vmpool.host import Host
+
+ROOT = Path(__file__).parents[2]
+ROUNDS = 24
+SWEEP_SECONDS = 15.0
+
+
+async def refused(state: Path, **settings: Path) -> str:
+    """Return the code of what an opening raised."""
+    with pytest.raises((ConflictError, HostError, StoreError)) as raised:
+        async with opened(state, FakeEngine(), **settings):
+            pass
+    return raised.value.error_code
+
+
+async def test_a_second_server_on_the_same_directories_is_refused(
+    host: Host, state: Path, tmp_path: Path
+) -> None:
+    assert await refused(state) == "state_in_use"
+    assert await refused(state, run=tmp_path / "run") == "state_in_use"
+    assert await refused(tmp_path / "state", run=host.settings.run) == "state_in_use"
+    made = await host.create(wanted(), owner=OWNER)
+    assert host.sandboxes(owner=OWNER) == [made]
+
+
+@pytest.mark.parametrize("what", ["state", "run", "lock", "clones"])
+async def test_directories_that_cannot_be_used_are_named_with_a_remedy(
+    state: Path, what: str
+) -> None:
+    if what == "lock":
+        (state / "lock").mkdir()
+    elif what == "clones":
+        (state / "run").mkdir()
+        (state / "run/clones").touch()
+    elif what == "run":
+        (state / "run").touch()
+    else:
+        state = state / "images/names" / fake_host.IMAGE
+    assert await refused(state) == "state_unwritable"
+
+
+async def test_an_opening_that_fails_on_the_way_leaves_the_directories_free(state: Path) -> None:
+    journal = state / "vmpool.db"
+    journal.write_bytes(b"this is not a journal" * 100)
+    assert await refused(state) == "store_damaged"
+    journal.unlink()
+    async with opened(state, FakeEngine()) as host:
+        assert not host.catalogue.statuses
+
+
+async def test_what_a_server_left_half_done_is_gone_after_the_next_start(state: Path) -> None:
+    async with opened(state, FakeEngine()) as host:
+        await add_template(host)
+    half = snapshot.begin(state / "snapshots")
+    (half / "memory").write_bytes(b"half")
+    dead = state / "run/clones/dead"
+    dead.mkdir()
+    (dead / "overlay").touch()
+    async with opened(state, FakeEngine()) as host:
+        assert not half.exists()
+        assert not dead.exists()
+        assert (await host.catalogue.settled("python")).state is TemplateState.READY
+
+
+def machines(state: Path) -> list[int]:
+    """Return the processes of a state directory's machines."""
+    mark, found = os.fsencode(state / "run"), []
+    for directory in Path("/proc").iterdir():
+        try:
+            if directory.name.isdecimal() and mark in (directory / "cmdline").read_bytes():
+                found.append(int(directory.name))
+        except OSError:
+            continue  # gone meanwhile
+    return found
+
+
+class Killed:
+    """A server as a process, which is killed and never stopped."""
+
+    def __init__(self, state: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.killed_server", state],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Killed:
+        return self
+
+    def says(self, word: str) -> None:
+        """Return once it has said a word."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.strip() == word:
+                return
+        pytest.fail("the server ended by itself")
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+async def settled(state: Path) -> int:
+    """Start after a killed server, and return how many sandboxes it had lost."""
+    async with opened(state, FakeEngine()) as host:
+        # What was running is gone, even before the first template is up again.
+        for status in host.catalogue.statuses:
+            await host.catalogue.settled(status.name)
+        assert not await host.store.open_sandboxes()
+        lost = await host.store._rows("sandboxes", "id", "end_reason = 'server_lost'", [])
+        assert not host.sandboxes(owner=OWNER)
+    await until(lambda: not machines(state))  # forks of an agent end when they see it gone
+    assert not list((state / "run/clones").iterdir())
+    assert not list((state / "snapshots").glob(f"{snapshot.PARTIAL}*"))
+    return len(lost)
+
+
+async def test_after_kill_9_the_next_start_ends_machines_and_rows(state: Path) -> None:
+    with Killed(state) as server:
+        await asyncio.to_thread(server.says, "1")
+        assert machines(state)
+    assert machines(state)  # they outlive it
+    assert await settled(state) >= 1
+
+
+async def test_killed_at_any_moment_a_server_leaves_nothing_that_lies(state: Path) -> None:
+    moments = random.Random(8)
+    end = time.monotonic() + SWEEP_SECONDS
+    rounds = 0
+    while rounds < ROUNDS and time.monotonic() < end:
+        with Killed(state) as server:
+            if rounds:  # the first is killed as it makes its template, perhaps
+                await asyncio.to_thread(server.says, "ready")
+            await asyncio.sleep(moments.uniform(0, 0.4))  # the moment is what is tried
+        await settled(state)
+        rounds += 1
+    assert rounds >= 3
+
+
+async def test_a_lost_sandbox_is_told_apart_from_one_that_never_was(state: Path) -> None:
+    with Killed(state) as server:
+        await asyncio.to_thread(server.says, "1")
+    assert await settled(state) >= 1
+    async with opened(state, FakeEngine()) as host:
+        rows = await host.store._rows("sandboxes", "id", "end_reason = 'server_lost'", [])
+        assert rows
+        with pytest.raises(Exception, match=EndReason.SERVER_LOST.value) as raised:
+            await host.sandbox(rows[0]["id"], owner=OWNER)
+        assert getattr(raised.value, "error_code", "") == "sandbox_ended"
