@@ -24,17 +24,13 @@ from vmpool.model import (
     Started,
     Stream,
 )
+from vmpool.sandbox import GRACE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from vmpool.agent import Agent, Execution
-    from vmpool.sandbox import Sandbox
-
-
-GRACE = 15.0
-"""Seconds beyond its time that the end of an execution may take to be told: the guest kills what is
-over its time, and is not believed when it does not."""
+    from vmpool.agent import Agent
+    from vmpool.sandbox import Sandbox, TimedExecution
 
 TRANSFER_TIMEOUT = 300.0
 """Seconds for all files that go in, and as many for all that come out."""
@@ -123,7 +119,7 @@ class _Transcript:
         self._results_left = request.result_limit_bytes
         self._started_ns = time.perf_counter_ns()
 
-    async def follow(self, execution: Execution) -> None:
+    async def follow(self, execution: TimedExecution) -> None:
         """Take every event until the end; what is over the limits is read and dropped."""
         async for event in execution:
             match event:
@@ -199,6 +195,9 @@ async def run(sandbox: Sandbox, request: RunRequest) -> RunOutcome:
 
 
 def _longest(what: Command | Code) -> float | None:
+    """Return how long the whole may take: a sandbox counts waiting only, but nobody reads slowly
+    here, and a guest that talks without end is not to stretch its time.
+    """
     return None if what.timeout is None else what.timeout + GRACE
 
 
@@ -230,7 +229,9 @@ async def _execute(sandbox: Sandbox, request: RunRequest) -> _Transcript:
     return transcript
 
 
-async def _feed_and_follow(execution: Execution, transcript: _Transcript, stdin: bytes) -> None:
+async def _feed_and_follow(
+    execution: TimedExecution, transcript: _Transcript, stdin: bytes
+) -> None:
     """Write stdin while output is read: a program may not take its input before it could write."""
     if not stdin:
         await transcript.follow(execution)
@@ -243,7 +244,7 @@ async def _feed_and_follow(execution: Execution, transcript: _Transcript, stdin:
         await asyncio.gather(feeding, return_exceptions=True)
 
 
-async def _feed(execution: Execution, stdin: bytes) -> None:
+async def _feed(execution: TimedExecution, stdin: bytes) -> None:
     # A program that ends or closes its input early is no failure of the run; a guest that is lost
     # is told by the reading side.
     with contextlib.suppress(ConflictError, GuestError):

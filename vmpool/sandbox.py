@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from vmpool.clone import Clone, RestoreTimings
     from vmpool.errors import InfrastructureError, VmpoolError
     from vmpool.lifecycle import SandboxState
-    from vmpool.model import Code, Command, IdentityReceipt
+    from vmpool.model import Code, Command, ExecutionEvent, IdentityReceipt
+
+GRACE = 15.0
+"""Seconds beyond its time that the end of an execution may take to be told: the guest kills what is
+over its time, and is not believed when it does not."""
 
 CAUSE_TIMEOUT = 3.0
 """Seconds to wait for the word of what a guest died of, before its loss is all that is told."""
@@ -45,6 +49,57 @@ class Claim:
     timeout: float
     metadata: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+class TimedExecution:
+    """An execution whose guest is given up when it keeps its reader waiting beyond its time.
+
+    Only waiting for the guest counts. Who reads slowly holds the guest back, and may learn of an
+    end long after it came.
+
+    Args:
+        timeout: Seconds that the guest was given; `None` for no end.
+    """
+
+    def __init__(self, execution: Execution, timeout: float | None) -> None:
+        self._execution = execution
+        self._events = aiter(execution)
+        self._patience = None if timeout is None else timeout + GRACE
+        self.write_stdin = execution.write_stdin
+        self.close_stdin = execution.close_stdin
+        self.kill = execution.kill
+
+    @property
+    def pid(self) -> int:
+        """The process in the guest."""
+        return self._execution.pid
+
+    def __aiter__(self) -> AsyncIterator[ExecutionEvent]:
+        return self
+
+    async def __anext__(self) -> ExecutionEvent:
+        """Return the next event.
+
+        Raises:
+            GuestError: As `Execution`; `guest_unresponsive` when the end does not come.
+        """
+        if self._patience is None:
+            return await anext(self._events)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        limit = asyncio.timeout(self._patience)
+        try:
+            async with limit:
+                return await anext(self._events)
+        except TimeoutError as err:
+            if not limit.expired():
+                raise
+            raise GuestError(
+                "the guest did not end the execution when its time was up",
+                code="guest_unresponsive",
+            ) from err
+        finally:
+            self._patience -= loop.time() - began
 
 
 class Sandbox:
@@ -121,7 +176,7 @@ class Sandbox:
         return self._clone.agent
 
     @contextlib.asynccontextmanager
-    async def execute(self, what: Command | Code) -> AsyncIterator[Execution]:
+    async def execute(self, what: Command | Code) -> AsyncIterator[TimedExecution]:
         """Run something in the guest, under the sandbox's environment.
 
         Leaving the block kills what still runs.
@@ -129,11 +184,12 @@ class Sandbox:
         Raises:
             NotFoundError: `sandbox_ended` when the sandbox is no more, or ends meanwhile.
             InvalidRequestError: The guest refused the start.
+            GuestError: `guest_unresponsive`: it did not end the execution when its time was up.
             InfrastructureError: The guest died, and of what.
         """
         own = replace(what, env=self._env | what.env)
         async with self.attended() as agent, agent.execute(own) as execution:
-            yield execution
+            yield TimedExecution(execution, what.timeout)
 
     @contextlib.asynccontextmanager
     async def attended(self) -> AsyncIterator[Agent]:

@@ -106,6 +106,9 @@ class PaperExecution:
     async def close_stdin(self) -> None:
         """Wait for nothing."""
 
+    async def kill(self, signal: int) -> None:
+        """Be over."""
+
 
 @dataclass
 class PaperClone:

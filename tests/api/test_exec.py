@@ -7,12 +7,14 @@ import base64
 import json
 import os
 import resource
+import signal
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
+from vmpool import sandbox as sandbox_module
 from vmpool.api import limits
 
 if TYPE_CHECKING:
@@ -161,6 +163,25 @@ async def test_a_reader_that_takes_nothing_is_given_up(
             await response.read()
 
 
+async def test_a_guest_that_does_not_keep_its_time_is_given_up(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox_module, "GRACE", 0.2)
+    made = await server.make_sandbox()
+    path = f"{server.url}/v1/sandboxes/{made['id']}/exec"
+    (sandbox,) = server.host.sandboxes(owner=server.owner)
+    body = {"argv": ["sleep", "600"], "timeout": 0.5}
+    async with asyncio.timeout(GRACE), server.session.ws_connect(path) as socket:
+        await socket.send_json(body)
+        async with server.session.post(path, json=body) as response:
+            lines = lines_of(response)
+            assert (await anext(lines))["type"] == "started"
+            assert (await socket.receive_json())["type"] == "started"
+            os.kill(sandbox.clone.machine.pid, signal.SIGSTOP)
+            for last in ([line async for line in lines][-1], await socket.receive_json()):
+                assert (last["type"], last["problem"]["code"]) == ("problem", "guest_unresponsive")
+
+
 async def test_a_sandbox_that_ends_tells_those_who_read(server: Server) -> None:
     sandbox = await server.make_sandbox()
     async with server.session.post(
@@ -213,6 +234,31 @@ async def test_a_socket_is_a_conversation(server: Server) -> None:
         await socket.send_json({"signal": 15})
         last = await socket.receive_json()
     assert (last["type"], last["signal"]) == ("exit", 15)
+
+
+async def test_a_socket_takes_input_while_output_is_read(server: Server) -> None:
+    sandbox = await server.make_sandbox()
+    text = "a line that comes back\n" * 40_000
+    path = f"{server.url}/v1/sandboxes/{sandbox['id']}/exec"
+    async with asyncio.timeout(GRACE), server.session.ws_connect(path) as socket:
+        await socket.send_json({"argv": ["cat"], "stdin": text})
+        await socket.send_json({"eof": True})
+        lines = [json.loads(message.data) async for message in socket]
+    assert "".join(line.get("data", "") for line in lines) == text
+    assert lines[-1]["exit_code"] == 0
+
+
+async def test_a_socket_tells_the_end_of_a_program_that_left_its_input(server: Server) -> None:
+    sandbox = await server.make_sandbox()
+    path = f"{server.url}/v1/sandboxes/{sandbox['id']}/exec"
+    script = "cat; head -c 300000 /dev/zero | tr '\\0' x; exit 3"
+    async with asyncio.timeout(GRACE), server.session.ws_connect(path) as socket:
+        await socket.send_json({"argv": ["bash", "-c", script]})
+        await socket.send_json({"eof": True})
+        await socket.send_json({"stdin": "too late"})
+        lines = [json.loads(message.data) async for message in socket]
+    assert sum(len(line.get("data", "")) for line in lines) == 300_000
+    assert (lines[-1]["type"], lines[-1].get("exit_code")) == ("exit", 3)
 
 
 async def test_a_socket_that_closes_ends_the_process(server: Server) -> None:

@@ -21,10 +21,9 @@ from vmpool.model import Exited, Output, Raised, Result, Started, Stream
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from vmpool.agent import Execution
     from vmpool.api.route import Call
     from vmpool.model import Code, Command, ExecutionEvent
-    from vmpool.sandbox import Sandbox
+    from vmpool.sandbox import Sandbox, TimedExecution
 
 NDJSON = "application/x-ndjson"
 
@@ -91,7 +90,7 @@ async def execute(call: Call, body: bodies.Exec) -> web.StreamResponse:
 
 
 @contextlib.asynccontextmanager
-async def start(sandbox: Sandbox, task: Command | Code) -> AsyncIterator[Execution]:
+async def start(sandbox: Sandbox, task: Command | Code) -> AsyncIterator[TimedExecution]:
     """Run something for the time of a block; a guest lost with its sandbox is told as such.
 
     Raises:
@@ -107,7 +106,7 @@ async def start(sandbox: Sandbox, task: Command | Code) -> AsyncIterator[Executi
 
 
 async def relay(
-    call: Call, execution: Execution, send: Callable[[bodies.ExecLine], Awaitable[None]]
+    call: Call, execution: TimedExecution, send: Callable[[bodies.ExecLine], Awaitable[None]]
 ) -> None:
     """Send every line of an execution.
 
@@ -124,7 +123,7 @@ async def relay(
 
 
 @contextlib.asynccontextmanager
-async def feeding(execution: Execution, stdin: bytes) -> AsyncIterator[None]:
+async def feeding(execution: TimedExecution, stdin: bytes) -> AsyncIterator[None]:
     """Write stdin beside the block: a program may have to write before it reads."""
     if not stdin:
         yield
@@ -137,7 +136,7 @@ async def feeding(execution: Execution, stdin: bytes) -> AsyncIterator[None]:
         await asyncio.gather(writing, return_exceptions=True)
 
 
-async def _feed(execution: Execution, stdin: bytes) -> None:
+async def _feed(execution: TimedExecution, stdin: bytes) -> None:
     # A program that ends, or closes its input, before it has read everything did nothing wrong;
     # a guest that is lost is told by the reading side.
     with contextlib.suppress(ConflictError, GuestError):

@@ -7,6 +7,7 @@ The socket closes when the process has ended; closing it ends the process group.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,11 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from vmpool.api import bodies, codec, execs, outflow
 from vmpool.api.limits import MESSAGE_BYTES
 from vmpool.api.task import stdin_of, task_of
-from vmpool.errors import CallerError, Fault, InvalidRequestError, VmpoolError
+from vmpool.errors import CallerError, ConflictError, Fault, InvalidRequestError, VmpoolError
 
 if TYPE_CHECKING:
-    from vmpool.agent import Execution
     from vmpool.api.route import Call
-    from vmpool.sandbox import Sandbox
+    from vmpool.sandbox import Sandbox, TimedExecution
 
 
 class _PeerLeftError(Exception):
@@ -66,19 +66,19 @@ async def _serve(call: Call, socket: web.WebSocketResponse, sandbox: Sandbox) ->
     task = replace(task_of(body, call.limits), stdin=True)
     call.host.audit(call.caller.owner, "sandbox.exec", sandbox.id, {})
     async with execs.start(sandbox, task) as execution:
-        if first := stdin_of(body):
-            await execution.write_stdin(first)
-        await _converse(call, socket, execution)
+        await _converse(call, socket, execution, stdin_of(body))
 
 
-async def _converse(call: Call, socket: web.WebSocketResponse, execution: Execution) -> None:
+async def _converse(
+    call: Call, socket: web.WebSocketResponse, execution: TimedExecution, stdin: bytes
+) -> None:
     """Send lines and take input until the execution ends, or the client leaves or errs."""
 
     async def send(line: bodies.ExecLine) -> None:
         await _send(call, socket, line)
 
     sending = asyncio.create_task(execs.relay(call, execution, send))
-    taking = asyncio.create_task(_take_input(socket, execution))
+    taking = asyncio.create_task(_take_input(socket, execution, stdin))
     try:
         await asyncio.wait((sending, taking), return_when=asyncio.FIRST_COMPLETED)
         (sending if sending.done() else taking).result()
@@ -92,22 +92,33 @@ async def _send(call: Call, socket: web.WebSocketResponse, line: bodies.ExecLine
     await outflow.send(socket.send_frame(codec.encode(line), WSMsgType.TEXT), call.limits)
 
 
-async def _take_input(socket: web.WebSocketResponse, execution: Execution) -> None:
-    """Hand input on until the client closes the socket; never returns."""
+async def _take_input(
+    socket: web.WebSocketResponse, execution: TimedExecution, first: bytes
+) -> None:
+    """Hand input on, `first` first, until the client closes the socket; never returns."""
+    if first:
+        await _write(execution, first)
     while True:
         kind, data = await _receive(socket)
         if kind is WSMsgType.BINARY:
-            await execution.write_stdin(data)
+            await _write(execution, data)
         else:
             await _obey(codec.decode(data, bodies.Input), execution)
 
 
-async def _obey(message: bodies.Input, execution: Execution) -> None:
+async def _write(execution: TimedExecution, data: bytes) -> None:
+    # A program may end, or close its input, while input is on its way: what it said and how it
+    # ended is told all the same.
+    with contextlib.suppress(ConflictError):
+        await execution.write_stdin(data)
+
+
+async def _obey(message: bodies.Input, execution: TimedExecution) -> None:
     match message:
         case bodies.Input(stdin=str(text), stdin_base64=None, eof=None, signal=None):
-            await execution.write_stdin(text.encode())
+            await _write(execution, text.encode())
         case bodies.Input(stdin=None, stdin_base64=bytes(data), eof=None, signal=None):
-            await execution.write_stdin(data)
+            await _write(execution, data)
         case bodies.Input(stdin=None, stdin_base64=None, eof=True, signal=None):
             await execution.close_stdin()
         case bodies.Input(stdin=None, stdin_base64=None, eof=None, signal=int(number)):
