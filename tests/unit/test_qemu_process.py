@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -45,6 +46,11 @@ async def spawned(
             log=null.fileno() if log is None else log,
             isolation=await asyncio.to_thread(isolation.detect),
         )
+
+
+def assert_no_child() -> None:
+    with pytest.raises(ChildProcessError):
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
 
 def namespace(name: str) -> str:
@@ -132,14 +138,34 @@ async def test_a_cancelled_kill_still_reaps() -> None:
     assert child.exit_code == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("steps", range(6))
-async def test_a_cancelled_spawn_leaves_no_process(steps: int) -> None:
-    spawn = asyncio.ensure_future(spawned("sleep", "60"))
-    for _ in range(steps):
-        await asyncio.sleep(0)
-    spawn.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await spawn
+async def test_a_cancelled_spawn_leaves_no_process(steps: int, times: int) -> None:
+    isolated = isolation.detect()
+    with tempfile.TemporaryFile() as log:
+        spawn = asyncio.ensure_future(
+            process.spawn(("sleep", "60"), slots={}, log=log.fileno(), isolation=isolated)
+        )
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for _ in range(times):
+            spawn.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await spawn
+    assert_no_child()
+
+
+async def test_a_process_that_cannot_be_held_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pidfd_open", refuse)
+        with pytest.raises(HostError) as caught:
+            await spawned("sleep", "60")
+    assert caught.value.error_code == "process_unheld"
+    assert_no_child()
 
 
 async def test_a_process_that_is_not_our_child_is_watched_and_killed() -> None:

@@ -118,7 +118,8 @@ async def spawn(
         log: Descriptor that the child's output goes to.
 
     Raises:
-        HostError: The program is missing, or the kernel refused the isolation.
+        HostError: The program is missing (`qemu_missing`), the kernel refused the isolation, or no
+            descriptor is left to hold it by (`process_unheld`); it is gone then.
         EngineError: The program could not be started.
     """
     program = shutil.which(argv[0])  # as us: the other account's view of PATH is narrower
@@ -130,21 +131,39 @@ async def spawn(
         )
     command = [*isolation.prefix, program, *argv[1:]]
 
-    def start() -> Process:
-        # On the loop again, in one step with learning the pid: no cancellation comes between.
-        return Process.open(pid.result())
-
-    pid: asyncio.Future[int] = asyncio.ensure_future(
-        _in_own_thread(lambda: _spawn_isolated(command, slots, log, isolation))
+    # A task of its own, which no cancellation reaches between learning the pid and holding it.
+    started = asyncio.ensure_future(
+        _started(lambda: _spawn_isolated(command, slots, log, isolation))
     )
     try:
-        await asyncio.shield(pid)
+        return await asyncio.shield(started)
     except asyncio.CancelledError:
-        with contextlib.suppress(HostError, EngineError):
-            await uninterrupted(pid)
-            await start().kill()
+        await uninterrupted(_undo(started))
         raise
-    return start()
+
+
+async def _started(spawn_child: Callable[[], int]) -> Process:
+    pid = await _in_own_thread(spawn_child)
+    try:
+        return Process.open(pid)
+    except OSError as err:
+        await asyncio.to_thread(_put_down, pid)
+        raise HostError(
+            f"cannot hold process {pid}: {err.strerror}",
+            code="process_unheld",
+            remedy="raise the limit of open files: LimitNOFILE= in systemd, or ulimit -n",
+        ) from err
+
+
+def _put_down(pid: int) -> None:
+    """End and reap a child of ours by its number, which nobody else has until it is reaped."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+async def _undo(started: asyncio.Future[Process]) -> None:
+    with contextlib.suppress(HostError, EngineError):
+        await (await started).kill()
 
 
 def _spawn_isolated(
