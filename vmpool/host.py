@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+AUDITS = 1024
+"""Audit entries that may wait for the journal; what is over is told to the log alone."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
@@ -113,6 +116,7 @@ class Host:
         self.metrics = metrics
         self._held: dict[str, _Held] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._audits = 0
 
     async def create(self, request: CreateRequest, *, owner: str) -> Sandbox:
         """Give `owner` a sandbox of their own. *Not idempotent.*
@@ -159,12 +163,18 @@ class Host:
         timeout = self.settings.requests.sandbox_timeout_most
         claim = Claim(template=request.template, owner=owner, timeout=timeout)
         held = await self._hold(claim, request.wait)
+        outcome = "cancelled"
         try:
-            outcome = await run.run(held.sandbox, request)
+            answer = await run.run(held.sandbox, request)
+            outcome = "ok"
+        except VmpoolError as err:
+            outcome = err.error_code
+            raise
         finally:
             self._begin_end(held, EndReason.FINISHED)
-        self.audit(owner, "run", held.sandbox.id, {"template": request.template})
-        return outcome
+            detail = {"template": request.template}
+            self.audit(owner, "run", held.sandbox.id, detail, outcome=outcome)
+        return answer
 
     def sandboxes(self, *, owner: str) -> list[Sandbox]:
         """Return the sandboxes that `owner` holds now, newest first."""
@@ -213,9 +223,25 @@ class Host:
         self.audit(owner, "sandbox.kill", id, {})
         await self._end(held, EndReason.KILLED)
 
-    def audit(self, owner: str, action: str, subject: str, detail: dict[str, str]) -> None:
-        """Write who did what into the journal, behind the answer."""
-        self._spawn(self._write_audit(owner, action, subject, detail))
+    def audit(
+        self,
+        owner: str,
+        action: str,
+        subject: str,
+        detail: dict[str, str],
+        *,
+        outcome: str = "ok",
+    ) -> None:
+        """Write who did what into the journal, behind the answer.
+
+        Args:
+            outcome: `ok`, `cancelled` or the code of the error.
+        """
+        if self._audits >= AUDITS:
+            log.error("the audit log is behind and lost %s of %s by %s", action, subject, owner)
+            return
+        self._audits += 1
+        self._spawn(self._write_audit(owner, action, subject, detail, outcome))
 
     async def close(self) -> None:
         """Kill every sandbox and wait for all that was begun. *Idempotent.*
@@ -321,14 +347,20 @@ class Host:
         return ended(id, row.end_reason)
 
     async def _write_audit(
-        self, owner: str, action: str, subject: str, detail: dict[str, str]
+        self, owner: str, action: str, subject: str, detail: dict[str, str], outcome: str
     ) -> None:
         try:
             await self.store.audit(
-                action, subject=subject, token_id=_token_id(owner), detail=dict(detail)
+                action,
+                subject=subject,
+                token_id=_token_id(owner),
+                outcome=outcome,
+                detail=dict(detail),
             )
         except VmpoolError as err:
             log.error("the audit log lost %s of %s by %s: %s", action, subject, owner, err)
+        finally:
+            self._audits -= 1
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

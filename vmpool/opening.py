@@ -13,7 +13,6 @@ import fcntl
 import logging
 import os
 import shutil
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,11 +37,6 @@ if TYPE_CHECKING:
     from vmpool.config import Settings
 
 log = logging.getLogger(__name__)
-
-KEEP_ENDED_NS = 7 * 24 * 3600 * 10**9
-KEEP_ENDED = 100_000
-KEEP_AUDIT = 1_000_000
-"""How much of the past the journal keeps: a week of ended sandboxes, and rows within reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,9 +147,7 @@ async def _settle(store: Store) -> None:
     lost = await store.end_all_open(EndReason.SERVER_LOST)
     if lost:
         log.warning("%d sandboxes were lost with the last server", lost)
-    long_ago_ns = time.time_ns() - KEEP_ENDED_NS
-    await store.prune_sandboxes(ended_before_ns=long_ago_ns, keep=KEEP_ENDED)
-    await store.prune_audit(keep=KEEP_AUDIT)
+    await store.prune()
 
 
 def _make_directories(*directories: Path) -> None:

@@ -38,6 +38,17 @@ TOKEN_PATTERN = re.compile(r"e2b_[0-9a-f]{40}")
 LAST_USED_STEP_NS = 60 * 10**9
 """How old `last_used_ns` may be: a write a minute and token, not one a request."""
 
+DETAIL_BYTES = 512
+"""What an audit entry's detail may take; one that would take more is cut."""
+
+KEEP_ENDED_NS = 7 * 24 * 3600 * 10**9
+KEEP_ENDED = 100_000
+KEEP_AUDIT = 1_000_000
+"""How much of the past is kept: a week of ended sandboxes, and rows within reason."""
+
+PRUNE_EVERY = 1000
+"""New rows of sandboxes and audit between two prunings, while the journal is open."""
+
 SCHEMA = (
     (
         """CREATE TABLE images (
@@ -161,6 +172,7 @@ class Store:
     def __init__(self, path: Path, *, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._journal = Journal(path, SCHEMA)
         self._now_ns = now_ns
+        self._grown = 0
 
     async def __aenter__(self) -> Self:
         """Open the file; raises as `Journal.__aenter__` does."""
@@ -309,7 +321,7 @@ class Store:
     async def record_sandbox(self, sandbox: SandboxRow) -> None:
         """Record a new sandbox, before anyone is told of it. *Not idempotent.*"""
         row = asdict(sandbox) | {"metadata": json.dumps(sandbox.metadata)}
-        await self._journal.run(lambda db: db.table("sandboxes").insert(row))
+        await self._grow("sandboxes", row)
 
     async def sandbox(self, sandbox_id: str) -> SandboxRow:
         """Return one sandbox, open or ended.
@@ -403,8 +415,7 @@ class Store:
             detail=detail or {},
             outcome=outcome,
         )
-        values = asdict(row) | {"detail": json.dumps(row.detail)}
-        await self._journal.run(lambda db: db.table("audit").insert(values))
+        await self._grow("audit", asdict(row) | {"detail": _detail(row.detail)})
 
     async def audit_log(self, limit: int) -> list[AuditRow]:
         """Return the last `limit` entries, the newest first."""
@@ -424,6 +435,20 @@ class Store:
                 ).rowcount
             )
         )
+
+    async def prune(self) -> None:
+        """Forget what is older or more than is kept of the past."""
+        long_ago_ns = self._now_ns() - KEEP_ENDED_NS
+        await self.prune_sandboxes(ended_before_ns=long_ago_ns, keep=KEEP_ENDED)
+        await self.prune_audit(keep=KEEP_AUDIT)
+
+    async def _grow(self, table: str, row: dict[str, Any]) -> None:
+        """Insert into a table that would grow for as long as the host serves."""
+        self._grown += 1
+        if self._grown >= PRUNE_EVERY:
+            self._grown = 0
+            await self.prune()  # first: who meets an error has no row
+        await self._journal.run(lambda db: db.table(table).insert(row))
 
     async def _rows(
         self, table: str, order: str, where: str | None = None, arguments: list[Any] | None = None
@@ -460,6 +485,14 @@ def _sandbox(row: dict[str, Any]) -> SandboxRow:
             "end_reason": None if reason is None else EndReason(reason),
         }
     )
+
+
+def _detail(detail: dict[str, Any]) -> str:
+    """Return an audit entry's detail as JSON within `DETAIL_BYTES`."""
+    text = json.dumps(detail)
+    if len(text) <= DETAIL_BYTES:
+        return text
+    return json.dumps({"cut": text[: DETAIL_BYTES // 2 - 16]})  # escaped, it may double
 
 
 def _audit(row: dict[str, Any]) -> AuditRow:

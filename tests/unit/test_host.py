@@ -227,7 +227,7 @@ async def gone_but_for_spares(host: Host) -> None:
             not (
                 host.sandboxes(owner=OWNER)
                 or host.catalogue.status("python").census.alive
-                or list(clones.iterdir())
+                or any(clones.iterdir())
             )
         )
     )
@@ -294,3 +294,35 @@ async def test_an_executions_environment_goes_over_the_sandboxs(host: Host) -> N
     async with made.execute(Code(source=source, env={"B": "mine"})) as execution:
         events = [event async for event in execution]
     assert events[-1] == Exited(exit_code=0)
+
+
+async def test_a_run_that_fails_or_is_cancelled_is_on_the_audit_log(host: Host) -> None:
+    refused = run_request(Command(argv=("no-such-program",)))
+    with pytest.raises(VmpoolError):
+        await host.run(refused, owner=OWNER)
+    await gone(host)
+    running = asyncio.create_task(host.run(run_request(SLEEP), owner=OWNER))
+    await until(lambda: host.sandboxes(owner=OWNER))
+    running.cancel()
+    await asyncio.wait({running})
+    await host.close()
+    outcomes = [entry.outcome for entry in await host.store.audit_log(10) if entry.action == "run"]
+    assert outcomes == ["cancelled", "program_not_found"]
+
+
+async def test_audit_entries_that_the_journal_cannot_follow_are_bounded(
+    host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmpool.host.AUDITS", 3)
+    for number in range(5):
+        host.audit(OWNER, "x", str(number), {})
+    await host.close()
+    assert [entry.subject for entry in await host.store.audit_log(10) if entry.action == "x"] == [
+        "2",
+        "1",
+        "0",
+    ]
+    assert caplog.text.count("audit log is behind") == 2
+    host.audit(OWNER, "x", "later", {})
+    await host.close()
+    assert (await host.store.audit_log(1))[0].subject == "later"

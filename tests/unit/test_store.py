@@ -19,7 +19,14 @@ import pytest
 from vmpool.errors import ConflictError, DiskFullError, NotFoundError, StoreError
 from vmpool.journal import Journal
 from vmpool.lifecycle import EndReason, SandboxState
-from vmpool.store import LAST_USED_STEP_NS, ImageRow, SandboxRow, Store, TemplateRow
+from vmpool.store import (
+    DETAIL_BYTES,
+    LAST_USED_STEP_NS,
+    ImageRow,
+    SandboxRow,
+    Store,
+    TemplateRow,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -236,6 +243,33 @@ async def test_the_audit_log_tells_the_newest_first_and_can_be_cut(tmp_path: Pat
         assert log[1].detail == {"n": 4}
         assert await store.prune_audit(keep=1) == 5
         assert len(await store.audit_log(100)) == 1
+
+
+async def test_the_past_is_forgotten_while_new_rows_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmpool.store.PRUNE_EVERY", 5)
+    monkeypatch.setattr("vmpool.store.KEEP_ENDED", 2)
+    monkeypatch.setattr("vmpool.store.KEEP_AUDIT", 3)
+    async with Store(tmp_path / "db") as store:
+        for number in range(20):
+            await store.record_sandbox(sandbox(str(number)))
+            await store.end_sandbox(str(number), EndReason.KILLED)
+            await store.audit("x", subject=str(number), token_id=None)
+            assert len(await store.audit_log(100)) <= 3 + 5
+        with pytest.raises(NotFoundError):
+            await store.sandbox("10")
+        assert (await store.sandbox("19")).end_reason is EndReason.KILLED
+
+
+@pytest.mark.parametrize("word", ["x", '"', "\\", "é", "\0"])
+async def test_an_audit_entrys_detail_is_cut(tmp_path: Path, word: str) -> None:
+    async with Store(tmp_path / "db") as store:
+        await store.audit("x", subject="y", token_id=None, detail={"image": word * 100_000})
+        (row,) = await store._rows("audit", "id")
+        assert len(row["detail"]) <= DETAIL_BYTES
+        (entry,) = await store.audit_log(1)
+        assert str(entry.detail["cut"]).startswith('{"image": ')
 
 
 # The journal.
