@@ -13,7 +13,7 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from vmpool.errors import DiskFullError, HostError, InfrastructureError
+from vmpool.errors import DiskFullError, HostError, InfrastructureError, InvalidRequestError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,11 +98,17 @@ async def create_scratch(path: Path, size_bytes: int) -> None:
     Without a journal: a scratch disk never outlives its machine, it is snapshotted or dropped.
 
     Raises:
+        InvalidRequestError: No disk here can be that large; code `machine_too_large`.
         HostError: `mkfs.ext4` is missing or failed.
         DiskFullError: The disk is full.
     """
+    if size_bytes > OVERLAY_LIMIT_BYTES:
+        raise _too_large(size_bytes, f"an overlay has at most {OVERLAY_LIMIT_BYTES}")
     with path.open("xb") as file:
-        file.truncate(size_bytes)
+        try:
+            file.truncate(size_bytes)
+        except OSError as err:
+            raise _too_large(size_bytes, err.strerror or "") from err
     argv = [
         *("mkfs.ext4", "-q", "-F"),
         *("-U", _UUID),
@@ -118,6 +124,14 @@ async def create_scratch(path: Path, size_bytes: int) -> None:
     except BaseException:
         os.unlink(path)  # noqa: PTH108 -- one system call, also where the loop runs
         raise
+
+
+def _too_large(size_bytes: int, why: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"cannot make a disk of {size_bytes} bytes: {why}",
+        code="machine_too_large",
+        remedy="give the template a smaller disk",
+    )
 
 
 async def _run(argv: list[str], environment: dict[str, str]) -> None:

@@ -188,11 +188,17 @@ async def test_a_missing_program_is_said_to_be_missing() -> None:
     assert caught.value.error_code == "qemu_missing"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root chooses an account")
-@pytest.mark.parametrize("account", ["root", "no-such-account"])
-def test_an_account_that_protects_nothing_is_refused(account: str) -> None:
+@pytest.mark.parametrize(
+    ("uid_map", "first"),
+    [("0 0 4294967295\n", 0x70000000), ("0 100000 65536\n", 61184), ("0 0 1\n1 9 65535\n", 61184)],
+)
+def test_user_ids_are_drawn_from_those_that_there_are(uid_map: str, first: int) -> None:
+    assert isolation.usable_uids(uid_map, uid_map)[0] == first
+
+
+def test_a_root_without_user_ids_to_spare_is_told() -> None:
     with pytest.raises(HostError) as caught:
-        isolation.detect(account)
+        isolation.usable_uids("0 0 4294967295\n", "0 1000 1\n")
     assert caught.value.error_code == "account_unfit"
 
 

@@ -84,8 +84,8 @@ def isolation(confinement: Confinement) -> Finding:
     """Judge how far a hypervisor can be cut off from the host."""
     remedies = {
         Confinement.ACCOUNT: "",
-        Confinement.USER_NAMESPACE: "start vmpool as root, which drops to an account without "
-        "rights for each QEMU",
+        Confinement.USER_NAMESPACE: "start vmpool as root, which gives each QEMU a user id "
+        "of its own, without rights",
         Confinement.NONE: "start vmpool as root, or allow user namespaces: "
         "sysctl kernel.unprivileged_userns_clone=1",
     }

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmpool import disk
@@ -17,13 +18,17 @@ from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import command, hypervisor, isolation, migration, probe, sparse, vsock
 from vmpool.engine.qemu.command import Instance, Slot
 from vmpool.engine.qemu.monitor import listen
-from vmpool.errors import DiskFullError, EngineError, HostError, SnapshotError
-from vmpool.model import SerialAddress, Transport, VsockAddress
+from vmpool.errors import (
+    DiskFullError,
+    EngineError,
+    HostError,
+    InvalidRequestError,
+    SnapshotError,
+)
+from vmpool.model import Accelerator, SerialAddress, Transport, VsockAddress
 from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vmpool.engine.qemu.hypervisor import Hypervisor, StartTimings
     from vmpool.engine.qemu.isolation import Isolation
     from vmpool.errors import InfrastructureError
@@ -48,19 +53,18 @@ class QemuEngine:
         self._isolation = isolation
 
     @classmethod
-    async def detect(cls, *, binary: str = BINARY, account: str | None = None) -> QemuEngine:
+    async def detect(cls, *, binary: str = BINARY) -> QemuEngine:
         """Return an engine for the QEMU of this host, isolated as well as this process may.
 
         Args:
             binary: Found on PATH.
-            account: Whom QEMU runs as when we are root, as in `isolation.detect`.
 
         Raises:
-            HostError: QEMU is missing (`qemu_missing`) or too old (`qemu_too_old`), or there is no
-                such account (`account_unfit`).
+            HostError: QEMU is missing (`qemu_missing`) or too old (`qemu_too_old`), or there is
+                nobody to run it as (`account_unfit`).
         """
         version = await probe.query_version(binary)
-        isolated = await asyncio.to_thread(isolation.detect, account)
+        isolated = await asyncio.to_thread(isolation.detect)
         return cls(binary=binary, version=version, isolation=isolated)
 
     @property
@@ -78,20 +82,25 @@ class QemuEngine:
 
         Args:
             kernel: Files that every account may read, whatever directory they are in.
+
+        Raises:
+            InvalidRequestError: No file here can be as large as its memory or disk; code
+                `machine_too_large`.
         """
         self._require_version(spec)
         memory, scratch = at.directory / MEMORY, at.directory / DISK
+        isolated = self._isolated(spec)
         if spec.disk_bytes:
             await disk.create_scratch(scratch, spec.disk_bytes)
         with _Handover(spec, at) as handover:
-            handover.put(Slot.MEMORY, self._new_memory(memory, spec.memory_bytes))
+            handover.put(Slot.MEMORY, _new_memory(memory, spec.memory_bytes, isolated))
             handover.put(Slot.KERNEL, _open(kernel.kernel, os.O_RDONLY))
             handover.put(Slot.INITRD, _open(kernel.initrd, os.O_RDONLY))
             handover.put(Slot.CONSOLE, _create(at.directory / CONSOLE, os.O_WRONLY))
             if spec.disk_bytes:
                 handover.put(Slot.DISK, _open(scratch, os.O_RDWR))
             argv = command.boot(spec, handover.instance, kernel.command_line)
-            started = await self._start(argv, handover)
+            started = await self._start(argv, handover, isolated)
         return QemuMachine(started, spec, at.directory, handover.agent_address)
 
     async def prepare(self, template: Snapshot, at: Attachment) -> QemuShell:
@@ -106,7 +115,7 @@ class QemuEngine:
                 handover.put(Slot.DISK, _open(template.disk, os.O_RDONLY))
                 disk.write_overlay(overlay, spec.disk_bytes)
             argv = command.restore(spec, handover.instance)
-            started = await self._start(argv, handover)
+            started = await self._start(argv, handover, self._isolated(spec))
         try:
             await migration.enable(started.monitor)
         except BaseException as err:
@@ -116,12 +125,17 @@ class QemuEngine:
             raise
         return QemuShell(started, template, at.directory, handover.agent_address)
 
-    async def _start(self, argv: list[str], handover: _Handover) -> Hypervisor:
+    def _isolated(self, spec: MachineSpec) -> Isolation:
+        if spec.accelerator is Accelerator.TCG or command.takes_kvm_descriptor(spec):
+            return self._isolation.for_one()
+        return self._isolation.for_one(_kvm_group())
+
+    async def _start(self, argv: list[str], handover: _Handover, isolated: Isolation) -> Hypervisor:
         return await hypervisor.start(
             (self._binary, *argv),
             slots=handover.slots,
             directory=handover.directory,
-            isolation=self._isolation,
+            isolation=isolated,
             spec=handover.spec,
             cid=handover.instance.cid,
         )
@@ -132,18 +146,6 @@ class QemuEngine:
                 f"the machine is for QEMU {spec.qemu_version!r}, this is {self._version!r}",
                 code="qemu_version_differs",
             )
-
-    def _new_memory(self, path: Path, size_bytes: int) -> int:
-        descriptor = _create(path, os.O_RDWR)
-        try:
-            os.ftruncate(descriptor, size_bytes)
-            if self._isolation.account is not None:
-                # QEMU opens it once more through /proc, as whom it runs as.
-                os.fchown(descriptor, self._isolation.account.uid, -1)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
 
 
 class QemuShell:
@@ -367,15 +369,43 @@ def _create(path: Path, flags: int) -> int:
         raise EngineError(f"cannot create {str(path)!r}: {err.strerror}") from err
 
 
+def _new_memory(path: Path, size_bytes: int, isolated: Isolation) -> int:
+    descriptor = _create(path, os.O_RDWR)
+    try:
+        os.ftruncate(descriptor, size_bytes)
+        if isolated.account is not None:
+            # QEMU opens it once more through /proc, as whom it runs as.
+            os.fchown(descriptor, isolated.account.uid, -1)
+    except OSError as err:
+        os.close(descriptor)
+        raise InvalidRequestError(
+            f"cannot make {size_bytes} bytes of memory: {err.strerror}",
+            code="machine_too_large",
+            remedy="give the template less memory",
+        ) from err
+    return descriptor
+
+
+def _kvm_group() -> int:
+    try:
+        return Path(_KVM).stat().st_gid
+    except OSError as err:
+        raise _kvm_missing(err) from err
+
+
 def _open_kvm() -> int:
     try:
         return os.open(_KVM, os.O_RDWR | os.O_CLOEXEC)
     except OSError as err:
-        raise HostError(
-            f"cannot open {_KVM}: {err.strerror}",
-            code="kvm_missing",
-            remedy="add this account to the group kvm, or use the accelerator 'tcg'",
-        ) from err
+        raise _kvm_missing(err) from err
+
+
+def _kvm_missing(err: OSError) -> HostError:
+    return HostError(
+        f"cannot open {_KVM}: {err.strerror}",
+        code="kvm_missing",
+        remedy="add this account to the group kvm, or use the accelerator 'tcg'",
+    )
 
 
 def _require_short(path: Path) -> None:

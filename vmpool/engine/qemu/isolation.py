@@ -5,6 +5,9 @@ child inherits those of the thread that makes it. So a short-lived thread cuts i
 spawns QEMU: no chain of helper programs, no code of ours between fork and exec. The C library's
 wrappers would change the credentials of every thread, so plain system calls set them.
 
+Each QEMU runs as a user id of its own that no account has: as one and the same, a guest that broke
+out of its QEMU could open the memory of all others through /proc.
+
 Without root a thread may not do this; then `unshare` does what the kernel allows.
 """
 
@@ -12,10 +15,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-import pwd
+import secrets
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 
 from vmpool.errors import HostError
 
@@ -37,24 +41,34 @@ _SYS_CLOSE_RANGE = 436
 
 _CLOSE_RANGE_CLOEXEC = 4  # linux/close_range.h
 
+_UID_RANGES = (
+    # Between the ids that systemd gives containers and those it keeps for foreign images; see
+    # systemd's docs/UIDS-GIDS.md.
+    range(0x70000000, 0x7FFE0000),
+    # Where a container's root has but 2^16 ids: those of systemd's dynamic users.
+    range(61184, 65520),
+)
+
 _UNSHARE = ("unshare", "--user", "--net", "--ipc", "--uts", "--")
 
 
 class Confinement(StrEnum):
     """How far QEMU processes are cut off from the host, best first."""
 
-    ACCOUNT = "own account and namespaces"
+    ACCOUNT = "a user id of its own for each, own namespaces"
     USER_NAMESPACE = "own namespaces, our account"
     NONE = "our account, no namespaces"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """The unprivileged account that QEMU runs as."""
+    """Whom one QEMU runs as; its group has the same number, and neither has a name.
 
-    name: str
+    Attributes:
+        groups: Supplementary ones.
+    """
+
     uid: int
-    gid: int
     groups: tuple[int, ...] = ()
 
 
@@ -63,46 +77,55 @@ class Isolation:
     """What each QEMU is started with.
 
     Attributes:
-        account: Whom it runs as; `None` for our own account, which then is not root.
+        uids: What a user id is drawn from for each; empty for our own account, which then is not
+            root.
+        account: Whom the one QEMU runs as that this is for; `None` when that is not drawn yet.
         prefix: Put before its command line.
     """
 
     confinement: Confinement
+    uids: range = range(0)
     account: Account | None = None
     prefix: tuple[str, ...] = ()
+
+    def for_one(self, *groups: int) -> Isolation:
+        """Return this for a single QEMU, with an account drawn for it that has `groups`."""
+        if not self.uids:
+            return self
+        return replace(self, account=Account(uid=secrets.choice(self.uids), groups=groups))
 
     def enter(self) -> None:
         """Cut the calling thread off, for good: call it in a thread that ends soon after.
 
+        What is not for one QEMU yet draws an account.
+
         Raises:
             HostError: The kernel refused; code `isolation_failed`. The thread is in between.
         """
+        account = self.account or self.for_one().account
         namespaces = _CLONE_NEWNET | _CLONE_NEWIPC | _CLONE_NEWUTS | _CLONE_NEWPID
         own = _CLONE_FS | _CLONE_FILES
-        _call("unshare", own | (namespaces if self.account is not None else 0))
+        _call("unshare", own | (namespaces if account is not None else 0))
         # Whatever we inherited ourselves goes no further; the spawn names what does.
         _call("syscall", _SYS_CLOSE_RANGE, 3, ctypes.c_uint(-1), _CLOSE_RANGE_CLOEXEC)
         os.chdir("/")  # of this thread alone, now that it shares no directory
         _call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        if self.account is not None:
-            groups = (ctypes.c_uint32 * len(self.account.groups))(*self.account.groups)
+        if account is not None:
+            groups = (ctypes.c_uint32 * len(account.groups))(*account.groups)
             _call("syscall", _SYS_SETGROUPS, len(groups), groups)
-            _call("syscall", _SYS_SETRESGID, *[ctypes.c_uint32(self.account.gid)] * 3)
-            _call("syscall", _SYS_SETRESUID, *[ctypes.c_uint32(self.account.uid)] * 3)
+            _call("syscall", _SYS_SETRESGID, *[ctypes.c_uint32(account.uid)] * 3)
+            _call("syscall", _SYS_SETRESUID, *[ctypes.c_uint32(account.uid)] * 3)
 
 
-def detect(account: str | None = None) -> Isolation:
+def detect() -> Isolation:
     """Return the best isolation that this process may give its children. Blocks.
 
-    Args:
-        account: Whom QEMU runs as when we are root; by default `vmpool` where there is such an
-            account, `nobody` elsewhere.
-
     Raises:
-        HostError: There is no such account, or it is root; code `account_unfit`.
+        HostError: We are root, but of a user namespace with too few ids; code `account_unfit`.
     """
     if os.geteuid() == 0:
-        return Isolation(confinement=Confinement.ACCOUNT, account=_account(account))
+        maps = [Path(f"/proc/self/{kind}_map").read_text() for kind in ("uid", "gid")]
+        return Isolation(confinement=Confinement.ACCOUNT, uids=usable_uids(*maps))
     tried = subprocess.run(
         [*_UNSHARE, "true"], check=False, capture_output=True, timeout=10, close_fds=True
     )
@@ -111,21 +134,25 @@ def detect(account: str | None = None) -> Isolation:
     return Isolation(confinement=Confinement.NONE)
 
 
-def _account(name: str | None) -> Account:
-    for candidate in (name,) if name is not None else ("vmpool", "nobody"):
-        try:
-            entry = pwd.getpwnam(candidate)
-        except KeyError:
-            continue
-        if entry.pw_uid == 0:
-            break
-        groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
-        return Account(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid, groups=groups)
+def usable_uids(*maps: str) -> range:
+    """Return the ids that QEMUs may have where `maps` say which there are; see user_namespaces(7).
+
+    Raises:
+        HostError: There are none to spare; code `account_unfit`.
+    """
+    for uids in _UID_RANGES:
+        if all(_covers(text, uids) for text in maps):
+            return uids
     raise HostError(
-        f"no unprivileged account {name or 'vmpool'!r} to run QEMU as",
+        "no user ids are left here to run QEMU as",
         code="account_unfit",
-        remedy=f"useradd --system --no-create-home --shell /usr/sbin/nologin {name or 'vmpool'}",
+        remedy="give this container 65536 user ids, or start vmpool as an account that is not root",
     )
+
+
+def _covers(map_text: str, uids: range) -> bool:
+    extents = [[int(part) for part in line.split()] for line in map_text.splitlines()]
+    return any(first <= uids[0] and uids[-1] < first + count for first, _, count in extents)
 
 
 def _call(function: str, *arguments: object) -> None:
