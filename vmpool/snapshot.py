@@ -40,12 +40,22 @@ DISK = "disk"
 
 _MANIFEST_LIMIT_BYTES = 1 << 20
 
+# Of the digest of a file; another size of blocks makes another digest.
+_BLOCK_BYTES = 64 << 10
+_ZERO_BLOCK = bytes(_BLOCK_BYTES)
+_ZERO_TAG, _DATA_TAG = b"\0", b"\1"
+
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What one file of a snapshot must be."""
+    """What one file of a snapshot must be.
+
+    Attributes:
+        digest: Of what the file holds, the same whether its zeros are stored or holes; not what
+            `sha256sum` prints.
+    """
 
     size_bytes: int
-    sha256: str
+    digest: str
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,14 +156,15 @@ class Snapshot:
     def verify(self) -> None:
         """Read every file and compare it with its digest.
 
-        Reads all of the memory file: for an import or the start of a host, not for a restore.
+        Reads all that is stored of the memory file: for an import or the start of a host, not for a
+        restore.
 
         Raises:
             SnapshotError: A file is missing or not what was saved; code `snapshot_damaged`.
         """
         self.check_sizes()
         for name, record in self.manifest.files.items():
-            if _digest(self.directory / name) != record.sha256:
+            if _digest(self.directory / name) != record.digest:
                 raise _damaged(self.directory, f"{name!r} does not match its digest")
 
     def check_sizes(self) -> None:
@@ -203,9 +214,9 @@ def describe(
     created_ns: int,
     parent: str | None = None,
 ) -> Manifest:
-    """Return the manifest of the files in `partial`; reads all of them for their digests."""
+    """Return the manifest of the files in `partial`; reads what they store for their digests."""
     files = {
-        path.name: FileRecord(size_bytes=path.stat().st_size, sha256=_digest(path))
+        path.name: FileRecord(size_bytes=path.stat().st_size, digest=_digest(path))
         for path in sorted(partial.iterdir())
     }
     return Manifest(
@@ -329,8 +340,43 @@ def _publishing_failed(final: Path, err: OSError) -> ConflictError | DiskFullErr
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the digest of a file, in hexadecimal.
+
+    SHA-256 of a tag for each block, which is followed by the block's bytes unless all of them are
+    zero, and of the file's size. So a hole is not read, and is nevertheless the zeros that it reads
+    as: file systems choose for themselves what they store.
+    """
+    hasher = hashlib.sha256()
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        offset = 0
+        while offset < size:
+            data = _next_data(descriptor, offset, size)
+            zeros = (data - offset) // _BLOCK_BYTES
+            hasher.update(_ZERO_TAG * zeros)
+            offset += zeros * _BLOCK_BYTES
+            block = os.pread(descriptor, _BLOCK_BYTES, offset)
+            if _ZERO_BLOCK.startswith(block):
+                hasher.update(_ZERO_TAG)
+            else:
+                hasher.update(_DATA_TAG)
+                hasher.update(block)
+            offset += _BLOCK_BYTES
+    finally:
+        os.close(descriptor)
+    hasher.update(size.to_bytes(8, "big"))
+    return hasher.hexdigest()
+
+
+def _next_data(descriptor: int, offset: int, size: int) -> int:
+    """Return where the next bytes are stored, at `offset` or later; the last block if nowhere."""
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as err:
+        if err.errno != errno.ENXIO:  # only a hole is left
+            raise
+        return max(offset, size - 1)
 
 
 def _sync(path: Path) -> None:

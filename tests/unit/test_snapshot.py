@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vmpool import snapshot
 from vmpool.errors import ConflictError, SnapshotError
@@ -157,6 +159,78 @@ def test_a_flipped_byte_is_found_and_named(tmp_path: Path, name: str) -> None:
     assert caught.value.error_code == "snapshot_damaged"
 
 
+BLOCK = 64 << 10
+
+
+def sparse(path: Path, size_bytes: int, stored: dict[int, bytes]) -> Path:
+    """Write a file that is a hole but for what is stored at some offsets."""
+    with path.open("xb") as file:
+        file.truncate(size_bytes)
+        for offset, data in stored.items():
+            os.pwrite(file.fileno(), data, offset)
+    return path
+
+
+def digest_of(path: Path) -> str:
+    """Return the digest that a manifest would have for a file."""
+    directory = path.with_name(f"{path.name}.directory")
+    directory.mkdir()
+    (directory / "memory").hardlink_to(path)
+    described = snapshot.describe(directory, id="x", image="x", spec=SPEC, created_ns=0)
+    return described.files["memory"].digest
+
+
+def test_holes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    real = os.pread
+
+    def counted(descriptor: int, length: int, offset: int) -> bytes:
+        read.append(offset)
+        return real(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", counted)
+    size = 1 << 40
+    digest_of(sparse(tmp_path / "memory", size, {5 * BLOCK + 9: b"x", size // 2: b"y"}))
+    assert read == [5 * BLOCK, size // 2, size - BLOCK]
+
+
+@given(
+    size=st.integers(0, 4 * BLOCK),
+    stored=st.dictionaries(st.integers(0, 4 * BLOCK - 1), st.integers(1, 255), max_size=6),
+)
+def test_a_digest_is_of_what_is_read_and_not_of_what_is_stored(
+    tmp_path_factory: pytest.TempPathFactory, size: int, stored: dict[int, int]
+) -> None:
+    directory = tmp_path_factory.mktemp("digest")
+    bytes_of = {offset: bytes([value]) for offset, value in stored.items() if offset < size}
+    with_holes = sparse(directory / "holes", size, bytes_of)
+    (directory / "full").write_bytes(with_holes.read_bytes())
+    assert digest_of(with_holes) == digest_of(directory / "full")
+
+
+@pytest.mark.parametrize(
+    ("size", "stored"),
+    [
+        (4 * BLOCK, {BLOCK: b"x"}),
+        (4 * BLOCK, {BLOCK: b"x", 3 * BLOCK + 1: b"\1"}),
+        (4 * BLOCK, {2 * BLOCK: b"x"}),
+        (4 * BLOCK, {BLOCK + 1: b"x"}),
+        (4 * BLOCK, {BLOCK: b"y"}),
+        (4 * BLOCK, {4 * BLOCK - 1: b"x"}),
+        (4 * BLOCK, {}),
+        (4 * BLOCK - 1, {}),
+        (4 * BLOCK - 1, {BLOCK: b"x"}),
+        (3 * BLOCK, {}),
+    ],
+)
+def test_no_two_different_files_have_the_same_digest(
+    tmp_path: Path, size: int, stored: dict[int, bytes]
+) -> None:
+    """A byte in a hole, a block lost to a hole or gone elsewhere, an end cut off or added."""
+    sound = digest_of(sparse(tmp_path / "sound", 4 * BLOCK, {BLOCK: b"x", 3 * BLOCK: b"\1"}))
+    assert digest_of(sparse(tmp_path / "memory", size, stored)) != sound
+
+
 @pytest.mark.parametrize("name", ["memory", "device-state"])
 def test_a_file_cut_short_is_refused_at_load(tmp_path: Path, name: str) -> None:
     found = published(tmp_path)
@@ -190,7 +264,7 @@ def _rewritten(found: Snapshot, **changes: object) -> Path:
         ({"format": 2, "spec": "of another kind"}, "snapshot_unfit"),
         ({"format": "x"}, "snapshot_damaged"),
         ({"files": {}}, "snapshot_damaged"),
-        ({"files": {"../memory": {"size_bytes": 1, "sha256": ""}}}, "snapshot_damaged"),
+        ({"files": {"../memory": {"size_bytes": 1, "digest": ""}}}, "snapshot_damaged"),
         ({"spec": {"root": 1}}, "snapshot_damaged"),
     ],
 )
