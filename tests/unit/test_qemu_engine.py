@@ -11,7 +11,7 @@ import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from msgspec import structs
@@ -175,11 +175,11 @@ async def test_a_qemu_cannot_open_the_memory_of_its_sibling(
     assert codes == [0, 13]  # what opens its own is what is refused the other's
 
 
-@pytest.mark.parametrize("kind", ["memory_bytes", "disk_bytes"])
+@pytest.mark.parametrize("change", [{"memory_bytes": 2**63 - MIB}, {"disk_bytes": 2**63 - MIB}])
 async def test_a_machine_larger_than_any_file_is_refused_in_words(
-    engine: QemuEngine, spec: MachineSpec, run: Path, kind: str
+    engine: QemuEngine, spec: MachineSpec, run: Path, change: dict[str, Any]
 ) -> None:
-    huge = replace(spec, **{kind: 2**63 - MIB})
+    huge = replace(spec, **change)
     with pytest.raises(InvalidRequestError) as caught:
         await engine.boot(huge, tiny_guest.kernel(run, tiny_guest.IDLE), attachment(run))
     assert caught.value.error_code == "machine_too_large"

@@ -16,6 +16,7 @@ import pytest
 from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import isolation, process
 from vmpool.engine.qemu.isolation import Confinement
+from vmpool.engine.qemu.output import LIMIT_BYTES, Output
 from vmpool.engine.qemu.process import Process
 from vmpool.errors import HostError
 
@@ -229,9 +230,21 @@ async def test_an_error_of_uninterrupted_work_is_raised() -> None:
         await uninterrupted(work())
 
 
-def test_a_log_tail_is_short_and_always_text(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    assert process.log_tail(log) == ""
-    log.write_bytes(b"x" * 100_000 + b"\xff\nlast\n")
-    assert process.log_tail(log).endswith("last")
-    assert len(process.log_tail(log)) < 5000
+async def test_output_is_kept_within_a_limit_and_the_process_lives_on() -> None:
+    kept = Output()
+    script = "head -c 100000 /dev/zero | tr '\\0' x; echo; exit 7"
+    child = await spawned("sh", "-c", script, log=kept.fileno())
+    assert await child.wait() == 7
+    assert os.fstat(kept.fileno()).st_size == LIMIT_BYTES
+    assert set(kept.tail) == {"x"}
+    kept.close()
+    assert len(kept.tail) == 4096
+
+
+async def test_the_last_words_of_a_process_outlive_its_output_and_are_text() -> None:
+    kept = Output()
+    assert kept.tail == ""
+    await (await spawned("printf", "first\\n\\377last\\n", log=kept.fileno())).wait()
+    kept.close()
+    kept.close()
+    assert kept.tail == "first\n\ufffdlast"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import process as processes
 from vmpool.engine.qemu.monitor import Monitor
-from vmpool.engine.qemu.process import Process, log_tail
+from vmpool.engine.qemu.output import Output
 from vmpool.engine.qemu.record import Record
 from vmpool.errors import EngineError, GuestError
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmpool.engine.qemu.isolation import Isolation
+    from vmpool.engine.qemu.process import Process
     from vmpool.errors import InfrastructureError
     from vmpool.model import MachineSpec
 
 QMP_SOCKET = "qmp"
-LOG = "qemu.log"
 
 _GUEST_ENDINGS = {
     "guest-panic": ("the guest's kernel panicked", "guest_panicked"),
@@ -57,14 +57,14 @@ class Hypervisor:
         process: Process,
         monitor: Monitor,
         argv: tuple[str, ...],
-        log: Path,
+        output: Output,
         timings: StartTimings,
     ) -> None:
         self.process = process
         self.monitor = monitor
         self.timings = timings
         self._argv = argv
-        self._log = log
+        self._output = output
 
     async def execute(self, command: str, **arguments: object) -> Any:
         """Run a QMP command, as `Monitor.execute`.
@@ -79,11 +79,11 @@ class Hypervisor:
 
     def explained(self, err: EngineError) -> EngineError:
         """Return `err` with this process's command line and what it logged."""
-        return _explained(err, self._argv, self._log)
+        return _explained(err, self._argv, self._output)
 
     async def kill(self) -> None:
         """End the process and the session. *Idempotent*, completes when cancelled."""
-        await uninterrupted(_end(self.process, self.monitor))
+        await uninterrupted(_end(self.process, self.monitor, self._output))
 
     async def obituary(self) -> InfrastructureError:
         """Wait for the end and return, as an error to raise, what it was."""
@@ -120,23 +120,24 @@ async def start(
         HostError: It is missing, or cannot be isolated.
     """
     began = time.perf_counter_ns()
-    log = directory / LOG
-    with log.open("ab") as log_file:
-        process = await processes.spawn(
-            argv, slots=slots, log=log_file.fileno(), isolation=isolation
-        )
+    output = Output()
+    try:
+        process = await processes.spawn(argv, slots=slots, log=output.fileno(), isolation=isolation)
+    except BaseException:
+        output.close()
+        raise
     monitor = Monitor(on_flood=process.send_kill)
     try:
         spawned = time.perf_counter_ns()
         Record.of(process.pid, spec, cid).write(directory)
         await _connect(monitor, process, directory)
     except BaseException as err:
-        await uninterrupted(_end(process, monitor))
+        await uninterrupted(_end(process, monitor, output))
         if isinstance(err, EngineError):
-            raise _explained(err, argv, log) from err
+            raise _explained(err, argv, output) from err
         raise
     timings = StartTimings(spawn_ns=spawned - began, monitor_ns=time.perf_counter_ns() - spawned)
-    return Hypervisor(process, monitor, argv, log, timings)
+    return Hypervisor(process, monitor, argv, output, timings)
 
 
 async def _connect(monitor: Monitor, process: Process, directory: Path) -> None:
@@ -157,15 +158,16 @@ async def _connect(monitor: Monitor, process: Process, directory: Path) -> None:
         await asyncio.wait((connected, ended))
 
 
-async def _end(process: Process, monitor: Monitor) -> None:
-    await process.kill()
+async def _end(process: Process, monitor: Monitor, output: Output) -> None:
     try:
+        await process.kill()
         await monitor.ended()  # its last events are read before the session is closed
     finally:
+        output.close()
         await monitor.close()
 
 
-def _explained(err: EngineError, argv: tuple[str, ...], log: Path) -> EngineError:
+def _explained(err: EngineError, argv: tuple[str, ...], output: Output) -> EngineError:
     return EngineError(
-        err.message, code=err.error_code, remedy=err.remedy, argv=argv, log_tail=log_tail(log)
+        err.message, code=err.error_code, remedy=err.remedy, argv=argv, log_tail=output.tail
     )

@@ -21,7 +21,6 @@ from vmpool.errors import EngineError, HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
     from typing import TypeVar
 
     from vmpool.engine.qemu.isolation import Isolation
@@ -33,8 +32,6 @@ UNKNOWN_EXIT = 255
 
 REAP_TIMEOUT = 15.0
 """Seconds from SIGKILL until the kernel must have torn a process down, RAM and all."""
-
-_LOG_TAIL_BYTES = 4096
 
 # Sources are moved above every slot first: a slot filled could overwrite a source still to come.
 _ABOVE_SLOTS = 512
@@ -211,14 +208,3 @@ async def _in_own_thread(function: Callable[[], T]) -> T:
         return await future
     finally:
         thread.join()
-
-
-def log_tail(log: Path) -> str:
-    """Return the last lines of a log file, empty when there is none."""
-    try:
-        with log.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _LOG_TAIL_BYTES))
-            return file.read(_LOG_TAIL_BYTES).decode(errors="replace").strip()
-    except FileNotFoundError:
-        return ""
