@@ -9,7 +9,9 @@ import sys
 from typing import Any
 
 _TEXT_LIMIT = 64 * 1024
-_BUNDLE_LIMIT = 6 * 1024 * 1024
+_BUNDLE_LIMIT = 1000 * 1024
+"""Bytes of a bundle as JSON; the protocol takes 1 MiB with what is around it."""
+_LEFT_OUT = "\n[richer forms left out: too large]"
 _METHODS = {
     "_repr_html_": "text/html",
     "_repr_markdown_": "text/markdown",
@@ -35,9 +37,7 @@ def bundle(value: object) -> dict[str, str]:
                 forms.setdefault(kind, form)
     forms.setdefault("text/plain", _plain(value))
     shown = {str(kind): _text(form) for kind, form in forms.items()}
-    if sum(len(kind) + len(text) for kind, text in shown.items()) > _BUNDLE_LIMIT:
-        return {"text/plain": shown["text/plain"][:_TEXT_LIMIT]}
-    return shown
+    return _fitting({clean(kind): clean(text) for kind, text in shown.items()})
 
 
 def figures() -> list[dict[str, str]]:
@@ -51,11 +51,24 @@ def figures() -> list[dict[str, str]]:
         image = io.BytesIO()
         figure.savefig(image, format="png", bbox_inches="tight")
         forms = {"text/plain": _plain(figure), "image/png": _text(image.getvalue())}
-        if len(forms["image/png"]) > _BUNDLE_LIMIT:
-            del forms["image/png"]
-        shown.append(forms)
+        shown.append(_fitting(forms))
     pyplot.close("all")
     return shown
+
+
+def _fitting(forms: dict[str, str]) -> dict[str, str]:
+    """Return a bundle that one message holds: where all are too much, the start of the text."""
+    if len(json.dumps(forms)) <= _BUNDLE_LIMIT:
+        return forms
+    plain = forms["text/plain"]
+    cut = "\n[cut]" if len(plain) > _TEXT_LIMIT else ""
+    left_out = _LEFT_OUT if len(forms) > 1 else ""
+    return {"text/plain": plain[:_TEXT_LIMIT] + cut + left_out}
+
+
+def clean(text: str) -> str:
+    """Return text without lone surrogates, which stand for no character."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _call(value: object, name: str) -> object:

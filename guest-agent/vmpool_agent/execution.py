@@ -104,7 +104,7 @@ class Execution:
             if self.relay.pid is not None:
                 self._start()
         elif kind in _SHOWN and self._started:
-            self._channel.send_message(value)
+            self._show(value)
 
     def on_reports_end(self) -> None:
         """See `relay.Owner`."""
@@ -135,6 +135,13 @@ class Execution:
         self._failed = True
         self._channel.fail(OperationError("interpreter_lost", why))
         self.relay.abandon()
+
+    def _show(self, value: dict[str, Any]) -> None:
+        try:
+            self._channel.send_message(value)
+        except wire.MisuseError as err:
+            left_out = {"text/plain": f"[left out: {err}]"}
+            self._channel.send_message({"type": "result", "mime": left_out})
 
     def _start(self) -> None:
         if self._started or self._failed:

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from vmpool_agent.system import Account
 
 MAX_ENTRIES = 10_000
+MAX_LISTING = 8 * 1024 * 1024
 _BATCH = 100
+_BATCH_SIZE = 64 * 1024
+"""Characters of paths in one message, 12 bytes of JSON each at worst: below its limit."""
+_ENTRY_COST = 128
 _NAME_SHOWN = 1024
 _CHUNK = 128 * 1024
 _CODES = {
@@ -135,13 +139,19 @@ def _stat(path: str, _account: Account, _request: dict[str, Any]) -> dict[str, A
 
 def _list(path: str, _account: Account, request: dict[str, Any]) -> dict[str, Any]:
     batch: list[dict[str, Any]] = []
+    total = size = 0
     for count, entry in enumerate(_walk(path, _number(request, "depth") or 1)):
-        if count >= MAX_ENTRIES:
-            raise OperationError("too_many_entries", f"{path!r} has over {MAX_ENTRIES} entries")
+        cost = _ENTRY_COST + len(entry["path"]) + len(entry["target"] or "")
+        total += cost
+        size += cost
+        if count >= MAX_ENTRIES or total > MAX_LISTING:
+            what = f"{path[:_NAME_SHOWN]!r} has over {MAX_ENTRIES} entries, or paths too long"
+            raise OperationError("too_many_entries", what)
         batch.append(entry)
-        if len(batch) == _BATCH:
+        if len(batch) == _BATCH or size > _BATCH_SIZE:
             spawn.tell({"type": "entries", "entries": batch})
             batch = []
+            size = 0
     if batch:
         spawn.tell({"type": "entries", "entries": batch})
     return {}

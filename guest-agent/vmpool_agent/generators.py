@@ -29,6 +29,17 @@ def reseed() -> None:
         # A node drawn at random and the time last used would be those of every sibling.
         uuid._node = None  # type: ignore[attr-defined]
         uuid._last_timestamp = None  # type: ignore[attr-defined]
+    platform = sys.modules.get("platform")
+    if platform is not None:
+        # It remembers the host name of whoever asked first, which was the template.
+        platform._uname_cache = None  # type: ignore[attr-defined]
+    tempfile = sys.modules.get("tempfile")
+    if tempfile is not None:
+        tempfile._name_sequence = None  # type: ignore[attr-defined]
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None:
+        # A key of this process's own, by which its children are let in.
+        process.current_process().authkey = os.urandom(32)
     ssl = sys.modules.get("ssl")
     if ssl is not None:
         ssl.RAND_add(os.urandom(_SEED_SIZE), float(_SEED_SIZE))

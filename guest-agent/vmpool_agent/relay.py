@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _GRACE = 0.5
 """Seconds that output may stay open after we killed the group: others may hold the pipes."""
-_MAX_REPORT = wire.MAX_MESSAGE
+_MAX_REPORT = wire.MAX_ANSWER
 
 
 class Owner(Protocol):

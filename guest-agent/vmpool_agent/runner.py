@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from vmpool_agent.system import System
 
 _FILE = "<code>"
-_TEXT_LIMIT = 64 * 1024
+_NAME_LIMIT = 256
+_TEXT_LIMIT = 32 * 1024
+"""Characters of an exception's text, each 12 bytes of JSON at worst: both fit one message."""
 
 
 def serve(system: System) -> int:
@@ -160,9 +162,9 @@ def _describe(err: BaseException) -> dict[str, Any]:
         value = "<its str raised>"
     text = "".join(traceback.format_exception(type(err), err.with_traceback(trace), trace))
     return {
-        "name": type(err).__name__,
-        "value": value[:_TEXT_LIMIT],
-        "traceback": text[-_TEXT_LIMIT:],
+        "name": display.clean(type(err).__name__[:_NAME_LIMIT]),
+        "value": display.clean(value[:_TEXT_LIMIT]),
+        "traceback": display.clean(text[-_TEXT_LIMIT:]),
     }
 
 

@@ -89,9 +89,13 @@ class Channel:
         self._session.flush()
 
     def send_message(self, value: dict[str, Any]) -> None:
-        """Send a message after those before it, as the window allows."""
+        """Send a message after those before it, as the window allows.
+
+        Raises:
+            MisuseError: It is larger than the host takes; nothing was sent.
+        """
         if self._open:
-            self._documents.append(wire.encode(value))
+            self._documents.append(wire.encode(value, wire.MAX_ANSWER))
             self._pump()
 
     def consumed(self, data: wire.Data) -> None:
@@ -131,6 +135,8 @@ class Channel:
             self._deliver(event, start)
         except OperationError as err:
             self.fail(err)
+        except wire.PeerError as err:
+            self.fail(OperationError("bad_request", str(err)))
         except Exception as err:  # noqa: BLE001 the channel's top: its fault is not the others'
             report("operation failed")
             operation, self._operation = self._operation, None
@@ -154,10 +160,11 @@ class Channel:
                 operation.on_writable()
         elif isinstance(event, wire.Message):
             self._session.connection.consumed(event)
+            value = wire.decode(event.document)
             if operation is not None:
-                operation.on_message(event.value)
+                operation.on_message(value)
             elif not self._ending:
-                self._operation = start(self, event.value)
+                self._operation = start(self, value)
         elif isinstance(event, wire.Data):
             if operation is not None:
                 operation.on_data(event)

@@ -12,6 +12,8 @@ import struct
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vmpool_agent.flow import Flow
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -19,8 +21,9 @@ MAX_PAYLOAD = 32 * 1024
 FRAME_COST = 64
 """What a frame costs in the window beside its payload, so that small frames fill it too."""
 WINDOW = 256 * 1024
-MAX_CREDIT = 2**31 - 1
-MAX_MESSAGE = 8 * 1024 * 1024
+MIN_CREDIT = WINDOW // 4
+MAX_MESSAGE = 8 * 1024 * 1024  # from the host
+MAX_ANSWER = 1024 * 1024  # from the agent: the host reads it on a loop that others share
 MAX_CHANNELS = 256
 MAX_DISCARD = 16 * 1024 * 1024
 VERSIONS = (1, 1)
@@ -34,7 +37,7 @@ _HEADER = struct.Struct("!BBHI")  # kind, stream, payload length, channel
 _SYNC = struct.Struct("!8s16sHH")  # magic, nonce, lowest and highest version
 _CREDIT = struct.Struct("!I")
 _MAGIC = b"vmpool\xf0\x0d"
-_RETURN_AT = WINDOW // 4
+_DRAIN_SLACK = 16 * FRAME_COST  # for the control frames on a channel that we closed
 
 MAX_FRAME = _HEADER.size + MAX_PAYLOAD
 FLUSH = bytes(MAX_FRAME)
@@ -83,13 +86,13 @@ class Data(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A whole message; give its cost back with `Connection.consumed`.
+    """A whole message as it came; give its cost back with `Connection.consumed`.
 
     `cost` is that of its last frame: the frames before it are accounted for inside.
     """
 
     channel: int
-    value: dict[str, Any]
+    document: bytes
     cost: int
 
 
@@ -115,15 +118,15 @@ if TYPE_CHECKING:  # Python 3.9 cannot make this union
     Event = Synchronised | Opened | Data | Message | Finished | Closed | Credited
 
 
-def encode(value: dict[str, Any]) -> memoryview:
+def encode(value: dict[str, Any], limit: int = MAX_MESSAGE) -> memoryview:
     """Return the document of a message.
 
     Raises:
-        MisuseError: The document is over `MAX_MESSAGE` bytes.
+        MisuseError: The document is over `limit` bytes.
     """
     document = json.dumps(value, separators=(",", ":")).encode("ascii")
-    if len(document) > MAX_MESSAGE:
-        raise MisuseError(f"message of {len(document)} bytes is over {MAX_MESSAGE}")
+    if len(document) > limit:
+        raise MisuseError(f"message of {len(document)} bytes is over {limit}")
     return memoryview(document)
 
 
@@ -149,25 +152,6 @@ class _Frame(NamedTuple):
     payload: bytes
 
 
-class _Flow:
-    """One channel's accounts: the windows of both directions and a message being assembled."""
-
-    __slots__ = (
-        "finished_in", "finished_out", "owed", "parts", "receive_window",
-        "send_window", "waiting", "withheld",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.send_window = WINDOW
-        self.receive_window = WINDOW
-        self.owed = 0  # consumed, and not yet given back
-        self.withheld = 0  # cost of assembled parts that must wait for an earlier message
-        self.waiting = 0  # messages that the owner has not consumed
-        self.parts = bytearray()
-        self.finished_in = False
-        self.finished_out = False
-
-
 class Connection:
     """One end of one stream.
 
@@ -181,9 +165,10 @@ class Connection:
     def __init__(self, role: Role) -> None:
         self.outgoing = bytearray()
         self.version = 0
+        self.assembling = 0  # bytes of messages that are not whole yet, on all channels
         self._role = role
-        self._flows: dict[int, _Flow] = {}
-        self._draining: set[int] = set()
+        self._flows: dict[int, Flow] = {}
+        self._draining: dict[int, int] = {}  # what may still come on channels that we closed
         self._last = 0
         self._buffer = bytearray()
         self._discarded = 0
@@ -232,7 +217,7 @@ class Connection:
         if len(self._flows) + len(self._draining) >= MAX_CHANNELS:
             raise MisuseError(f"{MAX_CHANNELS} channels are open")
         self._last += 1
-        self._flows[self._last] = _Flow()
+        self._flows[self._last] = Flow(WINDOW)
         self._frame(_OPEN, self._last)
         return self._last
 
@@ -272,10 +257,12 @@ class Connection:
 
     def send_close(self, channel: int) -> None:
         """Send CLOSE. *Idempotent*; on the host a `Closed` event follows when the agent agrees."""
-        if self._flows.pop(channel, None) is None:
+        flow = self._flows.pop(channel, None)
+        if flow is None:
             return
+        self.assembling -= len(flow.parts)
         if self._role is Role.HOST:
-            self._draining.add(channel)
+            self._draining[channel] = flow.receive_window + _DRAIN_SLACK
         self._frame(_CLOSE, channel)
 
     def consumed(self, event: Data | Message) -> None:
@@ -328,6 +315,7 @@ class Connection:
         self._last = 0
         self._discarded = 0
         self.version = 0
+        self.assembling = 0
         self.outgoing.clear()
 
     def _hunt(self, offset: int, _events: list[Event]) -> int:
@@ -351,8 +339,7 @@ class Connection:
         if not available:
             return 0
         if buffer[offset] == _NOP:
-            chunk = bytes(buffer[offset : offset + MAX_FRAME])
-            return len(chunk) - len(chunk.lstrip(b"\0"))
+            return self._count_nops(offset)
         if available < _HEADER.size:
             return 0
         kind, stream, length, channel = _HEADER.unpack_from(buffer, offset)
@@ -366,6 +353,18 @@ class Connection:
             raise PeerError(f"stream {stream} on frame kind {kind}")
         events.extend(self._dispatch(_Frame(kind, stream, channel, payload)))
         return size
+
+    def _count_nops(self, offset: int) -> int:
+        """Return the length of a run of NOPs; looks no further ahead than the run is long."""
+        size = 0
+        look = 16
+        while True:
+            chunk = self._buffer[offset + size : offset + size + look]
+            run = len(chunk) - len(chunk.lstrip(b"\0"))
+            size += run
+            if run < look:
+                return size
+            look = min(2 * look, MAX_FRAME)
 
     def _dispatch(self, frame: _Frame) -> Iterator[Event]:
         if frame.kind in (_SYNC_KIND, _SYNCED):
@@ -383,7 +382,7 @@ class Connection:
         else:
             yield self._on_control(flow, frame)
 
-    def _on_control(self, flow: _Flow, frame: _Frame) -> Event:
+    def _on_control(self, flow: Flow, frame: _Frame) -> Event:
         channel = frame.channel
         if frame.kind == _CREDIT_KIND:
             return self._on_credit(flow, frame)
@@ -391,6 +390,7 @@ class Connection:
             raise PeerError(f"payload on frame kind {frame.kind}")
         if frame.kind == _CLOSE:
             del self._flows[channel]
+            self.assembling -= len(flow.parts)
             if self._role is Role.AGENT:
                 self._frame(_CLOSE, channel)
             return Closed(channel)
@@ -426,7 +426,7 @@ class Connection:
         if len(self._flows) >= MAX_CHANNELS:
             raise PeerError(f"more than {MAX_CHANNELS} channels")
         self._last = channel
-        self._flows[channel] = _Flow()
+        self._flows[channel] = Flow(WINDOW)
         return Opened(channel)
 
     def _on_stranger(self, frame: _Frame) -> Iterator[Event]:
@@ -436,19 +436,23 @@ class Connection:
         if frame.channel not in self._draining:
             raise PeerError(f"frame kind {frame.kind} on channel {frame.channel}, not open")
         if frame.kind == _CLOSE:
-            self._draining.remove(frame.channel)
+            del self._draining[frame.channel]
             yield Closed(frame.channel)
+            return
+        self._draining[frame.channel] -= FRAME_COST + len(frame.payload)
+        if self._draining[frame.channel] < 0:
+            raise PeerError(f"window of channel {frame.channel} overrun after CLOSE")
 
-    def _on_credit(self, flow: _Flow, frame: _Frame) -> Credited:
+    def _on_credit(self, flow: Flow, frame: _Frame) -> Credited:
         if len(frame.payload) != _CREDIT.size:
             raise PeerError("malformed CREDIT")
         (increment,) = _CREDIT.unpack(frame.payload)
         flow.send_window += increment
-        if not increment or flow.send_window > MAX_CREDIT:
+        if increment < MIN_CREDIT or flow.send_window > WINDOW:
             raise PeerError(f"CREDIT of {increment} for a window of {flow.send_window}")
         return Credited(frame.channel)
 
-    def _on_payload(self, flow: _Flow, frame: _Frame) -> Iterator[Event]:
+    def _on_payload(self, flow: Flow, frame: _Frame) -> Iterator[Event]:
         channel, payload = frame.channel, frame.payload
         cost = FRAME_COST + len(payload)
         if not payload or flow.finished_in:
@@ -459,23 +463,26 @@ class Connection:
         if frame.kind == _DATA:
             yield Data(channel, frame.stream, payload)
             return
-        if len(flow.parts) + len(payload) > MAX_MESSAGE:
-            raise PeerError(f"message over {MAX_MESSAGE} bytes")
+        limit = MAX_ANSWER if self._role is Role.HOST else MAX_MESSAGE
+        if len(flow.parts) + len(payload) > limit:
+            raise PeerError(f"message over {limit} bytes")
         flow.parts += payload
+        self.assembling += len(payload)
         if frame.kind == _MESSAGE:
             document = bytes(flow.parts)
             flow.parts = bytearray()
+            self.assembling -= len(document)
             flow.waiting += 1
-            yield Message(channel, decode(document), cost)
+            yield Message(channel, document, cost)
         elif flow.waiting:
             flow.withheld += cost
         else:
             flow.owed += cost
             self._return_credit(channel, flow)
 
-    def _return_credit(self, channel: int, flow: _Flow) -> None:
+    def _return_credit(self, channel: int, flow: Flow) -> None:
         # A finished peer needs no more credit; a small debt is given back with the next.
-        if flow.owed >= _RETURN_AT and not flow.finished_in:
+        if flow.owed >= MIN_CREDIT and not flow.finished_in:
             flow.receive_window += flow.owed
             self._frame(_CREDIT_KIND, channel, _CREDIT.pack(flow.owed))
             flow.owed = 0

@@ -18,7 +18,7 @@ CLONES = 50
 AT_ONCE = 2
 
 PROBE = """
-import json, os, random, secrets, ssl, uuid, time
+import json, os, platform, random, secrets, ssl, uuid, time
 import numpy
 print(json.dumps({
     "urandom": os.urandom(16).hex(),
@@ -35,6 +35,7 @@ print(json.dumps({
     "kernel uuid": open("/proc/sys/kernel/random/uuid").read().strip(),
     "machine_id": open("/etc/machine-id").read().strip(),
     "hostname": os.uname().nodename,
+    "platform": platform.node(),
     "clock": time.time(),
 }))
 """

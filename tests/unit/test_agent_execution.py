@@ -299,12 +299,40 @@ Rich()
 async def test_a_large_result_arrives_and_an_oversized_one_is_cut_to_its_text(guest: Path) -> None:
     source = "class R:\n def _repr_html_(s): return 'x' * {}\nR()"
     async with connected(guest) as agent:
-        large = await run(agent, Code(source=source.format(3 << 20)))
+        large = await run(agent, Code(source=source.format(900_000)))
         oversized = await run(agent, Code(source=source.format(9 << 20)))
     assert isinstance(large[1], Result)
-    assert len(large[1].mime["text/html"]) == 3 << 20
+    assert len(large[1].mime["text/html"]) == 900_000
     assert isinstance(oversized[1], Result)
     assert set(oversized[1].mime) == {"text/plain"}
+    assert oversized[1].mime["text/plain"].endswith("[richer forms left out: too large]")
+
+
+async def test_a_report_too_large_for_a_message_is_named_and_not_the_end(guest: Path) -> None:
+    # 1e15 is read and written again as a longer number, by which the limit is passed.
+    line = b'{"type":"result","mime":{},"x":[%s1]}\n'
+    source = f"import os\nos.write(3, {line!r} % (b'1e15,' * 100_000)); print(1)"
+    async with connected(guest) as agent:
+        events = await run(agent, Code(source=source))
+    shown = next(event for event in events if isinstance(event, Result))
+    assert "left out" in shown.mime["text/plain"]
+    assert output(events) == b"1\n"
+
+
+async def test_an_exception_with_all_its_text_fits_a_message(guest: Path) -> None:
+    source = "raise ValueError('\\U0001f600' * 500_000)"
+    async with connected(guest) as agent:
+        events = await run(agent, Code(source=source))
+    assert any(isinstance(event, Raised) for event in events)
+
+
+async def test_a_template_leaves_no_host_name_behind(tmp_path: Path) -> None:
+    warm_up = tmp_path / "warm.py"
+    warm_up.write_text("import platform\nplatform.node()\nplatform._uname_cache = 'template'\n")
+    with fake_guest.running(tmp_path, "--warm-up", str(warm_up)) as path:
+        async with connected(path) as agent:
+            events = await run(agent, Code(source="import platform; print(platform.node())"))
+    assert output(events).decode().strip() == os.uname().nodename
 
 
 async def test_two_runs_share_no_state_and_no_random_numbers(guest: Path) -> None:

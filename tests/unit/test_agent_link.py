@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import fake_guest
-from vmpool.agent import Agent, connect
-from vmpool.errors import GuestError, InvalidRequestError
-from vmpool.model import Command, Exited, Identity, SerialAddress
+from vmpool.agent import Agent, client, connect, link
+from vmpool.errors import GuestError, InvalidRequestError, TooLargeError
+from vmpool.model import Code, Command, Exited, Identity, SerialAddress
 from vmpool_agent import wire
 
 if TYPE_CHECKING:
@@ -287,3 +287,122 @@ async def test_a_host_name_that_is_none_is_refused(tmp_path: Path) -> None:
         async with await connect(SerialAddress(path=path), timeout=10) as agent:
             with pytest.raises(InvalidRequestError):
                 await agent.identify(Identity.fresh("not a label"), timeout=10)
+
+
+@asynccontextmanager
+async def answering(tmp_path: Path, *documents: bytes) -> AsyncIterator[Agent]:
+    """Play a guest that answers the first request with these documents, cut as they must be."""
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await synchronise(reader, writer)
+        await reader.read(65536)
+        for document in documents:
+            last = (len(document) - 1) // wire.MAX_PAYLOAD * wire.MAX_PAYLOAD
+            for at in range(0, last, wire.MAX_PAYLOAD):
+                writer.write(frame(PART, 1, document[at : at + wire.MAX_PAYLOAD]))
+            writer.write(frame(MESSAGE, 1, document[last:]))
+            await writer.drain()
+        while await reader.read(65536):
+            pass
+
+    async with hostile(tmp_path, script) as address, await connect(address, timeout=5) as agent:
+        yield agent
+
+
+MANY = b"[" + b"[]," * 60_000 + b"[]]"
+
+
+@pytest.mark.parametrize(
+    "extra", [b'"x":' + MANY, b'"code":"\\udcff","x":' + MANY], ids=["fast", "surrogates"]
+)
+async def test_what_no_answer_holds_becomes_no_objects(tmp_path: Path, extra: bytes) -> None:
+    document = b'{"type":"error","message":"m",' + extra + b"}"
+    async with answering(tmp_path, document) as agent:
+        tracemalloc.start()
+        try:
+            with pytest.raises(GuestError):
+                await agent.quiesce(timeout=5)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 2 << 20
+
+
+async def test_what_waits_to_be_read_is_kept_as_it_came(tmp_path: Path) -> None:
+    document = b'{"type":"result","mime":{},"x":' + MANY + b"}"
+    async with (
+        answering(tmp_path, b'{"type":"started","pid":1}', document) as agent,
+        agent.execute(Command(argv=("x",))) as execution,
+    ):
+        while not agent._link.held:  # noqa: ASYNC110 nothing tells of what is only kept
+            await asyncio.sleep(0)
+        assert agent._link.held == len(document) + wire.FRAME_COST
+        await anext(execution)
+        await anext(execution)
+        assert agent._link.held == 0
+
+
+async def test_a_link_holds_only_so_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "_MAX_HELD", 10_000)
+    output = b'{"type":"result","mime":{"a":"%s"}}' % (b"x" * 1000)
+    async with (
+        answering(tmp_path, b'{"type":"started","pid":1}', *[output] * 20) as agent,
+        agent.execute(Command(argv=("x",))),
+    ):
+        await asyncio.wait_for(agent.wait_closed(), 5)
+        with pytest.raises(GuestError, match="wait to be read"):
+            agent._link.check()
+
+
+async def test_a_guests_words_are_one_printable_line(tmp_path: Path) -> None:
+    text = b"x\\n2026-01-01 ERROR forged\\u001b[31m\\u202e" + b"y" * 5000
+    async with answering(tmp_path, b'{"type":"error","code":"x","message":"%s"}' % text) as agent:
+        with pytest.raises(GuestError) as raised:
+            await agent.quiesce(timeout=5)
+    assert str(raised.value).isprintable()
+    assert "forged" in str(raised.value)
+    assert len(str(raised.value)) < 1000
+
+
+async def test_a_request_that_a_guest_does_not_take_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_PATIENCE", 0.05)
+    async with answering(tmp_path) as agent:
+        with pytest.raises(GuestError) as raised:
+            async with asyncio.timeout(5), agent.execute(Code(source="x" * 2 * wire.WINDOW)):
+                pass
+    assert raised.value.error_code == "guest_unresponsive"
+
+
+def entries(count: int, path: bytes) -> bytes:
+    info = (
+        b'{"path":"%s","kind":"file","size_bytes":0,"mode":0,"owner":"","group":"",'
+        b'"modified_ns":0,"target":null}' % path
+    )
+    return b'{"type":"entries","entries":[%s]}' % b",".join([info] * count)
+
+
+async def test_a_listing_is_bounded_in_bytes(tmp_path: Path) -> None:
+    batches = [entries(50, b"x" * 4000)] * 50
+    async with answering(tmp_path, *batches) as agent:
+        with pytest.raises(TooLargeError) as raised:
+            await agent.list_directory("/", user="user")
+    assert raised.value.error_code == "too_many_entries"
+
+
+async def test_a_path_that_no_kernel_makes_is_refused(tmp_path: Path) -> None:
+    async with answering(tmp_path, entries(1, b"x" * 4097)) as agent:
+        with pytest.raises(GuestError, match="path"):
+            await agent.list_directory("/", user="user")
+
+
+async def test_a_listing_that_never_ends_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_LISTING_DEADLINE", 0.1)
+    async with answering(tmp_path, entries(1, b"x")) as agent:
+        with pytest.raises(GuestError) as raised:
+            async with asyncio.timeout(5):
+                await agent.list_directory("/", user="user")
+    assert raised.value.error_code == "guest_unresponsive"

@@ -66,7 +66,7 @@ def test_what_is_sent_arrives_however_the_stream_is_cut(
     events = [event for chunk in chunks(host.take(), cuts) for event in agent.receive(chunk)]
     message, *data, finished = events
     assert isinstance(message, wire.Message)
-    assert message.value == value
+    assert wire.decode(message.document) == value
     assert data == [wire.Data(channel, stream, payload) for stream, payload in pieces]
     assert finished == wire.Finished(channel)
 
@@ -218,14 +218,14 @@ def test_without_consumption_the_window_closes() -> None:
 
 def test_a_message_of_many_windows_arrives_while_none_waits() -> None:
     host, agent, channel = with_channel()
-    rest = wire.encode({"text": "x" * (5 * wire.WINDOW)})
+    rest = wire.encode({"text": "x" * (3 * wire.WINDOW)})
     arrived: list[wire.Event] = []
     while rest:
         rest = agent.send_message(channel, rest)
         arrived += host.receive(agent.take())
         agent.receive(host.take())
     assert isinstance(arrived[-1], wire.Message)
-    assert len(arrived[-1].value["text"]) == 5 * wire.WINDOW
+    assert len(wire.decode(arrived[-1].document)["text"]) == 3 * wire.WINDOW
 
 
 def test_a_second_large_message_waits_until_the_first_is_taken() -> None:
@@ -250,7 +250,7 @@ def test_a_message_over_the_limit_is_refused_by_both_ends() -> None:
     with pytest.raises(wire.MisuseError):
         wire.encode({"text": "x" * wire.MAX_MESSAGE})
     part = frame(PART, channel, bytes(wire.MAX_PAYLOAD))
-    for _ in range(wire.MAX_MESSAGE // wire.MAX_PAYLOAD):
+    for _ in range(wire.MAX_ANSWER // wire.MAX_PAYLOAD):
         host.receive(part)
         host.take()
     with pytest.raises(PeerError, match="message over"):
@@ -318,3 +318,57 @@ def test_the_host_hears_that_its_close_was_obeyed() -> None:
     host.send_close(channel)
     assert agent.receive(host.take()) == [wire.Closed(channel)]
     assert host.receive(agent.take()) == [wire.Closed(channel)]
+
+
+def test_credit_for_what_was_not_sent_is_a_peer_error() -> None:
+    host, _, channel = with_channel()
+    with pytest.raises(PeerError, match="CREDIT"):
+        host.receive(frame(CREDIT, channel, struct.pack("!I", wire.MIN_CREDIT)))
+
+
+def test_credit_in_crumbs_is_a_peer_error() -> None:
+    host, _, channel = with_channel()
+    host.send_data(channel, 0, bytes(wire.MAX_PAYLOAD))
+    with pytest.raises(PeerError, match="CREDIT"):
+        host.receive(frame(CREDIT, channel, struct.pack("!I", 1)))
+
+
+@pytest.mark.parametrize("bad", [frame(DATA, 1, b"x"), frame(DATA, 1), frame(CREDIT, 1, bytes(4))])
+def test_a_channel_that_the_host_closed_takes_no_more_than_its_window(bad: bytes) -> None:
+    host, _, channel = with_channel()
+    host.send_close(channel)
+    flood = bad * (wire.WINDOW // wire.FRAME_COST + 100)
+    with pytest.raises(PeerError, match="after CLOSE"):
+        host.receive(flood)
+
+
+class Peeked(bytearray):
+    """Counts the bytes that are copied out of it."""
+
+    copied = 0
+
+    def __getitem__(self, index: object) -> object:  # type: ignore[override]
+        found = super().__getitem__(index)  # type: ignore[call-overload]
+        if isinstance(found, bytearray):
+            self.copied += len(found)
+        return found
+
+
+def test_lone_nops_between_frames_cost_no_more_than_themselves() -> None:
+    host, _, channel = with_channel()
+    host.send_close(channel)
+    host._buffer = peeked = Peeked()
+    host.receive((b"\0" + frame(DATA, channel, b"x")) * 1000)
+    assert peeked.copied < 100_000
+    assert host.receive(bytes(100_000)) == []
+
+
+def test_parts_are_counted_until_the_message_is_whole_or_given_up() -> None:
+    host, _, channel = with_channel()
+    host.receive(frame(PART, channel, b"x" * 1000))
+    assert host.assembling == 1000
+    host.receive(frame(MESSAGE, channel, b"y"))
+    assert host.assembling == 0
+    host.receive(frame(PART, channel, b"x" * 1000))
+    host.send_close(channel)
+    assert host.assembling == 0

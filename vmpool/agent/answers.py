@@ -6,7 +6,10 @@ Pure. A guest that says something else than the protocol allows gets a `GuestErr
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, NotRequired, TypedDict
+
+import msgspec
 
 from vmpool.errors import (
     GuestError,
@@ -59,16 +62,60 @@ FILE_REFUSALS = frozenset(
     }
 )
 _MAX_TEXT = 4096
+_MAX_PATH = 4096  # PATH_MAX in linux/limits.h
+_MAX_FORMS = 64
+_MAX_STRUCTURE = 20_000
+"""Values in a document that only the slower decoder understands, which makes all into objects."""
+_SHOWN_TEXT = 500
+
+
+class _Info(TypedDict):
+    path: str
+    kind: str
+    size_bytes: int
+    mode: int
+    owner: str
+    group: str
+    modified_ns: int
+    target: NotRequired[str | None]
+
+
+class _Answer(TypedDict, total=False):
+    """All that an answer may hold; what else a guest sends is passed over unread."""
+
+    type: str
+    code: str
+    message: str
+    pid: int
+    mime: dict[str, str]
+    name: str
+    value: str
+    traceback: str
+    exit_code: int | None
+    signal: int | None
+    timed_out: bool
+    out_of_memory: bool
+    info: _Info
+    entries: list[_Info]
+    hostname: str
+    machine_id: str
+    boot_id: str
+    entropy_bits: int
+    generators: list[str]
+    clock_ns: int
+
+
+_DECODER = msgspec.json.Decoder(_Answer)
 
 
 def expect(event: wire.Data | wire.Message | None) -> dict[str, Any]:
     """Return the message that must come now.
 
     Raises:
-        GuestError: Something else came, or the channel ended.
+        GuestError: Something else came, it is malformed, or the channel ended.
     """
     if isinstance(event, wire.Message):
-        return event.value
+        return _decode(event.document)
     what = "the end of the channel" if event is None else "data"
     raise GuestError(f"{what} where a message was due", code="guest_protocol")
 
@@ -99,7 +146,7 @@ def execution_event(message: dict[str, Any]) -> ExecutionEvent:
             return Started(integer(message, "pid"))
         case "result":
             mime = message.get("mime")
-            if not isinstance(mime, dict):
+            if not isinstance(mime, dict) or len(mime) > _MAX_FORMS:
                 raise _malformed("mime")
             return Result({_clean(kind): _clean(_text(mime, kind)) for kind in mime})
         case "raised":
@@ -225,7 +272,7 @@ def _refusal(
 ) -> VmpoolError:
     """Return the error for a refusal; a code that we do not know is the guest's own failure."""
     code = message.get("code")
-    text = _clean(_short(message, "message"))
+    text = _printable(_text(message, "message"))
     if code == "no_resources":
         return TaskError(text, code="guest_no_resources")
     if isinstance(code, str) and code in known:
@@ -246,10 +293,34 @@ def _short(message: dict[str, Any], name: str) -> str:
 
 def _path(message: dict[str, Any], name: str) -> str:
     path = _text(message, name)
-    # PATH_MAX in linux/limits.h, and what a walk may put together beyond it.
-    if len(path) > 16 * _MAX_TEXT:
+    if len(path) > _MAX_PATH:
         raise _malformed(name)
     return path
+
+
+def _decode(document: bytes) -> dict[str, Any]:
+    """Return the members that we know of a document; makes no object for any other.
+
+    Names that are not UTF-8 come as lone surrogates, which only the standard library takes.
+    """
+    try:
+        try:
+            return dict(_DECODER.decode(document))
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            structure = sum(map(document.count, (b",", b"[", b"{")))
+            if b"\\u" not in document or structure > _MAX_STRUCTURE:
+                raise
+            return dict(msgspec.convert(json.loads(document.decode("ascii")), _Answer))
+    except (ValueError, RecursionError) as err:
+        text = _printable(str(err))
+        raise GuestError(f"malformed answer: {text}", code="guest_protocol") from err
+
+
+def _printable(text: str) -> str:
+    """Return the start of a guest's text as one line without control characters, for people."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:_SHOWN_TEXT])
 
 
 def _clean(text: str) -> str:

@@ -38,6 +38,10 @@ _PATIENCE = 60.0
 """Seconds without any progress after which a guest counts as hung."""
 _STREAMS = {wire.STDOUT: Stream.STDOUT, wire.STDERR: Stream.STDERR}
 _MAX_ENTRIES = 10_000
+_MAX_LISTING = 8 * 1024 * 1024
+_LISTING_DEADLINE = 300.0
+"""Seconds that a whole listing may take."""
+_ENTRY_COST = 128
 
 
 async def connect(address: AgentAddress, *, timeout: float) -> Agent:
@@ -192,8 +196,8 @@ class Agent:
             GuestError: The guest died, hung or broke the protocol.
         """
         async with self._link.open() as channel:
-            await channel.send_message(answers.execution_request(what))
             async with _patience(_PATIENCE):
+                await channel.send_message(answers.execution_request(what))
                 first = answers.execution_event(answers.expect(await channel.receive()))
             if not isinstance(first, Started):
                 raise GuestError("output before start", code="guest_protocol")
@@ -210,7 +214,8 @@ class Agent:
         """
         request = {"op": "read", "path": path, "user": user, "offset": offset, "length": length}
         async with self._link.open() as channel:
-            await channel.send_message(request)
+            async with _patience(_PATIENCE):
+                await channel.send_message(request)
             while True:
                 async with _patience(_PATIENCE):
                     event = await channel.receive()
@@ -230,7 +235,8 @@ class Agent:
         """
         request = {"op": "write", "path": path, "user": user, "mode": mode}
         async with self._link.open() as channel:
-            await channel.send_message(request)
+            async with _patience(_PATIENCE):
+                await channel.send_message(request)
             async for chunk in data:
                 async with _patience(_PATIENCE):
                     if not await channel.send_data(wire.STDIN, chunk):
@@ -253,13 +259,14 @@ class Agent:
         """Return the entries of a directory, in lexical order, parents first.
 
         Raises:
-            TooLargeError: `too_many_entries`: over 10,000.
+            TooLargeError: `too_many_entries`: over 10,000, or over 8 MiB of paths.
             GuestFileError: The guest refused; the code says why.
             GuestError: The guest died, hung or broke the protocol.
         """
         request = {"op": "list", "path": path, "user": user, "depth": depth}
         entries: list[FileInfo] = []
-        async with self._link.open() as channel:
+        size = 0
+        async with self._link.open() as channel, _patience(_LISTING_DEADLINE):
             await channel.send_message(request)
             while True:
                 async with _patience(_PATIENCE):
@@ -267,8 +274,10 @@ class Agent:
                 if answer.get("type") != "entries":
                     answers.done(answer)
                     return entries
-                entries += answers.entries(answer)
-                if len(entries) > _MAX_ENTRIES:
+                listed = answers.entries(answer)
+                entries += listed
+                size += sum(_ENTRY_COST + len(e.path) + len(e.target or "") for e in listed)
+                if len(entries) > _MAX_ENTRIES or size > _MAX_LISTING:
                     raise TooLargeError(f"{path!r} is too large", code="too_many_entries")
 
     async def remove(self, path: str, *, user: str) -> None:

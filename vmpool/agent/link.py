@@ -26,6 +26,8 @@ _RETRY = 0.005
 _MAX_RETRY = 0.1
 _RESYNC = 1.0
 _CLOSE_TIMEOUT = 2.0
+_MAX_HELD = wire.MAX_CHANNELS * wire.WINDOW + 32 * wire.MAX_ANSWER
+"""Bytes that may wait on all channels of a link: each one's window, and some large messages."""
 
 
 class LinkChannel:
@@ -43,6 +45,7 @@ class LinkChannel:
         self._writable = asyncio.Event()
         self._closed = asyncio.Event()
         self._sending = asyncio.Lock()
+        self._given_up = False
 
     async def __aenter__(self) -> LinkChannel:
         return self
@@ -78,6 +81,7 @@ class LinkChannel:
             self._readable.clear()
             await self._readable.wait()
         event = self._events.popleft()
+        self._link.held -= _size(event)
         self._link.consumed(event)
         return event
 
@@ -118,7 +122,9 @@ class LinkChannel:
 
     def close(self) -> None:
         """Give the operation up. *Idempotent*; what it still sends is discarded."""
+        self._link.held -= sum(map(_size, self._events))
         self._events.clear()
+        self._given_up = True
         self._link.close_channel(self._number)
 
     async def _room(self) -> bool:
@@ -134,6 +140,9 @@ class LinkChannel:
     def put(self, event: wire.Event) -> None:
         """Take an event; the link calls this."""
         if isinstance(event, (wire.Data, wire.Message)):
+            if self._given_up:
+                return
+            self._link.held += _size(event)
             self._events.append(event)
             self._readable.set()
         elif isinstance(event, wire.Credited):
@@ -162,6 +171,8 @@ class Link:
         self._connection = connection
         self._channels: dict[int, LinkChannel] = {}
         self._error: GuestError | None = None
+        self.held = 0
+        """Bytes that wait on the channels for their readers; those keep count."""
         self._task = asyncio.create_task(self._run(), name="agent-link")
 
     def check(self) -> None:
@@ -253,6 +264,9 @@ class Link:
                 for event in self._connection.receive(data):
                     self._dispatch(event)
                 self._flush()
+                self._check_held()
+                # Reading what is there already does not yield: a flood would starve the others.
+                await asyncio.sleep(0)
             self._fail("agent hung up", "guest_lost")
         except OSError as err:
             self._fail(f"agent hung up: {err}", "guest_lost")
@@ -261,6 +275,10 @@ class Link:
         finally:
             self._fail("link closed", "guest_lost")
             self._writer.transport.abort()
+
+    def _check_held(self) -> None:
+        if self.held + self._connection.assembling > _MAX_HELD:
+            raise wire.PeerError(f"over {_MAX_HELD} bytes wait to be read")
 
     def _dispatch(self, event: wire.Event) -> None:
         assert not isinstance(event, (wire.Synchronised, wire.Opened))  # the codec forbids them
@@ -276,6 +294,10 @@ class Link:
             channels, self._channels = self._channels, {}
             for channel in channels.values():
                 channel.end()
+
+
+def _size(event: wire.Data | wire.Message) -> int:
+    return wire.FRAME_COST + len(event.payload if isinstance(event, wire.Data) else event.document)
 
 
 async def open_link(address: AgentAddress, *, timeout: float) -> Link:
