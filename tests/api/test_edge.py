@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmpool import errors
-from vmpool.api import limits, problem
+from vmpool.api import app, problem
 
 if TYPE_CHECKING:
     from tests.api.conftest import Serve, Server
@@ -139,11 +139,8 @@ async def test_a_body_is_asked_for_once_it_is_wanted(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/run", "/v1/sandboxes/{id}/files?path=/tmp/never"])
-async def test_a_body_that_does_not_come_is_given_up(
-    serving: Serve, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    monkeypatch.setattr(limits, "BODY_SECONDS", 0.3)
-    async with serving() as server:
+async def test_a_body_that_does_not_come_is_given_up(serving: Serve, path: str) -> None:
+    async with serving(body_timeout=0.3) as server:
         sandbox = await server.make_sandbox()
         method = "POST" if path == "/v1/run" else "PUT"
         async with Raw(server) as raw:
@@ -186,6 +183,25 @@ async def test_a_connection_serves_one_request_after_another(server: Server) -> 
             assert "200" in status
             assert headers["x-request-id"].startswith("req")
             await raw.reader.readexactly(int(headers["content-length"]))
+
+
+async def test_a_connection_over_the_limit_is_closed_and_the_others_serve(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "CONNECTIONS", 2)
+    async with Raw(server) as first:
+        async with Raw(server) as second:
+            for raw in (first, second):
+                raw.send("GET /healthz HTTP/1.1", "Host: 127.0.0.1")
+                assert "200" in (await raw.head())[0]
+            async with Raw(server) as third, asyncio.timeout(20):
+                assert await third.reader.read() == b""
+            second.send("GET /healthz HTTP/1.1", "Host: 127.0.0.1", "Connection: close")
+            async with asyncio.timeout(20):
+                assert b"HTTP/1.1 200" in await second.reader.read()
+        async with Raw(server) as fourth:
+            fourth.send("GET /healthz HTTP/1.1", "Host: 127.0.0.1")
+            assert "200" in (await fourth.head())[0]
 
 
 async def test_requests_are_counted_by_route_and_status(server: Server) -> None:

@@ -5,8 +5,10 @@ It wires; what a request does is said in the modules of the routes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import resource
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +37,9 @@ KEEPALIVE_SECONDS: Final = 640.0
 """Longer than clients pool idle connections: one closed under a POST cannot be sent again."""
 
 BACKLOG: Final = 1024
+
+CONNECTIONS: Final = 1000
+"""Open at most, idle ones too: who has no token may open them as well, and each is a descriptor."""
 
 LINE_BYTES: Final = 1 << 15
 """A request's first line: the longest path in the guest, each byte escaped, and then some."""
@@ -129,11 +134,41 @@ async def serve(app: web.Application, listen: str | socket.socket) -> AsyncItera
             logger=_ProtocolLog(log, {}),
         )
         await runner.setup()
+        _raise_descriptor_limit()
         try:
-            await web.SockSite(runner, listening, backlog=BACKLOG).start()
-            yield BoundAddress(host=host, port=port)
+            accepting = await _accept(runner, listening)
+            try:
+                yield BoundAddress(host=host, port=port)
+            finally:
+                accepting.close()
         finally:
             await runner.cleanup()
+
+
+async def _accept(runner: web.AppRunner, listening: socket.socket) -> asyncio.Server:
+    """Take connections, up to `CONNECTIONS`; one more is closed at once."""
+    serving = runner.server
+    assert serving is not None
+
+    def meet() -> asyncio.Protocol:
+        return _Refusal() if len(serving.connections) >= CONNECTIONS else serving()
+
+    loop = asyncio.get_running_loop()
+    return await loop.create_server(meet, sock=listening, backlog=BACKLOG)
+
+
+class _Refusal(asyncio.Protocol):
+    """Closes a connection as soon as it is made."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        log.warning("over %d connections: one more was closed", CONNECTIONS)
+        transport.close()
+
+
+def _raise_descriptor_limit() -> None:
+    """Let this process have as many descriptors as it may; the usual 1024 are few for a server."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _ProtocolLog(logging.LoggerAdapter[logging.Logger]):
