@@ -6,6 +6,7 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
+import aiohttp
 import pytest
 
 from vmpool.api import make_app, serve
@@ -171,3 +172,11 @@ async def test_tokens_and_output_stay_out_of_the_log(
 def test_every_route_says_who_may_use_it() -> None:
     open_paths = {route.path for route in ROUTES if route.access is Access.OPEN}
     assert open_paths == {"/healthz", "/openapi.json"}
+
+
+async def test_without_a_token_nothing_is_told_of_what_anybody_made(server: Server) -> None:
+    async with (
+        aiohttp.ClientSession() as stranger,
+        stranger.get(f"{server.url}/healthz") as response,
+    ):
+        assert (await response.json()).keys() == {"ok", "version"}

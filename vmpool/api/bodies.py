@@ -454,9 +454,6 @@ class Health(Struct, frozen=True, kw_only=True):
 
     ok: bool
     version: str
-    accelerator: str
-    transport: str
-    pools: dict[str, PoolAnswer]
 
 
 class PublishedLimits(Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -65,5 +66,5 @@ async def remove(call: Call, _: bodies.Nothing) -> web.Response:
 
 async def list_images(call: Call, _: bodies.Nothing) -> web.Response:
     """List all images."""
-    images = call.host.images.list()
+    images = await asyncio.to_thread(call.host.images.list)  # reads every manifest
     return answer(bodies.ImageList(images=[views.image(image) for image in images]))
