@@ -90,6 +90,16 @@ class RequestSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
     queue_wait: Annotated[
         Seconds, Meta(description="Time that a request waits for a clone when it asks for none.")
     ] = 30.0
+    queue_wait_most: Annotated[
+        Seconds, Meta(description="Time that a request may ask to wait for a clone.")
+    ] = 600.0
+    body_timeout: Annotated[
+        Seconds, Meta(description="Time for a whole JSON body, and for each piece of a file.")
+    ] = 60.0
+    stall_timeout: Annotated[
+        Seconds,
+        Meta(description="Time that a client may take nothing of what holds an execution back."),
+    ] = 300.0
 
 
 class DeadlineSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -281,6 +291,8 @@ def _check(settings: Settings, source: Path | None) -> None:
         raise _invalid("requests.exec_timeout is above requests.exec_timeout_most", source)
     if requests.sandbox_timeout > requests.sandbox_timeout_most:
         raise _invalid("requests.sandbox_timeout is above requests.sandbox_timeout_most", source)
+    if requests.queue_wait > requests.queue_wait_most:
+        raise _invalid("requests.queue_wait is above requests.queue_wait_most", source)
 
 
 def _invalid(message: str, source: Path | None, remedy: str = "") -> HostError:

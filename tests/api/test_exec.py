@@ -15,7 +15,6 @@ import pytest
 from aiohttp import WSMsgType
 
 from vmpool import sandbox as sandbox_module
-from vmpool.api import limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -148,11 +147,8 @@ async def test_a_slow_reader_holds_the_guest_back_and_fills_no_memory(
     assert done.exists()
 
 
-async def test_a_reader_that_takes_nothing_is_given_up(
-    serving: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits, "STALL_SECONDS", 0.3)
-    async with serving() as server:
+async def test_a_reader_that_takes_nothing_is_given_up(serving: Serve) -> None:
+    async with serving(stall_timeout=0.3) as server:
         sandbox = await server.make_sandbox()
         response = await server.session.post(
             f"{server.url}/v1/sandboxes/{sandbox['id']}/exec", json={"argv": ["yes"]}

@@ -91,6 +91,7 @@ def test_a_template_inherits_what_it_does_not_say(tmp_path: Path) -> None:
         ("[requests]\nexec_timeout = 0", "$.requests.exec_timeout"),
         ("[requests]\nexec_timeout = 7200", "exec_timeout_most"),
         ("[requests]\nsandbox_timeout = 1e9", "sandbox_timeout_most"),
+        ("[requests]\nqueue_wait = 601", "queue_wait_most"),
         ("state = 3", "$.state"),
         ("state = 'here'", "state"),
         ("listen =", "line 2"),

@@ -22,15 +22,6 @@ ARGUMENTS_BYTES: Final = 1 << 20  # half of what Linux takes with the usual stac
 CODE_BYTES: Final = 1 << 20  # escaped as JSON at most 6 MiB, and the agent takes 8
 MESSAGE_BYTES: Final = 1 << 20
 
-BODY_SECONDS: Final = 60.0
-"""For a whole JSON body, and for each piece of an uploaded file."""
-
-STALL_SECONDS: Final = 300.0
-"""How long a client may take nothing of what it is sent: an execution waits for it meanwhile."""
-
-WAIT_SECONDS: Final = 600.0
-"""How long a request may want to wait for a clone, or longer where the default is."""
-
 
 class Limits:
     """The limits of one server.
@@ -49,7 +40,7 @@ class Limits:
         return cls(
             PublishedLimits(
                 body_bytes=requests.body_bytes,
-                body_seconds=BODY_SECONDS,
+                body_seconds=requests.body_timeout,
                 file_bytes=requests.file_bytes,
                 output_bytes=requests.output_bytes,
                 returned_files_bytes=requests.body_bytes,
@@ -57,9 +48,9 @@ class Limits:
                 execution_seconds_default=requests.exec_timeout,
                 sandbox_seconds=requests.sandbox_timeout_most,
                 sandbox_seconds_default=requests.sandbox_timeout,
-                wait_seconds=max(WAIT_SECONDS, requests.queue_wait),
+                wait_seconds=requests.queue_wait_most,
                 wait_seconds_default=requests.queue_wait,
-                stall_seconds=STALL_SECONDS,
+                stall_seconds=requests.stall_timeout,
                 path_bytes=PATH_BYTES,
                 argument_bytes=ARGUMENT_BYTES,
                 arguments_bytes=ARGUMENTS_BYTES,
