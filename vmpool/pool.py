@@ -283,10 +283,12 @@ class Pool(Generic[C]):
     async def _reap(self, member: Member[C], end: CloneEnd) -> None:
         """Kill a clone. One that cannot be killed is written off, for the next start to sweep."""
         assert member.clone is not None
+        kill = asyncio.ensure_future(member.clone.kill())
         try:
             async with asyncio.timeout(self._kill_timeout):
-                await member.clone.kill()
+                await asyncio.shield(kill)  # a kill goes on when cancelled; we do not
         except Exception:
+            kill.cancel()
             self._counters["kill_failed"] += 1
             log.exception("pool=%s a clone could not be killed", self.name)
         self._end(member, end)

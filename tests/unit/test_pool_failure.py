@@ -11,6 +11,7 @@ import pytest
 
 from tests.scripted_clones import ONE, Clone, Maker, acquiring, end, offer, pool_of, soon
 from tests.virtual_time import pass_time, settle, virtual
+from vmpool.cancellation import uninterrupted
 from vmpool.errors import CapacityError, EngineError, GuestError, PoolTimeoutError
 from vmpool.lifecycle import CloneEnd
 from vmpool.policy import BACKOFF_MOST, Census, Limits
@@ -262,6 +263,20 @@ async def test_closing_goes_on_when_it_is_cancelled() -> None:
     with pytest.raises(asyncio.CancelledError):
         await closing
     assert maker.alive == []
+
+
+@virtual
+async def test_a_kill_that_no_cancellation_ends_is_given_up_in_time() -> None:
+    maker = Maker()
+    maker.prepare = lambda clone: clone.kill_gate.clear()
+    async with pool_of(maker, Limits(ready=1, total=1)) as pool:
+        await settle()
+        stuck = maker.made[0]
+        gentle = stuck.kill
+        stuck.kill = lambda: uninterrupted(gentle())  # type: ignore[method-assign]
+    assert pool.counters["kill_failed"] == 1
+    stuck.kill_gate.set()
+    await settle()
 
 
 @virtual
