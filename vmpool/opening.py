@@ -22,7 +22,7 @@ from vmpool.clone import RestoreDeadlines
 from vmpool.engine import Engine, qemu
 from vmpool.engine.qemu.isolation import detect
 from vmpool.engine.qemu.probe import query_version
-from vmpool.errors import ConflictError, DiskFullError, HostError
+from vmpool.errors import ConflictError, DiskFullError, EngineError, HostError
 from vmpool.host import Host, HostFacts
 from vmpool.image import Library
 from vmpool.lifecycle import EndReason
@@ -133,7 +133,14 @@ async def _reap(
 ) -> None:
     """End and remove what a server that was killed left behind."""
     for directory in await asyncio.to_thread(lambda: sorted(clones.iterdir())):
-        if await qemu.reap(directory):
+        try:
+            outlived = await qemu.reap(directory)
+        except EngineError as err:
+            # Kept for the next start to try again: it says which process that is.
+            progress(f"cannot end a machine of a server that was killed: {directory.name}: {err}")
+            log.exception("clone=%s outlived its server and cannot be ended", directory.name)
+            continue
+        if outlived:
             progress(f"ended a machine of a server that was killed: {directory.name}")
             log.warning("clone=%s outlived its server and was ended", directory.name)
         await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)

@@ -18,7 +18,8 @@ from tests.fake_host import OWNER, add_template, opened, until, wanted
 from tests.fakes import FakeEngine
 from vmpool import snapshot
 from vmpool.catalogue import TemplateState
-from vmpool.errors import ConflictError, HostError, StoreError
+from vmpool.engine import qemu
+from vmpool.errors import ConflictError, EngineError, HostError, StoreError
 from vmpool.lifecycle import EndReason
 
 if TYPE_CHECKING:
@@ -174,3 +175,21 @@ async def test_a_lost_sandbox_is_told_apart_from_one_that_never_was(state: Path)
         with pytest.raises(Exception, match=EndReason.SERVER_LOST.value) as raised:
             await host.sandbox(rows[0]["id"], owner=OWNER)
         assert getattr(raised.value, "error_code", "") == "sandbox_ended"
+
+
+async def test_an_orphan_that_cannot_be_ended_is_kept_and_bars_no_start(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clones = state / "run/clones"
+    for name in ("dead", "stuck"):
+        (clones / name).mkdir(parents=True)
+    end = qemu.reap
+
+    async def reap(directory: Path) -> bool:
+        if directory.name == "stuck":
+            raise EngineError("process 1 did not end", code="process_stuck")
+        return await end(directory)
+
+    monkeypatch.setattr(qemu, "reap", reap)
+    async with opened(state, FakeEngine()):
+        assert [left.name for left in clones.iterdir()] == ["stuck"]
