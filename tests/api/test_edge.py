@@ -175,6 +175,15 @@ async def test_a_client_that_leaves_a_run_ends_it(server: Server, tmp_path: Any)
     await server.is_idle()
 
 
+async def test_a_client_that_does_not_take_its_answer_is_given_up(serving: Serve) -> None:
+    async with serving(stall_timeout=0.3, output_bytes=64 << 20) as server:
+        body = {"argv": ["bash", "-c", f"head -c {40 << 20} /dev/zero | tr '\\0' x"]}
+        async with server.session.post(f"{server.url}/v1/run", json=body), asyncio.timeout(20):
+            wanted = 'vmpool_requests_total{code="client_stalled",route="/v1/run"} 1.0'
+            while wanted not in await counts(server):
+                pass
+
+
 async def test_a_connection_serves_one_request_after_another(server: Server) -> None:
     async with Raw(server) as raw:
         for _ in range(3):

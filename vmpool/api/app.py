@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from vmpool.api import edge, openapi, status
+from vmpool.api import edge, openapi, outflow, status
 from vmpool.api.auth import Admission, Gate, check_listen
 from vmpool.api.intake import continue_later
 from vmpool.api.limits import Limits
@@ -93,7 +93,7 @@ def _endpoint(
     async def endpoint(request: web.Request) -> web.StreamResponse:
         caller = await gate.admit(request, route.access)
         request[edge.OWNER] = caller.owner or "-"
-        return await route.run(
+        response = await route.run(
             Call(
                 id=request[edge.REQUEST_ID],
                 request=request,
@@ -102,8 +102,17 @@ def _endpoint(
                 caller=caller,
             )
         )
+        if not response.prepared:
+            await outflow.send(_deliver(response, request), limits)
+        return response
 
     return endpoint
+
+
+async def _deliver(response: web.StreamResponse, request: web.Request) -> None:
+    """Send an answer here, where it has a deadline; aiohttp would wait for its reader for ever."""
+    await response.prepare(request)
+    await response.write_eof()
 
 
 @contextlib.asynccontextmanager
