@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -147,15 +148,35 @@ async def test_a_guest_that_answers_at_the_second_try_makes_a_template(bench: Be
     assert bench.engine.boots == 2
 
 
+class Watched(ThreadPoolExecutor):
+    """Threads of which one knows whether they still work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun: list[Future[Any]] = []
+
+    def submit(self, *work: Any, **arguments: Any) -> Future[Any]:
+        self._begun.append(super().submit(*work, **arguments))
+        return self._begun[-1]
+
+    @property
+    def idle(self) -> bool:
+        """Whether all that was begun is done."""
+        return all(work.done() for work in self._begun)
+
+
 @pytest.mark.parametrize("insistence", stepping.Insistence)
 async def test_a_template_cancelled_at_any_step_leaves_nothing_or_all_of_it(
     bench: Bench, insistence: stepping.Insistence
 ) -> None:
+    threads = Watched()
+    asyncio.get_running_loop().set_default_executor(threads)
     places, made = await stepping.places(bench.make())
     before = asyncio.all_tasks()
     for place in places:
         made.remove()
         await stepping.cancel_at(place, bench.make(), insistence)
+        assert threads.idle, place
         assert bench.left in ([], [made.directory]), place
         if bench.left:
             made.verify()
