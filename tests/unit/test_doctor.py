@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vmpool import doctor
-from vmpool.doctor import Finding, State, judgement
+from vmpool.cli import diagnosis
+from vmpool.doctor import Finding, State, examination, judgement
+from vmpool.engine.qemu import probe
 from vmpool.engine.qemu.isolation import Confinement
 from vmpool.engine.qemu.probe import Probe
+from vmpool.errors import HostError
 from vmpool.model import GIB, Accelerator
 from vmpool.tools import QEMU, TOOLS
 
@@ -108,3 +113,57 @@ def test_text_and_document_say_the_same() -> None:
             for finding in findings
         ],
     }
+
+
+async def test_a_qemu_that_cannot_be_started_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "KVM", "/dev/zero")
+    program = tmp_path / "qemu-system-x86_64"
+    program.write_bytes(b"\x7fELF")
+    program.chmod(0o755)
+    found = await examination._examine_acceleration(program)
+    assert found.state is State.DEGRADED
+    assert found.detail
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH with all that is needed but mmdebstrap, and an apt-get that brings it."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("qemu-system-x86_64", "unshare", "touch", "chmod"):
+        found = shutil.which(name)
+        assert found is not None
+        (programs / name).symlink_to(found)
+    apt_get = programs / "apt-get"
+    new = programs / "mmdebstrap"
+    apt_get.write_text(f"#!/bin/sh\ntouch {new} && chmod 755 {new}\n")
+    apt_get.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs))
+    return programs
+
+
+def test_missing_packages_are_installed_before_the_host_is_looked_at(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = CliRunner()
+    before = json.loads(runner.invoke(diagnosis.command, ["--json"]).stdout)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    after = json.loads(runner.invoke(diagnosis.command, ["--json", "--install"]).stdout)
+    states = [
+        {check["name"]: check["state"] for check in found["checks"]}["mmdebstrap"]
+        for found in (before, after)
+    ]
+    assert states == ["missing", "ok"]
+
+
+def test_without_root_the_commands_that_install_are_told(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    failed = CliRunner().invoke(diagnosis.command, ["--install"])
+    assert isinstance(failed.exception, HostError)
+    assert "apt-get" in failed.exception.remedy
+    assert "mmdebstrap" in failed.exception.remedy
+    assert not (bare / "mmdebstrap").exists()

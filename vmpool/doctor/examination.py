@@ -17,7 +17,7 @@ from vmpool.doctor import judgement
 from vmpool.doctor.finding import Finding, State
 from vmpool.engine.qemu import isolation
 from vmpool.engine.qemu.probe import Probe, probe_accelerator
-from vmpool.errors import HostError
+from vmpool.errors import EngineError, HostError
 from vmpool.model import Accelerator
 from vmpool.tools import QEMU, TOOLS, query_qemu_version
 
@@ -56,7 +56,7 @@ async def _examine_acceleration(qemu: Path) -> Finding:
             found = await probe_accelerator(str(qemu), isolation.detect())
     except TimeoutError:
         found = Probe(accelerator=Accelerator.TCG, reason="a guest did not end in time")
-    except HostError as err:
+    except (EngineError, HostError) as err:
         found = Probe(accelerator=Accelerator.TCG, reason=err.message, remedy=err.remedy)
     return judgement.acceleration(found)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
 from vmpool.doctor.finding import Finding, State
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from vmpool.engine.qemu.probe import Probe
     from vmpool.tools import Tool, Version
 
-INSTALL_COMMAND = f"{sys.executable} -m vmpool.packages"
+INSTALL_COMMAND = "vmpool doctor --install"
 """Installs every tool that is missing, as root; says what to do where it cannot."""
 PYTHON_SINCE = (3, 11)
 DISK_NEEDED_BYTES = 2 * GIB
