@@ -164,7 +164,7 @@ class LyingMachine(Machine):
         self._ignored = ignored
         if lie == "generators":
             self.interpreter.await_spares = (  # type: ignore[method-assign]
-                lambda _count, answer: answer([])
+                lambda count, answer: answer([])  # noqa: ARG005
             )
 
     def start(self, channel: Channel, request: dict[str, Any]) -> Operation | None:

@@ -86,7 +86,8 @@ async def until(condition: Callable[[], object]) -> None:
 
 def wanted(**request: Any) -> CreateRequest:
     """Return a request for a sandbox that is patient in all that it does not say."""
-    return CreateRequest(**{"template": IMAGE, "timeout": 600.0, "wait": 60.0} | request)
+    patient: dict[str, Any] = {"template": IMAGE, "timeout": 600.0, "wait": 60.0}
+    return CreateRequest(**patient | request)
 
 
 def spec_of(state: Path, engine: FakeEngine, digest: str, **fields: Any) -> MachineSpec:

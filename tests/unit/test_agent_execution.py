@@ -227,7 +227,8 @@ async def test_a_program_starts_with_default_signals_and_a_session_of_its_own(gu
     async with connected(guest) as agent:
         events = await run(agent, shell(line))
     *masks, session, pid = output(events).split()
-    assert masks[1::2] == [b"0" * 16] * 2
+    libc_own = 0b11 << 31  # 32 and 33, which the C library lets nobody set; whoever starts us may
+    assert [int(mask, 16) & ~libc_own for mask in masks[1::2]] == [0, 0]
     assert session == pid
 
 

@@ -135,7 +135,7 @@ async def test_templates_that_fail_at_start_say_why_and_others_serve(
     await host.catalogue.close()
     other = shutil.copytree(state, state.with_name(f"{state.name}-f"))
     engine = FakeEngine(Faults(boot=EngineError("no such machine")))
-    shutil.rmtree(other / "snapshots" / host.catalogue.status("larger").snapshot)
+    shutil.rmtree(other / "snapshots" / str(host.catalogue.status("larger").snapshot))
     said: list[str] = []
     async with opened(other, engine, progress=said.append) as again:
         failed = await again.catalogue.settled("larger")

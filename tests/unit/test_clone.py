@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import fake_host, stepping
+from tests.api.conftest import IMAGE
 from tests.fakes import FakeEngine, Faults
 from vmpool import clone, snapshot, template
 from vmpool.clone import RestoreDeadlines
@@ -49,7 +50,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     for name in ("clones", "snapshots"):
         (state / name).mkdir(exist_ok=True)
     engine = FakeEngine()
-    image = Library(state).load(fake_host.IMAGE)
+    image = Library(state).load(IMAGE)
     spec = fake_host.spec_of(state, engine, image.digest)
     directory = state / "snapshots" / template.snapshot_id(image.digest, spec)
     if directory.exists():

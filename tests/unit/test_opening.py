@@ -9,11 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import fake_host
+from tests.api.conftest import IMAGE
 from tests.fake_host import OWNER, add_template, opened, until, wanted
 from tests.fakes import FakeEngine
 from vmpool import snapshot
@@ -30,7 +30,7 @@ ROUNDS = 24
 SWEEP_SECONDS = 15.0
 
 
-async def refused(state: Path, **settings: Path) -> str:
+async def refused(state: Path, **settings: Any) -> str:
     """Return the code of what an opening raised."""
     with pytest.raises((ConflictError, HostError, StoreError)) as raised:
         async with opened(state, FakeEngine(), **settings):
@@ -60,7 +60,7 @@ async def test_directories_that_cannot_be_used_are_named_with_a_remedy(
     elif what == "run":
         (state / "run").touch()
     else:
-        state = state / "images/names" / fake_host.IMAGE
+        state = state / "images/names" / IMAGE
     assert await refused(state) == "state_unwritable"
 
 

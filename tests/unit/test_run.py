@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.fake_host import IMAGE, OWNER, run_request, until
+from tests.api.conftest import IMAGE
+from tests.fake_host import OWNER, run_request, until
 from tests.fakes import Faults
 from vmpool import run
 from vmpool.errors import GuestError, GuestFileError, InvalidRequestError, NotFoundError
