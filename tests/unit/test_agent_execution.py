@@ -376,26 +376,6 @@ generators.reseed = reseed
 """
 
 
-async def test_a_spare_that_was_killed_while_it_waited_is_not_missed(tmp_path: Path) -> None:
-    with fake_guest.running(tmp_path) as path:
-        async with connected(path) as agent:
-            for _ in range(3):
-                await agent.stock(timeout=10)
-                await run(agent, Code(source=KILL_THE_SPARES))
-                events = await run(agent, Code(source="print(1)"))
-                assert output(events) == b"1\n"
-
-
-KILL_THE_SPARES = """
-import os
-agent = os.getppid()
-with open(f"/proc/{agent}/task/{agent}/children") as file:
-    for pid in file.read().split()[1:]:  # the first is the warm interpreter
-        if int(pid) != os.getpid():
-            os.kill(int(pid), 9)
-"""
-
-
 async def test_source_sees_of_its_process_what_a_program_would(guest: Path) -> None:
     async with connected(guest) as agent:
         program = await run(agent, Command(argv=("python3", "-c", LOOK_AT_ME)))
