@@ -108,7 +108,16 @@ def _ends(pid: int) -> bool:
         ended = bool(poll.poll(GRACE_SECONDS * 1000))
     finally:
         os.close(fd)
-    return ended and not Path(f"/proc/{pid}").exists()
+    return ended and not _is_our_child(pid)
+
+
+def _is_our_child(pid: int) -> bool:
+    """Whether a dead process still waits for us to reap it; orphans are init's, in its own time."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[1] == str(os.getpid())
 
 
 def _entries(directory: Path) -> frozenset[str]:
