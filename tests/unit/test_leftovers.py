@@ -50,6 +50,15 @@ def test_a_file_outside_of_the_tests_directory_is_found() -> None:
         assert f"file {Path(file.name).name} in {tempfile.gettempdir()}" in leftovers.since(before)
 
 
+def test_a_child_that_nobody_reaps_is_found() -> None:
+    before = leftovers.Census.take()
+    pid = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays to be reaped
+    left = leftovers.since(before)
+    os.waitpid(pid, 0)
+    assert any(line.startswith(f"process {pid}") for line in left)
+
+
 def test_a_child_that_lives_on_is_found_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leftovers, "GRACE_SECONDS", 0.0)
     before = leftovers.Census.take()
