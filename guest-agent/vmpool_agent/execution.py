@@ -110,6 +110,8 @@ class Execution:
         """See `relay.Owner`."""
         if not self._announces:
             self._start()
+        elif not self._announced and not self._failed:
+            self.lose("the interpreter died before it began")
 
     def on_end(self, status: int) -> None:
         """See `relay.Owner`."""

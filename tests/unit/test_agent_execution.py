@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import fake_guest
 from vmpool.agent import Agent, connect
-from vmpool.errors import ConflictError, InvalidRequestError
+from vmpool.errors import ConflictError, GuestError, InvalidRequestError
 from vmpool.model import Code, Command, Exited, Output, Raised, Result, SerialAddress, Started
 from vmpool_agent import wire
 
@@ -373,6 +373,26 @@ def reseed():
         uuid._node = 1
 rehearsed = []
 generators.reseed = reseed
+"""
+
+
+async def test_a_run_whose_spare_is_killed_ends(tmp_path: Path) -> None:
+    with fake_guest.running(tmp_path) as path:
+        async with connected(path) as agent:
+            for _ in range(5):
+                await agent.stock(timeout=10)
+                await run(agent, Code(source=KILL_THE_SPARES))
+                with suppress(GuestError):  # the one that took it died before it began
+                    assert output(await run(agent, Code(source="print(1)"))) in {b"1\n", b""}
+
+
+KILL_THE_SPARES = """
+import os
+agent = os.getppid()
+with open(f"/proc/{agent}/task/{agent}/children") as file:
+    for pid in file.read().split()[1:]:  # the first is the warm interpreter
+        if int(pid) != os.getpid():
+            os.kill(int(pid), 9)
 """
 
 
