@@ -31,12 +31,16 @@ from vmpool.store import Store
 from vmpool.tools import QEMU
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from vmpool.config import Settings
 
 log = logging.getLogger(__name__)
+
+# A child that a killed server had forked but that has not called exec yet holds the lock till then.
+_LOCK_SECONDS = 2.0
+_LOCK_TRIES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,7 @@ async def open_host(
     async with contextlib.AsyncExitStack() as opened:
         await asyncio.to_thread(_make_directories, settings.state, settings.run, clones, snapshots)
         for directory in (settings.state, settings.run):
-            opened.enter_context(_alone(directory))
+            await opened.enter_async_context(_alone(directory))
         images = Library(settings.state)
         await _reap(clones, snapshots, images, progress)
         store = await opened.enter_async_context(Store(settings.state / "vmpool.db"))
@@ -165,22 +169,26 @@ def _make_directories(*directories: Path) -> None:
             raise _unusable(directory, err) from err
 
 
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def _alone(directory: Path) -> AsyncIterator[None]:
     """Hold a directory for this process alone, until it ends however it ends."""
     try:
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as err:
         raise _unusable(directory, err) from err
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(_LOCK_SECONDS / _LOCK_TRIES)
+        else:
             raise ConflictError(
                 f"another server runs on {str(directory)!r}",
                 code="state_in_use",
                 remedy="use that one, stop it, or choose another directory with --state",
-            ) from None
+            )
         yield
     finally:
         os.close(descriptor)

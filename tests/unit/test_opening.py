@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import random
 import subprocess
@@ -62,6 +63,15 @@ async def test_directories_that_cannot_be_used_are_named_with_a_remedy(
     else:
         state = state / "images/names" / IMAGE
     assert await refused(state) == "state_unwritable"
+
+
+async def test_a_lock_that_a_killed_servers_child_lets_go_of_bars_no_start(state: Path) -> None:
+    state.mkdir(exist_ok=True)
+    held = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    asyncio.get_running_loop().call_later(0.2, os.close, held)
+    async with opened(state, FakeEngine()) as host:
+        assert not host.catalogue.statuses
 
 
 async def test_an_opening_that_fails_on_the_way_leaves_the_directories_free(state: Path) -> None:
