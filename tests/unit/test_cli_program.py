@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+from vmpool.cli import demonstration
 from vmpool.cli.program import COMMANDS, main
 
 HEAVY = {"aiohttp", "asyncio", "sqlite_utils", "vmpool.host"}
@@ -130,3 +131,15 @@ def test_a_reader_that_left_is_no_failure_to_shout_about() -> None:
             text=True,
         )
     assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def test_the_next_command_line_names_the_program_as_this_shell_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "vmpool"
+    own.touch(mode=0o755)
+    monkeypatch.setattr("sys.argv", [str(own)])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert demonstration.program() == str(own)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert demonstration.program() == "vmpool"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +99,18 @@ def show(answer: dict[str, Any], address: Address) -> None:
         click.echo(f"    {line}")
 
 
+def program() -> str:
+    """Return how a shell in this directory calls this program: by name where PATH leads to it."""
+    own = Path(sys.argv[0])
+    found = shutil.which("vmpool")
+    if own.name != "vmpool" or (found and Path(found).samefile(own)):
+        return "vmpool"
+    return str(own)
+
+
 def next_commands(address: Address) -> tuple[str, str]:
     """Return command lines that work as they stand on this host: vmpool's own, and curl's."""
-    words = ["vmpool", "run"]
+    words = [program(), "run"]
     if address.state != found_state():
         words += ["--state", str(address.state)]
     if address.template != "python":
