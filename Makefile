@@ -3,10 +3,10 @@ VENV := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up test lint bench clean
+.PHONY: help up test test-kvm lint bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 up: ## Install what is missing, build the golden image, serve, and show one request (ARGS=...)
 	@.ci/step "virtual environment" .ci/venv runtime
@@ -16,6 +16,11 @@ test: ## Install what is missing, then run linters, types and all tests (ARGS=..
 	@.ci/step "virtual environment" .ci/venv dev
 	@.ci/step "host packages" $(VENV)/python -m vmpool.packages tests
 	@$(VENV)/pytest $(ARGS)
+
+test-kvm: ## Run the kvm ring, in an emulated host where this machine has no KVM (ARGS=... for pytest)
+	@.ci/step "virtual environment" .ci/venv dev
+	@.ci/step "host packages" $(VENV)/python -m vmpool.packages tests
+	@$(VENV)/python -m tests.kvm.nested $(ARGS)
 
 lint: ## Run linters, types and import contracts
 	@.ci/step "virtual environment" .ci/venv dev

@@ -1,0 +1,103 @@
+"""The program behind `make test-kvm`."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.kvm.capability import query_lacking
+from tests.kvm.nested import cargo, image, machine, report, verdict
+from tests.kvm.nested.inside import RING
+from tests.kvm.nested.place import ROOT, cache
+from vmpool.errors import VmpoolError
+from vmpool.image import Image, Step, work
+
+_WORK = cache() / "nested/work"
+
+
+def main() -> int:
+    """Run the ring where it can be run; return the exit code."""
+    arguments = sys.argv[1:]
+    try:
+        if lacking := asyncio.run(query_lacking()):
+            for what in lacking:
+                say(f"this machine has {what}")
+            return asyncio.run(run_nested(arguments))
+        asyncio.run(image.build_guest(progress))
+    except (VmpoolError, OSError, subprocess.CalledProcessError) as err:
+        say(f"failed: {err}")
+        return 1
+    return run_here(arguments)
+
+
+def run_here(arguments: list[str]) -> int:
+    """Run the ring on this machine."""
+    say("running the ring on this machine's KVM")
+    with tempfile.TemporaryDirectory() as at:
+        junit = Path(at, "junit.xml")
+        argv = [sys.executable, "-m", "pytest", *RING, f"--junitxml={junit}", *arguments]
+        code = subprocess.run(argv, check=False, cwd=ROOT).returncode
+        tally = report.read(junit.read_text(encoding="utf-8") if junit.exists() else "")
+    return conclude(tally, report.objections(code, tally))
+
+
+async def run_nested(arguments: list[str]) -> int:
+    """Run the ring in a host that is a machine."""
+    work.sweep(_WORK)
+    host = await image.build_host(progress)
+    guest = await image.build_guest(progress)
+    ending, record = await _run_once(host, guest, arguments)
+    if verdict.has_died(ending, record):
+        say("the host's kernel died, which says nothing of the ring: starting it once more")
+        ending, record = await _run_once(host, guest, arguments)
+    tally = report.read(record.report.junit if record.report is not None else "")
+    say("times above are of an emulated processor: function, not speed")
+    return conclude(tally, verdict.objections(ending, record))
+
+
+async def _run_once(
+    host: Image, guest: Image, arguments: list[str]
+) -> tuple[machine.Ending, machine.Record]:
+    async with work.workspace(_WORK) as directory:
+        disk = await asyncio.to_thread(cargo.pack, guest, arguments, at=directory)
+        say("booting a host with KVM and vhost-vsock under software emulation")
+        began = time.monotonic()
+        record = machine.Record()
+        ending = await machine.run(host, disk, machine.Limits(), record, show)
+    say(f"{ending} after {time.monotonic() - began:.0f} s")
+    return ending, record
+
+
+def conclude(tally: report.Tally, objections: list[str]) -> int:
+    """Print how the ring ended; return the exit code."""
+    for line in tally.lines:
+        say(line)
+    say(f"failed: {'; '.join(objections)}" if objections else "passed")
+    return 1 if objections else 0
+
+
+def progress(step: Step) -> None:
+    """Print what the builder does and how long it took."""
+    if step.seconds is None:
+        say(step.text)
+    elif step.seconds >= 1:
+        say(f"{step.text}: {step.seconds:.0f} s")
+
+
+def show(text: str) -> None:
+    """Print what the machine prints."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """Print a line of our own."""
+    print(f"-- kvm: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""Place: where the runner keeps what it need not make again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+"""The checkout."""
+
+
+def cache() -> Path:
+    """Return the directory that the rings share; images in it are a library's."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "vmpool/tests"

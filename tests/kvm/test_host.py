@@ -1,0 +1,22 @@
+"""The ground that the ring stands on: a kernel whose KVM and vhost-vsock do what they say."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from vmpool.engine.qemu import isolation, probe
+from vmpool.model import Accelerator, Transport
+from vmpool.tools import QEMU
+
+pytestmark = pytest.mark.kvm
+
+
+async def test_guests_run_on_kvm() -> None:
+    found = await probe.probe_accelerator(QEMU.name, await asyncio.to_thread(isolation.detect))
+    assert found.accelerator is Accelerator.KVM, found.reason
+
+
+def test_guests_are_talked_to_over_vsock() -> None:
+    assert probe.probe_transport() is Transport.VSOCK
