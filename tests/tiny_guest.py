@@ -1,6 +1,7 @@
 """Tiny guests: kernels of a few bytes, up in a fraction of a second under emulation.
 
-`IDLE` does nothing, `PANIC` panics, `FLOOD` writes to its panic device without end. `WITNESS` shows
+`IDLE` does nothing, `PANIC` panics, `FLOOD` writes to its panic device without end, `CHATTER` says
+`CHATTER_BYTES` on its console, then its last words, and panics. `WITNESS` shows
 what a hypervisor did to it: it waits until VMGENID tells it that it was restored, and then ends in
 a way that says what it found in memory. A machine that sees nobody else's writes powers off; one
 that does panics.
@@ -21,6 +22,7 @@ UP = b"U"
 
 _LOAD = 0x100000
 _FLAG = 0x200000
+_STACK = 0x300000
 
 # 32-bit protected mode, interrupts off, as multiboot leaves it.
 _HELLO = [
@@ -43,6 +45,31 @@ FLOOD = b"".join(
         b"\xb0\x02",  # mov al, 2              a crash kernel is loaded: QEMU only tells it
         b"\xee",  # again: out dx, al
         b"\xeb\xfd",  # jmp again
+    ]
+)
+CHATTER_BYTES = 200_000
+LAST_WORD = b"E"
+CHATTER = b"".join(
+    [
+        b"\xbc" + struct.pack("<I", _STACK),  # mov esp, _STACK
+        b"\xb9" + struct.pack("<I", CHATTER_BYTES),  # mov ecx, CHATTER_BYTES
+        b"\xb3\x2e",  # mov bl, '.'
+        b"\xe8\x17\x00\x00\x00",  # again: call say
+        b"\x49",  # dec ecx
+        b"\x75\xf8",  # jnz again
+        b"\xb3" + LAST_WORD,  # mov bl, LAST_WORD
+        b"\xe8\x0d\x00\x00\x00",  # call say
+        b"\xe8\x08\x00\x00\x00",  # call say      returns only when the first one is out
+        *_PANIC,
+        # say:
+        b"\x66\xba\xfd\x03",  # mov dx, 0x3fd      the console's state
+        b"\xec",  # wait: in al, dx
+        b"\xa8\x20",  # test al, 1 << 5             it takes a character
+        b"\x74\xfb",  # jz wait
+        b"\x66\xba\xf8\x03",  # mov dx, 0x3f8
+        b"\x88\xd8",  # mov al, bl
+        b"\xee",  # out dx, al
+        b"\xc3",  # ret
     ]
 )
 WITNESS = b"".join(

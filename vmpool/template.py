@@ -28,7 +28,7 @@ from vmpool.errors import EngineError, GuestError
 from vmpool.model import Attachment, Kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from vmpool.agent import Agent
     from vmpool.engine import Engine, Machine
@@ -132,7 +132,7 @@ async def _make_once(
         progress(f"booting image {image.name}")
         machine = await engine.boot(spec, kernel, Attachment(directory=directory))
         undo.push_async_callback(lambda: uninterrupted(machine.kill()))
-        with _told_with_console(directory):
+        async with _told_with_console(machine, directory):
             agent = await _first_answer(machine, boot_timeout)
             undo.push_async_callback(agent.close)
             progress("walking the paths that every clone walks first")
@@ -185,9 +185,11 @@ async def _first_answer(machine: Machine, timeout: float) -> Agent:
         await asyncio.gather(hello, death, return_exceptions=True)
 
 
-@contextlib.contextmanager
-def _told_with_console(directory: Path) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def _told_with_console(machine: Machine, directory: Path) -> AsyncIterator[None]:
     """Have a guest's failure carry its last words, for whoever wrote the image's recipe.
+
+    The machine is ended first: then the last of them have come.
 
     Raises:
         EngineError, GuestError: What the block raises, with the end of the console in its message.
@@ -195,6 +197,7 @@ def _told_with_console(directory: Path) -> Iterator[None]:
     try:
         yield
     except EngineError as err:
+        await uninterrupted(machine.kill())
         raise EngineError(
             err.message + _last_words(directory),
             code=err.error_code,
@@ -203,6 +206,7 @@ def _told_with_console(directory: Path) -> Iterator[None]:
             log_tail=err.log_tail,
         ) from err
     except GuestError as err:
+        await uninterrupted(machine.kill())
         raise GuestError(
             err.message + _last_words(directory), code=err.error_code, remedy=err.remedy
         ) from err

@@ -19,6 +19,7 @@ from msgspec import structs
 from tests import tiny_guest, watch
 from vmpool import snapshot
 from vmpool.engine.qemu import QemuEngine, monitor, probe, reap, record, rom, sparse
+from vmpool.engine.qemu.console import LIMIT_BYTES
 from vmpool.errors import EngineError, HostError, InvalidRequestError
 from vmpool.model import MIB, Accelerator, Attachment, MachineSpec, SerialAddress, Transport
 
@@ -112,6 +113,22 @@ async def test_a_guest_that_floods_the_control_socket_is_cut_off_and_the_loop_go
     with pytest.raises(EngineError) as caught:
         await machine.pause()
     assert caught.value.error_code == "qemu_died"
+
+
+async def test_a_guest_that_floods_its_console_fills_no_disk_and_has_its_last_word(
+    engine: QemuEngine, spec: MachineSpec, run: Path
+) -> None:
+    at = attachment(run)
+    machine = await engine.boot(spec, tiny_guest.kernel(run, tiny_guest.CHATTER), at)
+    try:
+        async with asyncio.timeout(60):
+            assert (await machine.obituary()).error_code == "guest_panicked"
+    finally:
+        await machine.kill()
+    said = (at.directory / "console").read_bytes()
+    assert said.rstrip(tiny_guest.LAST_WORD).endswith(b"....")
+    assert said.endswith(tiny_guest.LAST_WORD)
+    assert LIMIT_BYTES // 2 <= len(said) <= LIMIT_BYTES < tiny_guest.CHATTER_BYTES
 
 
 async def test_an_error_carries_the_command_and_what_qemu_said(

@@ -82,7 +82,8 @@ def boot(spec: MachineSpec, instance: Instance, command_line: str) -> list[str]:
         *("-initrd", _path(Slot.INITRD)),
         *("-append", _command_line(spec, command_line)),
         *("-add-fd", _fdset(Slot.CONSOLE)),
-        *("-chardev", f"file,id=console,path=/dev/fdset/{Slot.CONSOLE:d}"),
+        # Appended to, for it is a pipe, and QEMU would cut a file to nothing.
+        *("-chardev", f"file,id=console,path=/dev/fdset/{Slot.CONSOLE:d},append=on"),
         *_block("root", Slot.ROOT, "read-only=on"),
         *(_block("scratch", Slot.DISK, "cache.no-flush=on") if spec.disk_bytes else []),
         *_devices(spec, instance),

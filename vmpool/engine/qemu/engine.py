@@ -17,6 +17,7 @@ from vmpool import disk
 from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import command, hypervisor, isolation, migration, probe, sparse, vsock
 from vmpool.engine.qemu.command import Instance, Slot
+from vmpool.engine.qemu.console import Console
 from vmpool.engine.qemu.monitor import listen
 from vmpool.errors import (
     DiskFullError,
@@ -92,16 +93,19 @@ class QemuEngine:
         isolated = self._isolated(spec)
         if spec.disk_bytes:
             await disk.create_scratch(scratch, spec.disk_bytes)
-        with _Handover(spec, at) as handover:
+        with _Handover(spec, at) as handover, contextlib.ExitStack() as undo:
             handover.put(Slot.MEMORY, _new_memory(memory, spec.memory_bytes, isolated))
             handover.put(Slot.KERNEL, _open(kernel.kernel, os.O_RDONLY))
             handover.put(Slot.INITRD, _open(kernel.initrd, os.O_RDONLY))
-            handover.put(Slot.CONSOLE, _create(at.directory / CONSOLE, os.O_WRONLY))
+            console = _listen(at.directory / CONSOLE)
+            undo.callback(console.close)
+            handover.put(Slot.CONSOLE, console.writer)
             if spec.disk_bytes:
                 handover.put(Slot.DISK, _open(scratch, os.O_RDWR))
             argv = command.boot(spec, handover.instance, kernel.command_line)
             started = await self._start(argv, handover, isolated)
-        return QemuMachine(started, spec, at.directory, handover.agent_address)
+            undo.pop_all()
+        return QemuMachine(started, spec, at.directory, handover.agent_address, console)
 
     async def prepare(self, template: Snapshot, at: Attachment) -> QemuShell:
         """Start a waiting hypervisor, as `Engine.prepare`."""
@@ -222,12 +226,18 @@ class QemuMachine:
     """A QEMU that holds a guest, as `engine.Machine`."""
 
     def __init__(
-        self, started: Hypervisor, spec: MachineSpec, directory: Path, address: AgentAddress
+        self,
+        started: Hypervisor,
+        spec: MachineSpec,
+        directory: Path,
+        address: AgentAddress,
+        console: Console | None = None,
     ) -> None:
         self._hypervisor = started
         self._spec = spec
         self._directory = directory
         self._agent_address = address
+        self._console = console
 
     @property
     def pid(self) -> int:
@@ -282,7 +292,11 @@ class QemuMachine:
 
     async def kill(self) -> None:
         """End QEMU; return when it is reaped. *Idempotent.*"""
-        await self._hypervisor.kill()
+        try:
+            await self._hypervisor.kill()
+        finally:
+            if self._console is not None:
+                self._console.close()
 
     async def _send(self, path: Path) -> None:
         descriptor = _create(path, os.O_WRONLY)
@@ -364,9 +378,20 @@ def _create(path: Path, flags: int) -> int:
     try:
         return os.open(path, flags | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as err:
-        if err.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise DiskFullError(f"no space for {str(path)!r}") from err
-        raise EngineError(f"cannot create {str(path)!r}: {err.strerror}") from err
+        raise _not_created(path, err) from err
+
+
+def _not_created(path: Path, err: OSError) -> DiskFullError | EngineError:
+    if err.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DiskFullError(f"no space for {str(path)!r}")
+    return EngineError(f"cannot create {str(path)!r}: {err.strerror}")
+
+
+def _listen(path: Path) -> Console:
+    try:
+        return Console(path)
+    except OSError as err:
+        raise _not_created(path, err) from err
 
 
 def _new_memory(path: Path, size_bytes: int, isolated: Isolation) -> int:
