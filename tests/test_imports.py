@@ -26,6 +26,7 @@ PURE = (
     "vmpool.doctor.judgement",
     "vmpool.engine.*.command",
     "vmpool.engine.*.domain",
+    "vmpool.engine.*.stream",
     "vmpool.network.plan",
     "vmpool_agent.wire",
 )

@@ -1,0 +1,190 @@
+"""Pagemap: which pages of a clone's memory are its own.
+
+A clone maps its template's memory file privately: a page that it never wrote is the file's, a page
+that it wrote is anonymous. The kernel tells the two apart. What differs from the template is found
+this way without the guest's help and without having watched it, in time that follows the mapping's
+page tables.
+
+The process is a hostile guest's hypervisor. It may have mapped anything anywhere, so what is found
+is believed only when it covers the guest's memory exactly once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmpool.errors import EngineError, HostError
+
+PAGE_BYTES = 4096
+
+Span = tuple[int, int]
+"""Where pages begin and end in the process; a plain pair, since they come in thousands."""
+
+# linux/fs.h: struct pm_scan_arg, PAGEMAP_SCAN and the categories of pages.
+_ARGUMENT = struct.Struct("<12Q")
+_WALK_END_OFFSET = 32
+_PAGEMAP_SCAN = 0xC0606610
+_IS_FILE, _IS_PRESENT, _IS_SWAPPED = 1 << 2, 1 << 3, 1 << 4
+_REGION = struct.Struct("<3Q")
+_REGIONS = 4096
+
+# admin-guide/mm/pagemap.rst: an entry of /proc/PID/pagemap.
+_ENTRY = struct.Struct("<Q")
+_ENTRY_PRESENT, _ENTRY_SWAPPED, _ENTRY_FILE = 1 << 63, 1 << 62, 1 << 61
+_ENTRIES = 64 << 10
+
+_MAPS_LIMIT_BYTES = 4 << 20  # a QEMU has some hundred mappings of about a hundred bytes each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mapping:
+    """A private mapping of a part of the template's memory file.
+
+    Attributes:
+        start: Address in the process; `end` likewise.
+        offset: Of `start` in the guest's memory.
+    """
+
+    start: int
+    end: int
+    offset: int
+
+
+def find_mappings(pid: int, memory: Path, size_bytes: int) -> tuple[Mapping, ...]:
+    """Return how `pid` maps the file `memory`, in the order of the guest's addresses.
+
+    Args:
+        size_bytes: Of the guest's memory, all of which must be mapped.
+
+    Raises:
+        EngineError: It is not mapped privately, whole and once (`memory_unmapped`), or the process
+            is gone (`qemu_died`).
+        HostError: `memory_unreadable`; this process may not look.
+    """
+    try:
+        with Path(f"/proc/{pid}/maps").open("rb") as file:
+            text = file.read(_MAPS_LIMIT_BYTES)
+    except OSError as err:
+        raise unreadable(pid, err) from err
+    return parse_mappings(text, os.path.realpath(memory), size_bytes)
+
+
+def parse_mappings(maps: bytes, memory: str, size_bytes: int) -> tuple[Mapping, ...]:
+    """Return the mappings of the file `memory` that `maps` lists, as `find_mappings`.
+
+    Args:
+        maps: What /proc/PID/maps says.
+
+    Raises:
+        EngineError: They do not cover `size_bytes` once; code `memory_unmapped`.
+    """
+    wanted = os.fsencode(memory).replace(b"\n", b"\\012")  # the one byte that is escaped there
+    found = []
+    for line in maps.splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5] == wanted and fields[1].endswith(b"p"):
+            start, _, end = fields[0].partition(b"-")
+            found.append(Mapping(start=int(start, 16), end=int(end, 16), offset=int(fields[2], 16)))
+    found.sort(key=lambda mapping: mapping.offset)
+    reached = 0
+    for mapping in found:
+        if mapping.offset != reached:
+            break
+        reached += mapping.end - mapping.start
+    else:
+        if reached == size_bytes:
+            return tuple(found)
+    raise EngineError(
+        "QEMU does not map its template's memory once and whole", code="memory_unmapped"
+    )
+
+
+def find_written(pid: int, mappings: tuple[Mapping, ...]) -> list[Span]:
+    """Return where the process's own pages lie, in the order of `mappings`.
+
+    Exact while the machine is paused; while it runs, pages may have been written since.
+
+    Raises:
+        EngineError: The process is gone; code `qemu_died`.
+        HostError: `memory_unreadable`; this process may not look.
+    """
+    try:
+        descriptor = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            try:
+                return _scan(descriptor, mappings)
+            except OSError as err:
+                if err.errno not in {errno.ENOTTY, errno.EINVAL}:
+                    raise
+                return _read(descriptor, mappings)  # a kernel before 6.7
+        finally:
+            os.close(descriptor)
+    except OSError as err:
+        raise unreadable(pid, err) from err
+
+
+def _scan(descriptor: int, mappings: tuple[Mapping, ...]) -> list[Span]:
+    regions = (ctypes.c_uint64 * (3 * _REGIONS))()
+    spans: list[Span] = []
+    for mapping in mappings:
+        start = mapping.start
+        while start < mapping.end:
+            argument = bytearray(
+                _ARGUMENT.pack(
+                    *(_ARGUMENT.size, 0),  # size, flags
+                    *(start, mapping.end, 0),  # from, to, out: where the walk ended
+                    *(ctypes.addressof(regions), _REGIONS, 0),  # no limit but the regions
+                    # No file's, and there or in swap; one category in the answer merges neighbours.
+                    *(_IS_FILE, _IS_FILE, _IS_PRESENT | _IS_SWAPPED, _IS_FILE),
+                )
+            )
+            count = fcntl.ioctl(descriptor, _PAGEMAP_SCAN, argument)
+            found = memoryview(regions).cast("B")[: count * _REGION.size]
+            spans += [(first, last) for first, last, _ in _REGION.iter_unpack(found)]
+            start = _ENTRY.unpack_from(argument, _WALK_END_OFFSET)[0]
+    return spans
+
+
+def _read(descriptor: int, mappings: tuple[Mapping, ...]) -> list[Span]:
+    spans: list[Span] = []
+    for mapping in mappings:
+        for start in range(mapping.start, mapping.end, _ENTRIES * PAGE_BYTES):
+            pages = min(_ENTRIES, (mapping.end - start) // PAGE_BYTES)
+            entries = os.pread(descriptor, pages * _ENTRY.size, start // PAGE_BYTES * _ENTRY.size)
+            spans += parse_entries(entries, start)
+    return spans
+
+
+def parse_entries(entries: bytes, start: int) -> list[Span]:
+    """Return where the pages are that `entries` says are the process's own.
+
+    Args:
+        entries: Of /proc/PID/pagemap, one for each page from the address `start` on.
+    """
+    spans: list[Span] = []
+    for page, (entry,) in enumerate(_ENTRY.iter_unpack(entries)):
+        if not entry & (_ENTRY_PRESENT | _ENTRY_SWAPPED) or entry & _ENTRY_FILE:
+            continue
+        address = start + page * PAGE_BYTES
+        if spans and spans[-1][1] == address:
+            spans[-1] = (spans[-1][0], address + PAGE_BYTES)
+        else:
+            spans.append((address, address + PAGE_BYTES))
+    return spans
+
+
+def unreadable(pid: int, err: OSError) -> EngineError | HostError:
+    """Return, as an error to raise, why the memory of the process `pid` could not be read."""
+    if err.errno in {errno.ESRCH, errno.ENOENT}:
+        return EngineError(f"QEMU (process {pid}) is gone", code="qemu_died")
+    return HostError(
+        f"cannot read the memory of QEMU (process {pid}): {err.strerror}",
+        code="memory_unreadable",
+        remedy="give the server the capability CAP_SYS_PTRACE",
+    )
