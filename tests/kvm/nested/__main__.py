@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 from tests.kvm.capability import query_lacking
 from tests.kvm.nested import cargo, image, machine, report, verdict
 from tests.kvm.nested.inside import RING
-from tests.kvm.nested.place import ROOT, cache
+from tests.kvm.nested.place import REPORT, ROOT, cache
 from vmpool.errors import VmpoolError
 from vmpool.image import Image, Step, work
 
@@ -36,12 +34,14 @@ def main() -> int:
 
 def run_here(arguments: list[str]) -> int:
     """Run the ring on this machine."""
-    say("running the ring on this machine's KVM")
-    with tempfile.TemporaryDirectory() as at:
-        junit = Path(at, "junit.xml")
-        argv = [sys.executable, "-m", "pytest", *RING, f"--junitxml={junit}", *arguments]
-        code = subprocess.run(argv, check=False, cwd=ROOT).returncode
-        tally = report.read(junit.read_text(encoding="utf-8") if junit.exists() else "")
+    say("running the ring on this machine's own KVM")
+    REPORT.unlink(missing_ok=True)
+    argv = [sys.executable, "-m", "pytest", *RING, f"--junitxml={REPORT}", *arguments]
+    try:
+        code = subprocess.run(argv, check=False, cwd=ROOT, timeout=machine.RING_SECONDS).returncode
+    except subprocess.TimeoutExpired:
+        return conclude(report.Tally(), ["the ring did not end in time"])
+    tally = report.read(REPORT.read_text(encoding="utf-8") if REPORT.exists() else "")
     return conclude(tally, report.objections(code, tally))
 
 
@@ -54,9 +54,11 @@ async def run_nested(arguments: list[str]) -> int:
     if verdict.has_died(ending, record):
         say("the host's kernel died, which says nothing of the ring: starting it once more")
         ending, record = await _run_once(host, guest, arguments)
-    tally = report.read(record.report.junit if record.report is not None else "")
+    junit = record.report.junit if record.report is not None else ""
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text(junit, encoding="utf-8")
     say("times above are of an emulated processor: function, not speed")
-    return conclude(tally, verdict.objections(ending, record))
+    return conclude(report.read(junit), verdict.objections(ending, record))
 
 
 async def _run_once(
@@ -76,7 +78,10 @@ def conclude(tally: report.Tally, objections: list[str]) -> int:
     """Print how the ring ended; return the exit code."""
     for line in tally.lines:
         say(line)
-    say(f"failed: {'; '.join(objections)}" if objections else "passed")
+    for objection in objections:
+        say(f"failed: {objection}")
+    if not objections:
+        say(f"passed; the report is {REPORT.relative_to(ROOT)}")
     return 1 if objections else 0
 
 

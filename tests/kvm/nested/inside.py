@@ -17,8 +17,8 @@ from tests.kvm.capability import query_lacking
 from tests.kvm.nested import message
 
 _LACKING_CODE = 70  # pytest's own are 0 to 5
-RING = ("-m", "kvm", "-v", "tests/kvm")
-"""What pytest is told in any case."""
+RING = ("-m", "kvm", "-v", "-o", "testpaths=tests/kvm")
+"""What pytest is told in any case; a path among the caller's own arguments narrows it."""
 _PLAIN = ("--color=no", "-p", "no:cacheprovider")
 
 

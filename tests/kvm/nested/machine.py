@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vmpool.image import Image
 
 PORT_NAME = "vmpool.report"
+RING_SECONDS = 900.0
 _CHUNK = 64 * 1024
 
 
@@ -46,12 +47,16 @@ class Limits:
     """
 
     boot: float = 300.0
-    ring: float = 900.0
+    ring: float = RING_SECONDS
 
 
 @dataclass(slots=True, kw_only=True)
 class Record:
-    """What was heard from one run of the machine, as it is heard."""
+    """What was heard from one run of the machine, as it is heard.
+
+    Attributes:
+        malformed: Lines that were no message.
+    """
 
     up: message.Up | None = None
     lacking: tuple[str, ...] = ()
@@ -59,6 +64,7 @@ class Record:
     failed: list[str] = field(default_factory=list)
     report: message.Report | None = None
     halted: message.Halted | None = None
+    malformed: int = 0
 
     def hear(self, told: message.Any) -> None:
         """Take a message in."""
@@ -124,7 +130,6 @@ async def run(
         show: Is given what the machine prints as it comes.
 
     Raises:
-        GuestError: What came over the port was no message, or too long.
         OSError: QEMU cannot be started.
     """
     ours, theirs = socket.socketpair()
@@ -178,10 +183,21 @@ async def _listen(port: socket.socket, record: Record, began: asyncio.Event) -> 
     port.setblocking(False)
     reader, writer = await asyncio.open_connection(sock=port, limit=message.MAX_BYTES)
     try:
-        while line := await reader.readline():
-            record.hear(message.decode(line))
+        while await _hear_next(reader, record):
             if record.began:
                 began.set()
     finally:
         began.set()
         writer.close()
+
+
+async def _hear_next(reader: asyncio.StreamReader, record: Record) -> bool:
+    """Hear one message; return whether there may be another."""
+    try:
+        line = await reader.readline()
+        if line:
+            record.hear(message.decode(line))
+    except ValueError:  # also of a line that is too long, which the reader drops
+        record.malformed += 1
+        return True
+    return bool(line)

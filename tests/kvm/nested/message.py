@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import msgspec
 
-from vmpool.errors import GuestError
 from vmpool.model import MIB
 
 MAX_BYTES = 8 * MIB
@@ -65,10 +64,10 @@ def decode(line: bytes) -> Any:
     """Return the message in a line, with or without its end.
 
     Raises:
-        GuestError: It is none.
+        ValueError: It is none.
     """
     try:
         found: Any = msgspec.json.decode(line, type=Any)
     except msgspec.DecodeError as err:
-        raise GuestError(f"not a message: {line[:200]!r}: {err}") from err
+        raise ValueError(f"not a message: {line[:200]!r}: {err}") from err
     return found

@@ -8,6 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 """The checkout."""
 
+REPORT = ROOT / "build/kvm.xml"
+"""The report of the last run, in JUnit's XML."""
+
 
 def cache() -> Path:
     """Return the directory that the rings share; images in it are a library's."""

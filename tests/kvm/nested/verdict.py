@@ -27,8 +27,18 @@ def objections(ending: Ending, record: Record) -> list[str]:
     if record.report is not None:
         found += report.objections(record.report.code, report.read(record.report.junit))
     elif not found:
-        found.append(f"the host sent no report: {ending}")
+        found.append(f"the host sent no report: {_described(ending, record)}")
         found += [f"failed before: {test}" for test in record.failed]
-    if ending is not Ending.HALTED and record.report is not None:
-        found.append(f"the host sent its report, but {ending}")
+    if ending is Ending.STUCK_IN_RING and record.report is not None:
+        found.append(f"the ring sent its report, but {ending}")
+    if record.malformed:
+        found.append(f"{record.malformed} lines from the host were no messages")
     return found
+
+
+def _described(ending: Ending, record: Record) -> str:
+    if ending is Ending.HALTED and record.halted is not None:
+        return f"the ring's process ended with {record.halted.code}"
+    if record.up is None:
+        return f"{ending}, and its process 1 never spoke"
+    return str(ending)
