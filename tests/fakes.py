@@ -26,7 +26,7 @@ from vmpool.errors import (
     SnapshotError,
     VmpoolError,
 )
-from vmpool.model import SerialAddress
+from vmpool.model import Processor, SerialAddress
 from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vmpool.snapshot import Snapshot
 
 VERSION = "10.0.2"
+PROCESSOR = Processor(vendor="AuthenticAMD", features=frozenset({"avx2", "sse2"}))
 CONSOLE = "console"
 STATE = b"fake state\n"
 """What a saved device state holds; a state that holds anything else is refused."""
@@ -78,16 +79,23 @@ class FakeEngine:
 
     Attributes:
         boots: How many machines it has booted.
+        offered: What it says that its host can give.
     """
 
     def __init__(self, faults: Faults | None = None, *, version: str = VERSION) -> None:
         self.faults = faults or Faults()
         self.boots = 0
+        self.offered = PROCESSOR
         self._version = version
 
     @property
     def version(self) -> str:
         return self._version
+
+    async def processor(self, spec: MachineSpec, at: Attachment) -> Processor:
+        assert spec.qemu_version == self.version
+        assert not list(at.directory.iterdir())
+        return self.offered
 
     async def boot(self, spec: MachineSpec, kernel: Kernel, at: Attachment) -> FakeMachine:
         for path in (kernel.kernel, kernel.initrd, spec.root):
@@ -165,6 +173,9 @@ class FakeMachine:
     @property
     def agent_address(self) -> SerialAddress:
         return SerialAddress(path=self._guest.socket)
+
+    async def processor(self) -> Processor:
+        return PROCESSOR
 
     async def pause(self) -> None:
         if self._faults.pause is not None:

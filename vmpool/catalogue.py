@@ -337,7 +337,7 @@ class Catalogue:
             transport=ground.transport,
             vcpus=vcpus,
             disk_bytes=disk_bytes,
-            cpu_model=_cpu_model(ground.accelerator),
+            cpu_model=ground.settings.cpu_model or _all_of(ground.accelerator),
             qemu_version=ground.engine.version,
         )
 
@@ -411,8 +411,8 @@ class Catalogue:
         return {entry.snapshot_id for entry in entries}
 
 
-def _cpu_model(accelerator: Accelerator) -> str:
-    """Return the model that gives a guest all that the accelerator has."""
+def _all_of(accelerator: Accelerator) -> str:
+    """Return the CPU model that gives a guest all that the accelerator has."""
     match accelerator:
         case Accelerator.KVM:
             return "host"

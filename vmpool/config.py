@@ -33,6 +33,7 @@ ENVIRONMENT = {"VMPOOL_LISTEN": "listen", "VMPOOL_STATE": "state", "VMPOOL_RUN":
 
 Seconds = Annotated[float, Meta(gt=0)]
 Size = Annotated[int, Meta(ge=1)]
+CpuModel = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+$")]  # a comma would bring options along
 
 
 class PoolSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -135,6 +136,13 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     insecure_no_tokens: Annotated[
         bool, Meta(description="Serve everybody who can connect; refused unless on loopback.")
     ] = False
+    cpu_model: Annotated[
+        CpuModel | None,
+        Meta(
+            description="Model of guests' processors, as `qemu-system-x86_64 -cpu help` lists"
+            " them. Default: all that the host has, or that the emulation has.",
+        ),
+    ] = None
     pool: PoolSettings = PoolSettings()
     requests: RequestSettings = RequestSettings()
     deadlines: DeadlineSettings = DeadlineSettings()

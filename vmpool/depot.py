@@ -7,12 +7,16 @@ template by name and no pool; who still needs a snapshot, it is told.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import shutil
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from vmpool import snapshot, template
+from vmpool.clone import claim_directory
 from vmpool.errors import SnapshotError, VmpoolError
+from vmpool.model import Attachment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
     from vmpool.engine import Engine
     from vmpool.image import Image
-    from vmpool.model import MachineSpec
+    from vmpool.model import MachineSpec, Processor
     from vmpool.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -51,14 +55,18 @@ class Depot:
         host's own: a snapshot that was saved by another QEMU has another name.
 
         Raises:
+            HostError: This host has not the spec's CPU model; code `cpu_model_unfit`.
             VmpoolError: As `template.make`.
         """
         name = template.snapshot_id(image.digest, spec)
         directory = self._snapshots / name
+        processor = await self._processor(spec)
         async with self._lock(name):
             if await asyncio.to_thread(directory.exists):
                 try:
-                    return await asyncio.to_thread(self._checked, directory, image.digest, spec)
+                    return await asyncio.to_thread(
+                        self._checked, directory, image.digest, spec, processor
+                    )
                 except VmpoolError as err:
                     progress(f"{err.message}; making it again")
                     log.warning("snapshot=%s: %s; making it again", name, err)
@@ -88,11 +96,19 @@ class Depot:
             except OSError as err:  # the next start sweeps it
                 log.error("snapshot=%s cannot be removed: %s", name, err)
 
-    def _checked(self, directory: Path, digest: str, spec: MachineSpec) -> Snapshot:
+    async def _processor(self, spec: MachineSpec) -> Processor:
+        with contextlib.ExitStack() as undo:
+            directory = claim_directory(self._run)
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+            return await self._engine.processor(spec, Attachment(directory=directory))
+
+    def _checked(
+        self, directory: Path, digest: str, spec: MachineSpec, processor: Processor
+    ) -> Snapshot:
         found = snapshot.load(directory)
         found.fits(
             version=self._engine.version,
-            accelerators={spec.accelerator},
+            processors={spec.accelerator: processor},
             transports={spec.transport},
         )
         # The manifest has no digest of its own; what it must say is known.

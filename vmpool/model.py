@@ -83,6 +83,23 @@ class MachineSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Processor:
+    """What a guest's virtual CPUs are, or all that a host can make them.
+
+    Attributes:
+        vendor: As CPUID tells it, `AuthenticAMD`.
+        features: By the names that QEMU has for them.
+    """
+
+    vendor: str
+    features: frozenset[str]
+
+    def lacks(self, wanted: Processor) -> tuple[str, ...]:
+        """Return the features of `wanted` that this one has not, sorted."""
+        return tuple(sorted(wanted.features - self.features))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
     """What a machine is booted with; a restored machine needs none of it."""
 

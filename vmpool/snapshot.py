@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vmpool.errors import ConflictError, DiskFullError, SnapshotError
-from vmpool.model import Accelerator, MachineSpec, Transport, new_id
+from vmpool.model import Accelerator, MachineSpec, Processor, Transport, new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
-FORMAT = 1
-"""Version of the manifest; a host refuses what a later vmpool wrote."""
+FORMAT = 2
+"""Version of the manifest, and of the machine that an engine makes of its spec: raise it when
+either changes. A host refuses any other."""
 
 PARTIAL = ".partial-"
 """What the name of a snapshot begins with while it is being written or removed."""
@@ -65,6 +66,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         image: Digest of the image that the machine was booted from.
         spec: What all clones share. Its `root` is absolute, or relative to the snapshot's
             directory, so that a whole state directory can be moved.
+        processor: What the virtual CPUs were when they were saved; the guest's kernel looked once,
+            as it booted, and uses it from then on.
         files: By name: every file of the snapshot but the manifest.
         created_ns: Unix time.
         parent: Id of the snapshot that this one descends from; `None` for a template.
@@ -73,6 +76,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     image: str
     spec: MachineSpec
+    processor: Processor
     files: dict[str, FileRecord]
     created_ns: int
     parent: str | None = None
@@ -117,18 +121,20 @@ class Snapshot:
         self,
         *,
         version: str,
-        accelerators: Collection[Accelerator],
+        processors: Mapping[Accelerator, Processor],
         transports: Collection[Transport],
     ) -> None:
         """Refuse, before the hypervisor does, a host on which this snapshot cannot run.
 
         Args:
             version: The host's hypervisor, as in `Engine.version`.
-            accelerators: Those that work on the host, probed by running a guest.
+            processors: What guests can get on the host, as from `Engine.processor`, by the
+                accelerators that work there.
             transports: Those that the host has.
 
         Raises:
-            SnapshotError: It does not fit; code `snapshot_unfit`.
+            SnapshotError: It does not fit; `snapshot_processor_unfit` for its processor, with the
+                features that this host lacks, `snapshot_unfit` for the rest.
         """
         spec, name = self.manifest.spec, self.manifest.id
         if spec.qemu_version != version:
@@ -138,7 +144,7 @@ class Snapshot:
                 code="snapshot_unfit",
                 remedy="make the template again on this host",
             )
-        if spec.accelerator not in accelerators:
+        if spec.accelerator not in processors:
             raise SnapshotError(
                 f"snapshot {name!r} needs the accelerator {spec.accelerator.value!r}, "
                 "which does not work on this host",
@@ -152,6 +158,22 @@ class Snapshot:
                 code="snapshot_unfit",
                 remedy="load vhost_vsock, or make the template again on this host",
             )
+        self._require_processor(processors[spec.accelerator])
+
+    def _require_processor(self, offered: Processor) -> None:
+        saved, name = self.manifest.processor, self.manifest.id
+        if saved.vendor != offered.vendor:
+            what = f"was saved on a processor of {saved.vendor!r}, here they are {offered.vendor!r}"
+        elif lacking := offered.lacks(saved):
+            what = f"needs what processors lack here: {', '.join(lacking)}"
+        else:
+            return
+        raise SnapshotError(
+            f"snapshot {name!r} {what}",
+            code="snapshot_processor_unfit",
+            remedy="make the template again on this host; for hosts of one vendor that differ, "
+            "set cpu_model to a model that all of them have",
+        )
 
     def verify(self) -> None:
         """Read every file and compare it with its digest.
@@ -211,6 +233,7 @@ def describe(
     id: str,
     image: str,
     spec: MachineSpec,
+    processor: Processor,
     created_ns: int,
     parent: str | None = None,
 ) -> Manifest:
@@ -220,7 +243,13 @@ def describe(
         for path in sorted(partial.iterdir())
     }
     return Manifest(
-        id=id, image=image, spec=spec, files=files, created_ns=created_ns, parent=parent
+        id=id,
+        image=image,
+        spec=spec,
+        processor=processor,
+        files=files,
+        created_ns=created_ns,
+        parent=parent,
     )
 
 
@@ -257,7 +286,7 @@ def load(directory: Path) -> Snapshot:
 
     Raises:
         SnapshotError: There is none (`snapshot_missing`), it is damaged (`snapshot_damaged`), or
-            a later vmpool wrote it (`snapshot_unfit`).
+            another vmpool wrote it (`snapshot_unfit`).
     """
     try:
         with (directory / MANIFEST).open("rb") as file:
@@ -297,7 +326,8 @@ def sweep(parent: Path) -> tuple[Path, ...]:
 
 
 def _encode(manifest: Manifest) -> bytes:
-    data = msgspec.json.encode(manifest, enc_hook=str)  # the one foreign type is Path
+    # The one foreign type is Path; a set is written sorted.
+    data = msgspec.json.encode(manifest, enc_hook=str, order="deterministic")
     return msgspec.json.format(data, indent=2) + b"\n"
 
 
@@ -306,11 +336,11 @@ def _decode(directory: Path, data: bytes) -> Manifest:
         raise _damaged(directory, f"{MANIFEST!r} is longer than {_MANIFEST_LIMIT_BYTES} bytes")
     try:
         version = msgspec.json.decode(data, type=_Header).format
-        if version > FORMAT:
+        if version != FORMAT:
             raise SnapshotError(
                 f"snapshot in {str(directory)!r} has format {version}, this vmpool reads {FORMAT}",
                 code="snapshot_unfit",
-                remedy="upgrade vmpool",
+                remedy="upgrade vmpool" if version > FORMAT else "make the template again",
             )
         manifest = msgspec.json.decode(data, type=Manifest, dec_hook=lambda kind, v: kind(v))
     except (msgspec.DecodeError, UnicodeDecodeError) as err:

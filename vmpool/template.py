@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vmpool.agent import Agent
     from vmpool.engine import Engine, Machine
     from vmpool.image import Image
-    from vmpool.model import MachineSpec
+    from vmpool.model import MachineSpec, Processor
     from vmpool.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -140,22 +140,26 @@ async def _make_once(
         await agent.close()
         progress("saving memory and devices")
         await machine.pause()
+        processor = await machine.processor()
         await machine.save(partial)
         await machine.kill()
         # Not cut short: what is still being published must not be removed meanwhile.
         return await uninterrupted(
-            asyncio.to_thread(_publish, partial, image.digest, spec, snapshots)
+            asyncio.to_thread(_publish, partial, image.digest, spec, processor, snapshots)
         )
     raise AssertionError("unreachable: the stack swallows nothing")
 
 
-def _publish(partial: Path, digest: str, spec: MachineSpec, snapshots: Path) -> Snapshot:
+def _publish(
+    partial: Path, digest: str, spec: MachineSpec, processor: Processor, snapshots: Path
+) -> Snapshot:
     name = snapshot_id(digest, spec)
     manifest = snapshot.describe(
         partial,
         id=name,
         image=digest,
         spec=replace(spec, root=_seen_from(snapshots / name, spec.root)),
+        processor=processor,
         created_ns=time.time_ns(),
     )
     return snapshot.publish(partial, manifest, snapshots)

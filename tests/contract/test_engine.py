@@ -61,13 +61,19 @@ class Bench:
     async def template(self) -> Snapshot:
         machine = await self.booted()
         await machine.pause()
+        processor = await machine.processor()
         snapshots = self.directory / "snapshots"
         snapshots.mkdir()
         partial = snapshot.begin(snapshots)
         await machine.save(partial)
         await machine.kill()
         manifest = snapshot.describe(
-            partial, id="template", image="none", spec=self.spec, created_ns=1
+            partial,
+            id="template",
+            image="none",
+            spec=self.spec,
+            processor=processor,
+            created_ns=1,
         )
         return snapshot.publish(partial, manifest, snapshots)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.api.conftest import IMAGE
 from tests.fake_host import OWNER, add_template, opened, until, wanted
-from tests.fakes import FakeEngine, Faults
+from tests.fakes import PROCESSOR, FakeEngine, Faults
 from vmpool.catalogue import TemplateRequest, TemplateState
 from vmpool.errors import (
     CapacityError,
@@ -115,6 +116,31 @@ async def test_a_snapshot_of_another_qemu_is_replaced_by_one_of_this(
         assert status.snapshot == new != old
         (row,) = await again.store.templates()
         assert row.snapshot_id == new
+
+
+async def test_a_snapshot_of_a_better_processor_is_refused_by_name_and_made_again(
+    host: Host, state: Path
+) -> None:
+    await host.catalogue.close()
+    other = shutil.copytree(state, state.with_name(f"{state.name}-p"))
+    engine = FakeEngine()
+    engine.offered = replace(PROCESSOR, features=PROCESSOR.features - {"avx2"})
+    said: list[str] = []
+    async with opened(other, engine, progress=said.append) as again:
+        assert (await again.catalogue.settled(IMAGE)).state is TemplateState.READY
+        assert engine.boots == 1
+        assert any("lack here: avx2; making it again" in word for word in said), said
+        assert not list((other / "run/clones").glob("*/qmp"))
+
+
+async def test_templates_have_the_cpu_model_of_the_settings(host: Host, state: Path) -> None:
+    await host.catalogue.close()
+    other = shutil.copytree(state, state.with_name(f"{state.name}-m"))
+    engine = FakeEngine()
+    async with opened(other, engine, cpu_model="EPYC-v4") as again:
+        status = await again.catalogue.settled(IMAGE)
+        assert (status.state, status.spec.cpu_model) == (TemplateState.READY, "EPYC-v4")
+        assert engine.boots == 1
 
 
 async def test_an_image_that_is_damaged_makes_its_template_fail(host: Host, state: Path) -> None:

@@ -67,10 +67,13 @@ async def template_of(engine: QemuEngine, spec: MachineSpec, run: Path, code: by
     machine = await engine.boot(spec, tiny_guest.kernel(run, code), at)
     await watch.holds(at.directory / "console", tiny_guest.UP)
     await machine.pause()
+    processor = await machine.processor()
     partial = snapshot.begin(run)
     await machine.save(partial)
     await machine.kill()
-    manifest = snapshot.describe(partial, id="template", image="none", spec=spec, created_ns=1)
+    manifest = snapshot.describe(
+        partial, id="template", image="none", spec=spec, processor=processor, created_ns=1
+    )
     return snapshot.publish(partial, manifest, run)
 
 

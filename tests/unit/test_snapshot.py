@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import replace
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from vmpool import snapshot
 from vmpool.errors import ConflictError, SnapshotError
-from vmpool.model import MIB, Accelerator, MachineSpec, Transport
+from vmpool.model import MIB, Accelerator, MachineSpec, Processor, Transport
 
 if TYPE_CHECKING:
     from vmpool.snapshot import Manifest, Snapshot
@@ -26,6 +28,7 @@ SPEC = MachineSpec(
     transport=Transport.SERIAL,
     qemu_version="10.0.2",
 )
+PROCESSOR = Processor(vendor="AuthenticAMD", features=frozenset({"avx2", "bmi2", "sse2"}))
 
 
 def written(parent: Path, name: str = "one", spec: MachineSpec = SPEC) -> tuple[Path, Manifest]:
@@ -33,7 +36,9 @@ def written(parent: Path, name: str = "one", spec: MachineSpec = SPEC) -> tuple[
     partial = snapshot.begin(parent)
     for file in ("memory", "device-state", *(["disk"] if spec.disk_bytes else [])):
         (partial / file).write_bytes(os.urandom(5000))
-    return partial, snapshot.describe(partial, id=name, image="abc", spec=spec, created_ns=7)
+    return partial, snapshot.describe(
+        partial, id=name, image="abc", spec=spec, processor=PROCESSOR, created_ns=7
+    )
 
 
 def published(parent: Path, name: str = "one", spec: MachineSpec = SPEC) -> Snapshot:
@@ -176,7 +181,9 @@ def digest_of(path: Path) -> str:
     directory = path.with_name(f"{path.name}.directory")
     directory.mkdir()
     (directory / "memory").hardlink_to(path)
-    described = snapshot.describe(directory, id="x", image="x", spec=SPEC, created_ns=0)
+    described = snapshot.describe(
+        directory, id="x", image="x", spec=SPEC, processor=PROCESSOR, created_ns=0
+    )
     return described.files["memory"].digest
 
 
@@ -260,8 +267,10 @@ def _rewritten(found: Snapshot, **changes: object) -> Path:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"format": 2}, "snapshot_unfit"),
-        ({"format": 2, "spec": "of another kind"}, "snapshot_unfit"),
+        ({"format": 3}, "snapshot_unfit"),
+        ({"format": 3, "spec": "of another kind"}, "snapshot_unfit"),
+        ({"processor": None}, "snapshot_damaged"),
+        ({"processor": {"vendor": "AuthenticAMD", "features": [7]}}, "snapshot_damaged"),
         ({"format": "x"}, "snapshot_damaged"),
         ({"files": {}}, "snapshot_damaged"),
         ({"files": {"../memory": {"size_bytes": 1, "digest": ""}}}, "snapshot_damaged"),
@@ -274,6 +283,22 @@ def test_a_manifest_that_is_none_is_refused(
     with pytest.raises(SnapshotError) as caught:
         snapshot.load(_rewritten(published(tmp_path), **changes))
     assert caught.value.error_code == code
+
+
+def test_a_manifest_from_before_processors_were_recorded_is_refused_in_words(
+    tmp_path: Path,
+) -> None:
+    found = published(tmp_path)
+    path = _rewritten(found, format=1) / "manifest.json"
+    data = json.loads(path.read_bytes())
+    del data["processor"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(SnapshotError, match=r"format 1, this vmpool reads 2") as caught:
+        snapshot.load(found.directory)
+    assert (caught.value.error_code, caught.value.remedy) == (
+        "snapshot_unfit",
+        "make the template again",
+    )
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[]", b" " * (1 << 20) + b"{}"])
@@ -297,26 +322,64 @@ def test_no_snapshot_is_said_to_be_missing(tmp_path: Path) -> None:
 
 def test_a_snapshot_fits_the_host_that_made_it(tmp_path: Path) -> None:
     published(tmp_path).fits(
-        version="10.0.2", accelerators={Accelerator.TCG}, transports={Transport.SERIAL}
+        version="10.0.2",
+        processors={Accelerator.TCG: PROCESSOR},
+        transports={Transport.SERIAL},
     )
 
 
 @pytest.mark.parametrize(
-    ("version", "accelerators", "transports", "words"),
+    ("version", "accelerator", "transport", "words"),
     [
-        ("10.0.3", {Accelerator.TCG}, {Transport.SERIAL}, r"10\.0\.2.*10\.0\.3"),
-        ("10.0.2", {Accelerator.KVM}, {Transport.SERIAL}, "'tcg'"),
-        ("10.0.2", {Accelerator.TCG}, {Transport.VSOCK}, "'virtio-serial'"),
+        ("10.0.3", Accelerator.TCG, Transport.SERIAL, r"10\.0\.2.*10\.0\.3"),
+        ("10.0.2", Accelerator.KVM, Transport.SERIAL, "'tcg'"),
+        ("10.0.2", Accelerator.TCG, Transport.VSOCK, "'virtio-serial'"),
     ],
 )
 def test_a_snapshot_from_another_kind_of_host_is_refused_in_words(
-    tmp_path: Path,
-    version: str,
-    accelerators: set[Accelerator],
-    transports: set[Transport],
-    words: str,
+    tmp_path: Path, version: str, accelerator: Accelerator, transport: Transport, words: str
 ) -> None:
     with pytest.raises(SnapshotError, match=words) as caught:
-        published(tmp_path).fits(version=version, accelerators=accelerators, transports=transports)
+        published(tmp_path).fits(
+            version=version, processors={accelerator: PROCESSOR}, transports={transport}
+        )
     assert caught.value.error_code == "snapshot_unfit"
     assert caught.value.remedy
+
+
+FEATURES = st.frozensets(st.sampled_from(["adx", "aes", "avx2", "bmi2", "erms", "sse2"]))
+
+
+@given(saved=FEATURES, offered=FEATURES)
+def test_a_snapshot_fits_exactly_where_no_feature_is_lacking_and_names_those_that_are(
+    tmp_path_factory: pytest.TempPathFactory, saved: frozenset[str], offered: frozenset[str]
+) -> None:
+    found = published(tmp_path_factory.mktemp("fit"))
+    manifest = structs.replace(found.manifest, processor=replace(PROCESSOR, features=saved))
+    host = replace(PROCESSOR, features=offered)
+    refused = pytest.raises(SnapshotError) if saved - offered else contextlib.nullcontext()
+    with refused as caught:
+        replace(found, manifest=manifest).fits(
+            version="10.0.2", processors={Accelerator.TCG: host}, transports={Transport.SERIAL}
+        )
+    if caught is not None:
+        assert caught.value.error_code == "snapshot_processor_unfit"
+        assert "cpu_model" in caught.value.remedy
+        assert caught.value.message.endswith(f": {', '.join(sorted(saved - offered))}")
+
+
+def test_a_snapshot_from_another_vendors_processor_is_refused_whatever_its_features(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(SnapshotError, match=r"'AuthenticAMD'.*'GenuineIntel'") as caught:
+        published(tmp_path).fits(
+            version="10.0.2",
+            processors={Accelerator.TCG: replace(PROCESSOR, vendor="GenuineIntel")},
+            transports={Transport.SERIAL},
+        )
+    assert caught.value.error_code == "snapshot_processor_unfit"
+
+
+def test_a_manifest_lists_features_in_their_order(tmp_path: Path) -> None:
+    written_down = json.loads((published(tmp_path).directory / "manifest.json").read_bytes())
+    assert written_down["processor"]["features"] == ["avx2", "bmi2", "sse2"]

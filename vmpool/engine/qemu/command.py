@@ -32,6 +32,9 @@ class Slot(IntEnum):
     CEILING = 255
 
 
+HOST_MODELS = frozenset({"host", "max"})
+"""CPU models that are all that a host has; every other is the same on every host."""
+
 STATE_FDSET = 300
 """The fdset that a state's descriptor is added to over QMP; above all slots."""
 
@@ -46,6 +49,9 @@ _TRANSLATION_CACHE_MIB = 64
 # clears and copies its pages by plain moves, in a third of the time.
 _CPU_WITHOUT_STRINGS = "-erms,-fsrm"
 _KERNEL_WITHOUT_STRINGS = "clearcpuid=rep_good"
+
+# A guest that cannot start guests cannot attack what emulates their instructions.
+_CPU_WITHOUT_NESTING = "-vmx,-svm"
 
 _CONSOLE_BYTES = 64 << 10
 
@@ -105,12 +111,30 @@ def restore(spec: MachineSpec, instance: Instance) -> list[str]:
     ]
 
 
-def _machine(spec: MachineSpec, instance: Instance) -> list[str]:
+def bare(spec: MachineSpec, instance: Instance) -> list[str]:
+    """Return QEMU's arguments to answer questions about `spec`'s accelerator without a machine."""
+    accelerator = _accelerator(spec)
+    if spec.accelerator is Accelerator.KVM:
+        # What KVM offers depends on it in one feature, which microvm has and q35 has not.
+        accelerator += ",kernel-irqchip=split"
+    return [*_process(spec, instance), *("-accel", accelerator), *("-machine", "none"), "-S"]
+
+
+def _process(spec: MachineSpec, instance: Instance) -> list[str]:
     return [
         *("-name", instance.name.replace(",", ",,")),
         *("-nodefaults", "-no-user-config"),
         *("-display", "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *("-chardev", f"socket,id=qmp,fd={Slot.QMP:d},server=on,wait=off"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *(_opened_kvm() if takes_kvm_descriptor(spec) else []),
+    ]
+
+
+def _machine(spec: MachineSpec, instance: Instance) -> list[str]:
+    return [
+        *_process(spec, instance),
         *("-accel", _accelerator(spec)),
         *("-machine", f"{_BOARDS[spec.machine_type]},{_BOARD_OPTIONS}"),
         *("-cpu", _cpu(spec)),
@@ -120,9 +144,6 @@ def _machine(spec: MachineSpec, instance: Instance) -> list[str]:
         # A guest that powers off, reboots or panics ends the process: its death is the one signal.
         "-no-reboot",
         *("-action", "panic=exit-failure"),
-        *("-chardev", f"socket,id=qmp,fd={Slot.QMP:d},server=on,wait=off"),
-        *("-mon", "chardev=qmp,mode=control"),
-        *(_opened_kvm() if takes_kvm_descriptor(spec) else []),
     ]
 
 
@@ -137,9 +158,13 @@ def _accelerator(spec: MachineSpec) -> str:
 
 
 def _cpu(spec: MachineSpec) -> str:
+    options = [spec.cpu_model, _CPU_WITHOUT_NESTING]
     if spec.accelerator is Accelerator.TCG:
-        return f"{spec.cpu_model},{_CPU_WITHOUT_STRINGS}"
-    return spec.cpu_model
+        options.append(_CPU_WITHOUT_STRINGS)
+    if spec.cpu_model.partition(",")[0] not in HOST_MODELS:
+        # Whole or not at all: a clone's features must not depend on which host made its template.
+        options.append("enforce")
+    return ",".join(options)
 
 
 def _command_line(spec: MachineSpec, command_line: str) -> str:

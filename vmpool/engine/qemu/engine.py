@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING
 
 from vmpool import disk
 from vmpool.cancellation import uninterrupted
-from vmpool.engine.qemu import command, hypervisor, isolation, migration, probe, sparse, vsock
+from vmpool.engine.qemu import (
+    command,
+    hypervisor,
+    isolation,
+    migration,
+    probe,
+    processor,
+    sparse,
+    vsock,
+)
 from vmpool.engine.qemu.command import Instance, Slot
 from vmpool.engine.qemu.console import Console
 from vmpool.engine.qemu.monitor import listen
@@ -33,7 +42,7 @@ if TYPE_CHECKING:
     from vmpool.engine.qemu.hypervisor import Hypervisor, StartTimings
     from vmpool.engine.qemu.isolation import Isolation
     from vmpool.errors import InfrastructureError
-    from vmpool.model import AgentAddress, Attachment, Kernel, MachineSpec
+    from vmpool.model import AgentAddress, Attachment, Kernel, MachineSpec, Processor
     from vmpool.snapshot import Snapshot
 
 BINARY = "qemu-system-x86_64"
@@ -77,6 +86,18 @@ class QemuEngine:
     def isolation(self) -> Isolation:
         """What every QEMU is cut off from."""
         return self._isolation
+
+    async def processor(self, spec: MachineSpec, at: Attachment) -> Processor:
+        """Return what this host can make virtual CPUs, as `Engine.processor`."""
+        with _Handover(spec, at) as handover:
+            argv = command.bare(spec, handover.instance)
+            started = await self._start(argv, handover, self._isolated(spec))
+        try:
+            return await processor.offered(started.monitor, spec)
+        except EngineError as err:
+            raise started.explained(err) from err
+        finally:
+            await started.kill()
 
     async def boot(self, spec: MachineSpec, kernel: Kernel, at: Attachment) -> QemuMachine:
         """Boot a machine, as `Engine.boot`.
@@ -253,6 +274,13 @@ class QemuMachine:
     def agent_address(self) -> AgentAddress:
         """Where the guest agent's byte stream is reached."""
         return self._agent_address
+
+    async def processor(self) -> Processor:
+        """Return what the guest's virtual CPUs are."""
+        try:
+            return await processor.of_guest(self._hypervisor.monitor)
+        except EngineError as err:
+            raise self._hypervisor.explained(err) from err
 
     async def pause(self) -> None:
         """Stop the virtual CPUs. *Idempotent.*"""

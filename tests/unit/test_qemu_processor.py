@@ -1,0 +1,156 @@
+"""What QEMU says of processors, under emulation, and what is concluded when a host has less."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import tiny_guest, watch
+from vmpool import snapshot
+from vmpool.engine.qemu import QemuEngine, isolation
+from vmpool.errors import HostError, SnapshotError
+from vmpool.model import (
+    MIB,
+    Accelerator,
+    Attachment,
+    MachineSpec,
+    MachineType,
+    Processor,
+    Transport,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmpool.snapshot import Snapshot
+
+
+@pytest.fixture
+def run() -> Iterator[Path]:
+    """A short directory that other accounts may pass through, as QEMU runs as one."""
+    directory = Path(f"/tmp/vmpool-{secrets.token_hex(4)}")
+    directory.mkdir(mode=0o711)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+async def engine() -> QemuEngine:
+    return await QemuEngine.detect()
+
+
+@pytest.fixture
+def spec(engine: QemuEngine, run: Path) -> MachineSpec:
+    root = run / "root"
+    root.write_bytes(bytes(4096))
+    return MachineSpec(
+        root=root,
+        memory_bytes=32 * MIB,
+        accelerator=Accelerator.TCG,
+        transport=Transport.SERIAL,
+        qemu_version=engine.version,
+    )
+
+
+def attachment(run: Path) -> Attachment:
+    directory = run / secrets.token_hex(4)
+    directory.mkdir(mode=0o700)
+    return Attachment(directory=directory)
+
+
+async def template_of(engine: QemuEngine, spec: MachineSpec, run: Path) -> Snapshot:
+    at = attachment(run)
+    machine = await engine.boot(spec, tiny_guest.kernel(run, tiny_guest.IDLE), at)
+    await watch.holds(at.directory / "console", tiny_guest.UP)
+    await machine.pause()
+    processor = await machine.processor()
+    partial = snapshot.begin(run)
+    await machine.save(partial)
+    await machine.kill()
+    manifest = snapshot.describe(
+        partial, id="template", image="none", spec=spec, processor=processor, created_ns=1
+    )
+    return snapshot.publish(partial, manifest, run)
+
+
+def less_able(run: Path, *missing: str) -> QemuEngine:
+    """Return an engine on a host whose emulation lacks some features."""
+    qemu = shutil.which("qemu-system-x86_64")
+    options = " ".join(f"-global max-x86_64-cpu.{name}=off" for name in missing)
+    program = run / "qemu"
+    program.write_text(f'#!/bin/sh\nexec {qemu} "$@" {options}\n')
+    program.chmod(0o755)
+    return QemuEngine(binary=str(program), version="", isolation=isolation.detect())
+
+
+@pytest.mark.parametrize("machine_type", MachineType)
+async def test_a_template_fits_its_own_host_and_is_refused_by_name_where_features_are_missing(
+    engine: QemuEngine, spec: MachineSpec, run: Path, machine_type: MachineType
+) -> None:
+    spec = replace(spec, machine_type=machine_type)
+    template = await template_of(engine, spec, run)
+
+    async def fits(host: QemuEngine) -> None:
+        offered = await host.processor(spec, attachment(run))
+        template.fits(
+            version=spec.qemu_version,
+            processors={Accelerator.TCG: offered},
+            transports={Transport.SERIAL},
+        )
+
+    await fits(engine)
+    with pytest.raises(SnapshotError, match=r": avx2, bmi2 \(make") as caught:
+        await fits(less_able(run, "bmi2", "avx2"))
+    assert caught.value.error_code == "snapshot_processor_unfit"
+
+
+async def test_a_guest_has_what_its_command_line_gave_it_and_cannot_nest(
+    engine: QemuEngine, spec: MachineSpec, run: Path
+) -> None:
+    offered = await engine.processor(spec, attachment(run))
+    assert {"sse2", "avx2", "svm", "erms"} <= offered.features
+    for model, without in (("max", {"svm", "erms", "fsrm"}), ("qemu64-v1", {"svm", "avx2"})):
+        at = attachment(run)
+        kernel = tiny_guest.kernel(run, tiny_guest.IDLE)
+        machine = await engine.boot(replace(spec, cpu_model=model), kernel, at)
+        try:
+            found = await machine.processor()
+        finally:
+            await machine.kill()
+        assert found.vendor == offered.vendor
+        assert "sse2" in found.features
+        assert not without & found.features
+        assert offered.lacks(found) == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("no-such-cpu", r"does not know the CPU model 'no-such-cpu'"),
+        ("host", r"'host' needs what 'tcg' lacks here: kvm"),
+        ("EPYC-v4", r"'EPYC-v4' needs what 'tcg' lacks here: .*\btopoext\b"),
+    ],
+)
+async def test_a_model_that_is_not_to_be_had_is_refused_by_name_before_anything_boots(
+    engine: QemuEngine, spec: MachineSpec, run: Path, model: str, words: str
+) -> None:
+    at = attachment(run)
+    with pytest.raises(HostError, match=words) as caught:
+        await engine.processor(replace(spec, cpu_model=model), at)
+    assert caught.value.error_code == "cpu_model_unfit"
+    assert caught.value.remedy
+
+
+@pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="/dev/kvm does not open")
+async def test_kvm_is_asked_for_what_it_gives(
+    engine: QemuEngine, spec: MachineSpec, run: Path
+) -> None:
+    under_kvm = replace(spec, accelerator=Accelerator.KVM, cpu_model="host")
+    found: Processor = await engine.processor(under_kvm, attachment(run))
+    assert {"lm", "sse2", "kvmclock"} <= found.features
