@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.erofs_reader import Reader
+from tests.leftovers import MARK, MARK_NAME
 from vmpool.errors import DiskFullError, HostError, ImageError, InvalidRequestError, NotFoundError
 from vmpool.image import Freshness, Library, Recipe, debian, mmdebstrap, recipe
 
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from vmpool.image import Step
 
 MMDEBSTRAP = """\
-#!/bin/sh
 for output; do case $output in /*.tar) break ;; esac; done
 kind=root
 for word; do [ "$word" = --variant=extract ] && kind=kernel; done
 echo $kind >>"$FAKE/calls"
 printf '%s\\n' "$@" >"$FAKE/$kind.argv"
+env >"$FAKE/environment"
 [ -e inputs.tar ] && cp inputs.tar "$FAKE/"
 echo "I: finding correct signed-by value..."
 echo "I: downloading packages with apt..."
@@ -124,12 +125,11 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     programs = mirror / "bin"
     programs.mkdir(parents=True)
     program = programs / "mmdebstrap"
-    program.write_text(MMDEBSTRAP)
+    program.write_text(f"#!/bin/sh\nexport {MARK_NAME}={MARK} FAKE={mirror}\n{MMDEBSTRAP}")
     program.chmod(0o755)
     for name in ("newuidmap", "keyring"):
         (programs / name).touch(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE", str(mirror))
     monkeypatch.setattr(debian, "_KEYRING", programs / "keyring")
     monkeypatch.setattr(debian, "_has_subordinate_ids", lambda: True)
     write_archive(mirror / "kernel.tar", kernel_files())
@@ -218,6 +218,19 @@ async def test_the_build_is_given_the_recipe_s_files_and_packages(world: World) 
     assert set(members) == {"etc", "etc/motd", "tmp/vmpool-setup/0-mine"}
     assert {info.uid for info in members.values()} == {0}
     assert members["tmp/vmpool-setup/0-mine"].mode == 0o755
+
+
+async def test_a_build_has_nothing_of_the_caller_s_environment_that_could_change_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYTHONPATH", "PYTHONOPTIMIZE", "PERL5OPT", "APT_CONFIG", "LANG", "VMPOOL_TOKEN"):
+        monkeypatch.setenv(name, "the caller's")
+    monkeypatch.setenv("http_proxy", "http://proxy")
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    await world.library.build(world.recipe, agent=b"agent")
+    environment = (world.mirror / "environment").read_text().splitlines()
+    assert not [line for line in environment if line.endswith("the caller's")]
+    assert {"http_proxy=http://proxy", "PYTHONDONTWRITEBYTECODE=1"} <= set(environment)
 
 
 async def test_modules_come_after_what_they_depend_on(world: World) -> None:

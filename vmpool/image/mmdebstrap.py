@@ -34,6 +34,22 @@ _LOG_LINES = 60
 _LINE_BYTES = 500
 _CHUNK_BYTES = 64 * 1024
 
+_PASSED_ON = (
+    *("HOME", "LOGNAME", "PATH", "TMPDIR", "USER"),
+    *("all_proxy", "ftp_proxy", "http_proxy", "https_proxy", "no_proxy"),
+)
+"""What a run has of our environment: the rest could change the image, or is secret."""
+
+_SAME_EACH_TIME = {
+    "SOURCE_DATE_EPOCH": str(EPOCH),
+    "LC_ALL": "C.UTF-8",
+    "PYTHONHASHSEED": "0",
+    # Else a program that is run while packages are installed leaves compiled modules of its own,
+    # and which ones they are depends on the order of things.
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+"""Dates and orders that would otherwise differ from build to build."""
+
 _STEPS = {
     "running apt-get update": "reading the package lists",
     "downloading packages with apt": "downloading packages",
@@ -115,9 +131,8 @@ class _Words:
 
 
 def _environment(at: Path) -> dict[str, str]:
-    environment = dict(os.environ)
-    # Dates and hash order that would otherwise differ from build to build.
-    environment |= {"SOURCE_DATE_EPOCH": str(EPOCH), "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    environment |= _SAME_EACH_TIME
     if os.geteuid() == 0:
         # So that what a killed build leaves is in the directory that is swept. Without root the
         # ids that mmdebstrap maps could not enter it.
