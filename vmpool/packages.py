@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from vmpool import apt
 from vmpool.errors import DiskFullError, HostError, VmpoolError
 from vmpool.model import GIB
-from vmpool.tools import QEMU, QEMU_SINCE, TEST_TOOLS, TOOLS, query_missing, query_qemu_version
+from vmpool.tools import QEMU, QEMU_SINCE, TEST_TOOLS, needed, query_missing, query_qemu_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -162,12 +162,12 @@ def plan_for_this_host(missing: Iterable[Tool]) -> Plan:
     return plan(missing, release=release, sources=apt.read_sources(etc))
 
 
-async def ensure(report: apt.Report, wanted: Sequence[Tool] = TOOLS) -> None:
+async def ensure(report: apt.Report, wanted: Sequence[Tool] | None = None) -> None:
     """Install what this host lacks. *Idempotent*, and quick when nothing is missing.
 
     Args:
         report: Is told what is being done.
-        wanted: What there shall be.
+        wanted: What there shall be; `None` for all that vmpool uses under this account.
 
     Raises:
         HostError: `packages_missing` with the remedy when they cannot be installed from here;
@@ -175,6 +175,7 @@ async def ensure(report: apt.Report, wanted: Sequence[Tool] = TOOLS) -> None:
             `package_install_failed` with the end of apt-get's output.
         DiskFullError: There is no room for the packages.
     """
+    wanted = needed() if wanted is None else wanted
     missing = await query_missing(wanted)
     if not missing:
         return
@@ -242,7 +243,7 @@ async def _add_source(path: Path, text: str, report: apt.Report) -> None:
 
 def main() -> int:
     """Install what is missing; return the exit code."""
-    wanted = (*TOOLS, *TEST_TOOLS) if sys.argv[1:] == ["tests"] else TOOLS
+    wanted = (*needed(), *TEST_TOOLS) if sys.argv[1:] == ["tests"] else needed()
     try:
         asyncio.run(ensure(functools.partial(print, flush=True), wanted))
     except VmpoolError as err:

@@ -72,11 +72,23 @@ TOOLS = (
     ),
     Tool(name="mkfs.ext4", package="e2fsprogs", purpose="makes scratch disks"),
 )
+UNPRIVILEGED_TOOLS = (
+    Tool(
+        name="newuidmap",
+        package="uidmap",
+        purpose="gives an account that is not root the user ids of an image's files",
+    ),
+)
 TEST_TOOLS = (
     Tool(name="qemu-img", package="qemu-utils", purpose="judges overlays in tests"),
     Tool(name="fsck.erofs", package="erofs-utils", purpose="judges root file systems in tests"),
     Tool(name="curl", package="curl", purpose="runs the command lines that `vmpool up` prints"),
 )
+
+
+def needed() -> tuple[Tool, ...]:
+    """Return the tools that vmpool uses when this account runs it."""
+    return TOOLS if os.geteuid() == 0 else (*TOOLS, *UNPRIVILEGED_TOOLS)
 
 
 def parse_qemu_version(text: str) -> Version | None:
@@ -105,7 +117,7 @@ async def query_qemu_version() -> Version | None:
     return parse_qemu_version(output[:4096].decode(errors="replace"))
 
 
-async def query_missing(wanted: Sequence[Tool] = TOOLS) -> tuple[Tool, ...]:
+async def query_missing(wanted: Sequence[Tool]) -> tuple[Tool, ...]:
     """Return the tools that this host lacks; a QEMU that is too old counts as absent."""
     missing = [tool for tool in wanted if tool.find() is None]
     version = await query_qemu_version()

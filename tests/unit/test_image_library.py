@@ -131,7 +131,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         (programs / name).touch(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setattr(debian, "_KEYRING", programs / "keyring")
-    monkeypatch.setattr(debian, "_has_subordinate_ids", lambda: True)
+    (mirror / "subuid").write_text(f"{os.geteuid()}:100000:65536\n")
+    monkeypatch.setattr(debian, "_SUBORDINATE_IDS", (mirror / "subuid",))
     write_archive(mirror / "kernel.tar", kernel_files())
     write_archive(mirror / "root.tar", ROOT)
     directory = tmp_path / "recipes" / "mine"
@@ -335,6 +336,20 @@ async def test_a_missing_tool_is_named_with_the_command_that_installs_it(
         await world.library.build(world.recipe, agent=b"agent")
     assert caught.value.error_code == "image_tools_missing"
     assert "apt-get install --yes mmdebstrap" in caught.value.remedy
+
+
+async def test_an_account_without_subordinate_ids_is_told_how_to_get_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uid = 64_999  # nobody's
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    with pytest.raises(HostError) as caught:
+        await world.library.build(world.recipe, agent=b"agent")
+    assert caught.value.error_code == "image_build_unprivileged"
+    assert caught.value.remedy.startswith("run as root: usermod ")
+    assert caught.value.remedy.endswith(f" {uid}")
+    assert world.calls() == []
+    assert world.left() == []
 
 
 async def test_a_flipped_byte_is_found_and_its_file_named(world: World) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vmpool import apt, packages
 from vmpool.errors import HostError
 from vmpool.packages import Release
-from vmpool.tools import QEMU, TEST_TOOLS, TOOLS, parse_qemu_version
+from vmpool.tools import QEMU, TEST_TOOLS, TOOLS, needed, parse_qemu_version
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "packages"
 
@@ -100,6 +100,14 @@ async def test_without_root_the_commands_are_printed_and_not_run(
     assert "apt-get" in info.value.remedy
     assert "-t bookworm-backports" in info.value.remedy
     assert lines == []
+
+
+def test_without_root_building_takes_one_program_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert needed() == TOOLS
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    plan = packages.plan(needed(), release=BOOKWORM, sources="")
+    assert set(plan.packages) >= {"uidmap", *(tool.package for tool in TOOLS)}
 
 
 def test_a_tool_of_qemus_own_comes_from_where_qemu_comes_from() -> None:

@@ -19,7 +19,7 @@ from vmpool.engine.qemu import isolation
 from vmpool.engine.qemu.probe import Probe, probe_accelerator
 from vmpool.errors import EngineError, HostError
 from vmpool.model import Accelerator
-from vmpool.tools import QEMU, TOOLS, query_qemu_version
+from vmpool.tools import QEMU, needed, query_qemu_version
 
 PROBE_TIMEOUT = 1.5
 """Seconds; a host that needs longer for a few instructions runs nothing in time."""
@@ -42,7 +42,7 @@ async def examine(*, state: Path, run: Path) -> tuple[Finding, ...]:
         judgement.platform(platform.system(), platform.machine()),
         judgement.python(sys.version_info[:3]),
         judgement.qemu(version, path),
-        *(judgement.tool(tool, tool.find()) for tool in TOOLS if tool is not QEMU),
+        *(judgement.tool(tool, tool.find()) for tool in needed() if tool is not QEMU),
         *(() if path is None else (await _examine_acceleration(path),)),
         *host,
         judgement.run_directory(run),

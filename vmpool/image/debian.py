@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import pwd
 import shutil
 import tarfile
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vmpool.image.work import Step
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_SUBORDINATE_IDS = (Path("/etc/subuid"), Path("/etc/subgid"))
 _SETUP = "tmp/vmpool-setup"
 _NOT_IN_IMAGES = ("doc", "info", "locale", "man", "lintian", "doc-base", "bug")
 
@@ -44,13 +46,14 @@ def require_tools() -> None:
         raise HostError(
             f"building images needs {', '.join(missing)}",
             code="image_tools_missing",
-            remedy=f"sudo apt-get install --yes {' '.join(missing)}",
+            remedy=f"run as root: apt-get install --yes {' '.join(missing)}",
         )
     if os.geteuid() != 0 and not _has_subordinate_ids():
         raise HostError(
             "building images needs root or subordinate user ids",
             code="image_build_unprivileged",
-            remedy='sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 "$USER"',
+            remedy="run as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 "
+            + _account(),
         )
 
 
@@ -136,10 +139,22 @@ def _ours(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
-def _has_subordinate_ids() -> bool:
-    names = {str(os.getuid()), os.environ.get("USER", "")}
+def _account() -> str:
+    """Return the name of the account that runs us, or its number if it has none."""
     try:
-        lines = Path("/etc/subuid").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return False
-    return any(line.split(":", 1)[0] in names for line in lines)
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _has_subordinate_ids() -> bool:
+    """Tell whether subuid(5) and subgid(5) give this account any."""
+    names = {str(os.geteuid()), _account()}
+    for path in _SUBORDINATE_IDS:
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return False
+        if not any(line.split(":", 1)[0] in names for line in lines):
+            return False
+    return True
