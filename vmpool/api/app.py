@@ -17,6 +17,7 @@ from aiohttp import web
 
 from vmpool.api import edge, openapi, outflow, status
 from vmpool.api.auth import Admission, Gate, check_listen
+from vmpool.api.idempotency import LEDGER, Ledger
 from vmpool.api.intake import continue_later
 from vmpool.api.limits import Limits
 from vmpool.api.route import Call, Route
@@ -72,6 +73,7 @@ def make_app(host: Host) -> web.Application:
     )
     app.on_response_prepare.append(edge.mark)
     app[ADMISSION] = admission
+    app[LEDGER] = Ledger()
     app[status.DOCUMENT] = openapi.document(
         ROUTES, limits, admission=admission, version=status.VERSION
     )

@@ -227,13 +227,17 @@ class RestoreTimes(Struct, frozen=True, kw_only=True):
 
 
 class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Why a request failed, whose fault it is and what to do (RFC 9457)."""
+    """Why a request failed, whose fault it is and what to do (RFC 9457).
+
+    `kind` is a code as well, wider than `code`, of the few that failures are sorted by.
+    """
 
     type: str
     title: str
     status: int
     detail: str
     code: str
+    kind: str
     fault: Literal["caller", "task", "capacity", "infrastructure"]
     request_id: str
     remedy: str = ""

@@ -14,6 +14,7 @@ import msgspec
 
 from vmpool.api import bodies, codec, problem
 from vmpool.api.auth import Access, Admission
+from vmpool.api.idempotency import KEY_HEADER, KEY_PATTERN
 from vmpool.api.limits import CODE_BYTES, Limits
 from vmpool.api.route import Answer, Route, Source
 
@@ -148,6 +149,9 @@ def _parameters(route: Route, components: Json) -> list[Json]:
         for name, schema in _PATH_PARAMETERS.items()
         if f"{{{name}}}" in route.path
     ]
+    if route.repeatable:
+        schema = {"type": "string", "pattern": KEY_PATTERN, "description": "Sent twice, done once"}
+        found.append({"name": KEY_HEADER, "in": "header", "required": False, "schema": schema})
     if route.source is not Source.QUERY:
         return found
     query = components[route.takes.__name__]

@@ -104,6 +104,7 @@ def describe(error: VmpoolError, *, request_id: str, limits: Limits) -> Problem:
         status=status_of(error),
         detail=error.message,
         code=code,
+        kind=error.code,
         fault=error.fault.value,
         request_id=request_id,
         remedy=error.remedy,

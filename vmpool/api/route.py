@@ -81,6 +81,7 @@ class Route:
         summary: What it does, in a line.
         takes: Type of its input, standing in `source`.
         uploads: Whether the request's body is raw bytes; `takes` is then the query.
+        repeatable: Whether it takes an idempotency key.
         problems: Statuses of the problems that it may answer with, beside those that any may.
         run: Does it.
     """
@@ -95,6 +96,7 @@ class Route:
     answers: tuple[Answer, ...]
     problems: tuple[int, ...] = ()
     uploads: bool = False
+    repeatable: bool = False
     run: Callable[[Call], Awaitable[web.StreamResponse]]
 
 

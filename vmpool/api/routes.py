@@ -6,6 +6,7 @@ from typing import Final
 
 from vmpool.api import bodies, execs, files, sandboxes, sockets, status, templates
 from vmpool.api.auth import Access
+from vmpool.api.idempotency import takes_once
 from vmpool.api.route import Answer, Route, reads, takes
 
 JSON: Final = "application/json"
@@ -24,7 +25,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         access=Access.OWNER,
         answers=(Answer(body=bodies.RunAnswer, media=JSON),),
         problems=(*_CAPACITY, 403, 502),
-        **takes(bodies.Run, sandboxes.run),
+        **takes_once(bodies.Run, sandboxes.run),
     ),
     Route(
         method="POST",
@@ -34,7 +35,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         access=Access.OWNER,
         answers=(Answer(status=201, body=bodies.SandboxAnswer, media=JSON),),
         problems=_CAPACITY,
-        **takes(bodies.CreateSandbox, sandboxes.create),
+        **takes_once(bodies.CreateSandbox, sandboxes.create),
     ),
     Route(
         method="GET",
