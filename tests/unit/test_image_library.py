@@ -261,6 +261,11 @@ async def test_a_kernel_without_a_needed_module_is_refused(world: World) -> None
         ("E: Unable to locate package nothing", ImageError, "image_package_unknown"),
         ("Temporary failure resolving 'deb'", ImageError, "image_mirror_unreachable"),
         ("tar: write: No space left on device", DiskFullError, "host_disk_full"),
+        (
+            "E: unable to pick chroot mode automatically (use --mode for manual selection)",
+            HostError,
+            "image_build_unprivileged",
+        ),
         ("E: something else", ImageError, "image_build_failed"),
     ],
 )

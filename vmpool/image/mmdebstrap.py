@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from vmpool.cancellation import uninterrupted
-from vmpool.errors import ImageError
+from vmpool.errors import HostError, ImageError
 from vmpool.image.furnish import EPOCH
 from vmpool.image.work import Step, disk_full
 
@@ -62,6 +62,7 @@ _STEPS = {
 """What mmdebstrap says that it does → what it is to who waits. The rest is of no interest."""
 
 _FULL = re.compile(r"No space left on device|Disk quota exceeded|don't have enough free space")
+_CONFINED = re.compile(r"unable to pick chroot mode")
 _OFFLINE = re.compile(
     r"Temporary failure resolving|Could not resolve|Could not connect|Failed to fetch"
     r"|Connection timed out|Network is unreachable|does not have a Release file"
@@ -78,6 +79,7 @@ async def run(argv: list[str], *, at: Path, progress: Callable[[Step], None]) ->
         progress: Told of a few steps.
 
     Raises:
+        HostError: `image_build_unprivileged`: this account may not make a user namespace.
         ImageError: `image_mirror_unreachable`, `image_package_unknown` or `image_build_failed`.
         DiskFullError: The disk is full.
     """
@@ -178,5 +180,12 @@ def _failure(words: str, at: Path) -> Exception:
             f"the Debian mirror cannot be reached:\n{tail}",
             code="image_mirror_unreachable",
             remedy="check the network, or name another mirror in the recipe",
+        )
+    if _CONFINED.search(words):
+        return HostError(
+            "building images without root needs user namespaces, and the kernel refuses them",
+            code="image_build_unprivileged",
+            remedy="build as root, or run as root: sysctl user.max_user_namespaces=16384 "
+            "kernel.unprivileged_userns_clone=1",
         )
     return ImageError(f"mmdebstrap failed:\n{tail}", code="image_build_failed")
