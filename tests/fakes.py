@@ -52,7 +52,8 @@ class Faults:
         boot: Raised by `boot`, before anything is started; `prepare` likewise.
         load: Raised by `load`, after which the shell is gone.
         load_delay: Seconds that `load` takes.
-        resume: Raised by `resume`; `pause`, `save` and `kill` likewise.
+        resume: Raised by `resume`; `pause`, `save`, `kill`, and a capture's `take` and
+            `write` likewise.
         life: Seconds from `resume` until a machine dies by itself; `None` for for ever.
         guest: More of a guest's command line; see `fake_guest`.
         death: What a machine that died by itself died of, as its obituary says.
@@ -65,6 +66,8 @@ class Faults:
     resume: VmpoolError | None = None
     pause: VmpoolError | None = None
     save: VmpoolError | None = None
+    take: VmpoolError | None = None
+    write: VmpoolError | None = None
     kill: VmpoolError | None = None
     life: float | None = None
     guest: tuple[str, ...] = ()
@@ -134,7 +137,7 @@ class FakeShell:
         except BaseException:
             await self.kill()
             raise
-        return FakeMachine(self._guest, self._template.spec, self._faults)
+        return FakeMachine(self._guest, self._template.spec, self._faults, restored=True)
 
     async def wait(self) -> int:
         return await self._guest.wait()
@@ -147,8 +150,7 @@ class FakeShell:
             raise self._faults.load
         if snapshot.device_state.read_bytes() != STATE:
             raise SnapshotError("a fake state it is not", code="snapshot_refused")
-        if self._template.manifest.id not in {snapshot.manifest.id, snapshot.manifest.parent}:
-            raise SnapshotError("not of this template", code="snapshot_unfit")
+        snapshot.require_loadable_over(self._template)
         if self._guest.exit_code is not None:
             raise EngineError("the shell is gone", code="qemu_died")
 
@@ -156,11 +158,14 @@ class FakeShell:
 class FakeMachine:
     """A guest agent as a local process."""
 
-    def __init__(self, guest: _Guest, spec: MachineSpec, faults: Faults) -> None:
+    def __init__(
+        self, guest: _Guest, spec: MachineSpec, faults: Faults, *, restored: bool = False
+    ) -> None:
         self._guest = guest
         self._spec = spec
         self._faults = faults
-        self._paused = False
+        self._restored = restored
+        self.paused = restored
 
     @property
     def pid(self) -> int:
@@ -177,22 +182,26 @@ class FakeMachine:
     async def processor(self) -> Processor:
         return PROCESSOR
 
+    def require_alive(self) -> None:
+        if self._guest.exit_code is not None:
+            raise EngineError("the machine is gone", code="qemu_died")
+
     async def pause(self) -> None:
         if self._faults.pause is not None:
             raise self._faults.pause
         self._guest.signal(signal.SIGSTOP)
-        self._paused = True
+        self.paused = True
 
     async def resume(self) -> None:
         if self._faults.resume is not None:
             raise self._faults.resume
         self._guest.signal(signal.SIGCONT)
-        self._paused = False
+        self.paused = False
         if self._faults.life is not None:
             self._guest.expire(self._faults.life)
 
     async def save(self, directory: Path) -> None:
-        if not self._paused:
+        if not self.paused:
             raise EngineError("only a paused machine can be saved", code="machine_running")
         if self._faults.save is not None:
             raise self._faults.save
@@ -207,6 +216,11 @@ class FakeMachine:
             raise DiskFullError("no space for a fake state") from err
         await self.kill()
 
+    def capture(self, directory: Path) -> FakeCapture:
+        if not self._restored:
+            raise EngineError("a booted machine differs from nothing", code="machine_booted")
+        return FakeCapture(self, directory, self._faults)
+
     async def wait(self) -> int:
         return await self._guest.wait()
 
@@ -218,6 +232,38 @@ class FakeMachine:
         await self._guest.kill()
         if self._faults.kill is not None:
             raise self._faults.kill
+
+
+class FakeCapture:
+    """A checkpoint of a fake machine: a state like any other."""
+
+    def __init__(self, machine: FakeMachine, directory: Path, faults: Faults) -> None:
+        self._machine = machine
+        self._path = directory / DEVICE_STATE
+        self._faults = faults
+        self._taken = False
+        self.dirty_bytes = 0
+
+    async def __aenter__(self) -> FakeCapture:
+        self._machine.require_alive()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def take(self) -> None:
+        self._machine.require_alive()
+        if self._faults.take is not None:
+            raise self._faults.take
+        if not self._machine.paused:
+            raise EngineError("only a paused machine can be saved", code="machine_running")
+        self._taken = True
+
+    async def write(self) -> None:
+        assert self._taken
+        if self._faults.write is not None:
+            raise self._faults.write
+        self._path.write_bytes(STATE)
 
 
 class _Guest:

@@ -1,10 +1,10 @@
 """Tiny guests: kernels of a few bytes, up in a fraction of a second under emulation.
 
-`IDLE` does nothing, `PANIC` panics, `FLOOD` writes to its panic device without end, `CHATTER` says
-`CHATTER_BYTES` on its console, then its last words, and panics. `WITNESS` shows
-what a hypervisor did to it: it waits until VMGENID tells it that it was restored, and then ends in
-a way that says what it found in memory. A machine that sees nobody else's writes powers off; one
-that does panics.
+`IDLE` does nothing, `COUNTER` counts in a register and shows it in memory, `PANIC` panics, `FLOOD`
+writes to its panic device without end, `CHATTER` says `CHATTER_BYTES` on its console, then its last
+words, and panics. `WITNESS` shows what a hypervisor did to it: it waits until VMGENID tells it that
+it was restored, and then ends in a way that says what it found in memory. A machine that sees
+nobody else's writes powers off; one that does panics.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ UP = b"U"
 
 _LOAD = 0x100000
 _FLAG = 0x200000
+COUNT = 0x300000
+"""Where `COUNTER` writes how far it is."""
+MARK = 0x301000
+"""Where `COUNTER` once wrote something that is not zero; it never comes back to that page."""
 _STACK = 0x300000
 
 # 32-bit protected mode, interrupts off, as multiboot leaves it.
@@ -70,6 +74,16 @@ CHATTER = b"".join(
         b"\x88\xd8",  # mov al, bl
         b"\xee",  # out dx, al
         b"\xc3",  # ret
+    ]
+)
+COUNTER = b"".join(
+    [
+        b"\xc7\x05" + struct.pack("<II", MARK, 0xFFFFFFFF),  # mov dword [mark], -1
+        *_HELLO,
+        b"\x31\xc0",  # xor eax, eax
+        b"\x40",  # again: inc eax
+        b"\xa3" + struct.pack("<I", COUNT),  # mov [count], eax
+        b"\xeb\xf8",  # jmp again
     ]
 )
 WITNESS = b"".join(

@@ -59,6 +59,18 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
 
 
+class Base(msgspec.Struct, frozen=True, kw_only=True):
+    """The template that a checkpoint is written against.
+
+    Attributes:
+        id: Of the template's snapshot. One that was made again has the same, and other memory.
+        memory: Digest of the memory that the checkpoint's pages replace parts of.
+    """
+
+    id: str
+    memory: str
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a snapshot is.
 
@@ -70,7 +82,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             as it booted, and uses it from then on.
         files: By name: every file of the snapshot but the manifest.
         created_ns: Unix time.
-        parent: Id of the snapshot that this one descends from; `None` for a template.
+        base: What a checkpoint is written against; `None` for a template.
     """
 
     id: str
@@ -79,7 +91,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     processor: Processor
     files: dict[str, FileRecord]
     created_ns: int
-    parent: str | None = None
+    base: Base | None = None
     format: int = FORMAT
 
 
@@ -98,17 +110,17 @@ class Snapshot:
 
     @property
     def memory(self) -> Path:
-        """Guest RAM as a raw file with holes, to be mapped privately."""
+        """A template's guest RAM as a raw file with holes, to be mapped privately."""
         return self.directory / MEMORY
 
     @property
     def device_state(self) -> Path:
-        """The hypervisor's migration stream without RAM."""
+        """The hypervisor's migration stream: devices, and of RAM what differs from the base."""
         return self.directory / DEVICE_STATE
 
     @property
     def disk(self) -> Path | None:
-        """The scratch disk as a raw file with holes, to be backed by, never written."""
+        """A template's scratch disk as a raw file with holes, to be backed by, never written."""
         return self.directory / DISK if self.manifest.spec.disk_bytes else None
 
     @property
@@ -116,6 +128,29 @@ class Snapshot:
         """What all clones share, with an absolute `root`."""
         spec = self.manifest.spec
         return replace(spec, root=Path(os.path.normpath(self.directory / spec.root)))
+
+    @property
+    def as_base(self) -> Base:
+        """What a checkpoint of this template's clones is written against."""
+        return Base(id=self.manifest.id, memory=self.manifest.files[MEMORY].digest)
+
+    def require_loadable_over(self, template: Snapshot) -> None:
+        """Refuse a shell of another template, or of one that was made anew since.
+
+        Raises:
+            SnapshotError: This is neither `template` nor a checkpoint against it; code
+                `snapshot_unfit`.
+        """
+        if self.manifest.base is None:
+            if self.manifest.id == template.manifest.id:
+                return
+        elif self.manifest.base == template.as_base:
+            return
+        raise SnapshotError(
+            f"snapshot {self.manifest.id!r} does not descend from {template.manifest.id!r} "
+            "as it is now",
+            code="snapshot_unfit",
+        )
 
     def fits(
         self,
@@ -235,7 +270,7 @@ def describe(
     spec: MachineSpec,
     processor: Processor,
     created_ns: int,
-    parent: str | None = None,
+    base: Base | None = None,
 ) -> Manifest:
     """Return the manifest of the files in `partial`; reads what they store for their digests."""
     files = {
@@ -249,7 +284,7 @@ def describe(
         processor=processor,
         files=files,
         created_ns=created_ns,
-        parent=parent,
+        base=base,
     )
 
 
@@ -347,10 +382,16 @@ def _decode(directory: Path, data: bytes) -> Manifest:
         raise _damaged(directory, f"{MANIFEST!r}: {err}") from err
     if any("/" in name or name in {".", "..", ""} for name in manifest.files):
         raise _damaged(directory, f"{MANIFEST!r} names a file outside the snapshot")
-    required = {MEMORY, DEVICE_STATE} | ({DISK} if manifest.spec.disk_bytes else set())
+    required = _required(manifest)
     if missing := required - manifest.files.keys():
         raise _damaged(directory, f"{MANIFEST!r} does not list {', '.join(sorted(missing))}")
     return manifest
+
+
+def _required(manifest: Manifest) -> set[str]:
+    if manifest.base is not None:
+        return {DEVICE_STATE}
+    return {MEMORY, DEVICE_STATE} | ({DISK} if manifest.spec.disk_bytes else set())
 
 
 def _damaged(directory: Path, what: str) -> SnapshotError:

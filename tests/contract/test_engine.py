@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from vmpool.engine import Machine
-    from vmpool.snapshot import Snapshot
+    from vmpool.snapshot import Base, Snapshot
 
 
 @dataclass
@@ -74,6 +74,32 @@ class Bench:
             spec=self.spec,
             processor=processor,
             created_ns=1,
+        )
+        return snapshot.publish(partial, manifest, snapshots)
+
+    def require_no_disk(self) -> None:
+        if self.spec.disk_bytes:
+            pytest.skip("the disk of a running machine is not captured")
+
+    async def restored(self, template: Snapshot, state: Snapshot) -> Machine:
+        return await (await self.engine.prepare(template, self.attachment())).load(state)
+
+    async def checkpoint(self, machine: Machine, template: Snapshot, name: str) -> Snapshot:
+        snapshots = self.directory / "snapshots"
+        partial = snapshot.begin(snapshots)
+        async with machine.capture(partial) as capture:
+            await machine.pause()
+            await capture.take()
+            await machine.resume()
+            await capture.write()
+        manifest = snapshot.describe(
+            partial,
+            id=name,
+            image="none",
+            spec=self.spec,
+            processor=template.manifest.processor,
+            created_ns=2,
+            base=template.as_base,
         )
         return snapshot.publish(partial, manifest, snapshots)
 
@@ -192,14 +218,79 @@ async def test_a_state_that_is_none_is_refused_and_leaves_nothing(bench: Bench) 
 
 async def test_a_stranger_to_the_template_is_refused(bench: Bench) -> None:
     template = await bench.template()
-    stranger = replace(template, manifest=_renamed(template, "other", parent=None))
-    child = replace(template, manifest=_renamed(template, "child", parent="template"))
-    shell = await bench.engine.prepare(template, bench.attachment())
-    with pytest.raises(SnapshotError) as caught:
-        await shell.load(stranger)
-    assert caught.value.error_code == "snapshot_unfit"
+    stranger = replace(template, manifest=_renamed(template, "other", base=None))
+    child = replace(template, manifest=_renamed(template, "child", base=template.as_base))
+    remade = snapshot.Base(id="template", memory="another")
+    orphan = replace(template, manifest=_renamed(template, "orphan", base=remade))
+    for unfit in (stranger, orphan):
+        shell = await bench.engine.prepare(template, bench.attachment())
+        with pytest.raises(SnapshotError) as caught:
+            await shell.load(unfit)
+        assert caught.value.error_code == "snapshot_unfit"
     shell = await bench.engine.prepare(template, bench.attachment())
     await (await shell.load(child)).kill()
+
+
+async def test_a_machine_runs_on_after_its_checkpoint_which_shells_load(bench: Bench) -> None:
+    bench.require_no_disk()
+    template = await bench.template()
+    parent = await bench.restored(template, template)
+    await parent.resume()
+    checkpoint = await bench.checkpoint(parent, template, "one")
+    assert checkpoint.manifest.base == template.as_base
+    assert checkpoint.manifest.files.keys() == {"device-state"}
+    await parent.pause()
+    child = await bench.restored(template, checkpoint)
+    await child.resume()
+    grandchild = await bench.restored(template, await bench.checkpoint(child, template, "two"))
+    for machine in (parent, child, grandchild):
+        await machine.resume()
+        os.kill(machine.pid, 0)
+        await machine.kill()
+    template.verify()
+    checkpoint.verify()
+
+
+async def test_only_a_paused_machine_that_was_restored_is_captured(bench: Bench) -> None:
+    bench.require_no_disk()
+    template = await bench.template()
+    booted = await bench.booted()
+    with pytest.raises(EngineError) as caught:
+        booted.capture(bench.attachment().directory)
+    assert caught.value.error_code == "machine_booted"
+    await booted.kill()
+    machine = await bench.restored(template, template)
+    await machine.resume()
+    directory = bench.attachment().directory
+    with pytest.raises(EngineError) as caught:
+        async with machine.capture(directory) as capture:
+            await capture.take()
+    assert caught.value.error_code == "machine_running"
+    assert list(directory.iterdir()) == []
+    await machine.pause()
+    async with machine.capture(directory) as capture:
+        await capture.take()
+        await machine.kill()  # what was taken needs it no more
+        await capture.write()
+    assert [path.name for path in directory.iterdir()] == ["device-state"]
+
+
+async def test_a_capture_of_a_machine_that_died_fails_and_leaves_nothing(bench: Bench) -> None:
+    bench.require_no_disk()
+    template = await bench.template()
+    machine = await bench.restored(template, template)
+    directory = bench.attachment().directory
+    async with machine.capture(directory) as capture:
+        os.kill(machine.pid, signal.SIGKILL)
+        await machine.wait()
+        with pytest.raises(EngineError):
+            await capture.take()
+    assert list(directory.iterdir()) == []
+    with pytest.raises(EngineError):
+        async with machine.capture(directory) as capture:
+            await capture.take()
+    assert list(directory.iterdir()) == []
+    await machine.kill()
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 4, 8, 16])
@@ -234,5 +325,5 @@ async def test_a_cancelled_load_leaves_nothing(bench: Bench) -> None:
             os.kill(shell.pid, 0)
 
 
-def _renamed(template: Snapshot, name: str, parent: str | None) -> snapshot.Manifest:
-    return structs.replace(template.manifest, id=name, parent=parent)
+def _renamed(template: Snapshot, name: str, base: Base | None) -> snapshot.Manifest:
+    return structs.replace(template.manifest, id=name, base=base)

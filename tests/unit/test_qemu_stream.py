@@ -38,13 +38,14 @@ def template(
     """Return a template's stream as QEMU 10.0 writes it, with `parts` rounds before the last."""
     start = b"\x01" + struct.pack(">I", 2) + b"\x03ram" + struct.pack(">II", 0, 4)
     part = b"\x02" + struct.pack(">I", 2) + END_OF_PAGES + footer
+    switchover = b"\x08" + struct.pack(">HH", 16, 0)
     end = b"\x03" + struct.pack(">I", 2) + pages + END_OF_PAGES + footer
     return b"".join(
         [
             b"QEVM\x00\x00\x00\x03",
             CONFIGURATION,
             *(start, blocks, footer),
-            *([part] * parts),
+            *([part + switchover] * parts),
             end,
             b"\x04devices\x00",
         ]

@@ -6,14 +6,50 @@ which migration capability is set stays inside the engine's own package.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import TracebackType
 
     from vmpool.errors import InfrastructureError
     from vmpool.model import AgentAddress, Attachment, Kernel, MachineSpec, Processor
     from vmpool.snapshot import Snapshot
+
+
+class Capture(Protocol):
+    """A checkpoint being made of one machine: enter, pause, `take`, resume, `write`, leave.
+
+    Entering finds out how much there is to copy, so that `take` need not. Leaving gives back what
+    it held and removes what is not whole. Each step raises `EngineError` when the hypervisor failed
+    or died, `DiskFullError` or `SnapshotError` when `directory` did not take it; the machine is as
+    it was, and the directory holds no checkpoint.
+    """
+
+    @property
+    def dirty_bytes(self) -> int:
+        """How much memory of its own the machine had when it was taken."""
+
+    async def __aenter__(self) -> Self:
+        """Prepare; the machine may run."""
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give back what was held; completes when cancelled."""
+
+    async def take(self) -> None:
+        """Copy devices and changed memory of the paused machine; it may run again afterwards.
+
+        Raises:
+            EngineError: It is not paused; code `machine_running`.
+        """
+
+    async def write(self) -> None:
+        """Write what was taken, durably. The machine may run, or be gone."""
 
 
 class Machine(Protocol):
@@ -67,6 +103,19 @@ class Machine(Protocol):
             DiskFullError: The disk is full; `directory` holds no snapshot.
         """
 
+    def capture(self, directory: Path) -> Capture:
+        """Return what writes into `directory` how this machine differs from its template.
+
+        Only for a machine that was restored, which goes on to be of use. One at a time.
+
+        Args:
+            directory: Existing, empty, on the state file system. Filled with the files of a
+                checkpoint, fsynced; the caller adds the manifest and publishes.
+
+        Raises:
+            EngineError: The machine was booted; code `machine_booted`.
+        """
+
     async def wait(self) -> int:
         """Return the hypervisor's exit code once it has ended; negative for a signal.
 
@@ -100,10 +149,11 @@ class Shell(Protocol):
         """Load a state and return the paused machine; the shell is spent. *Not idempotent.*
 
         Args:
-            snapshot: The template that the shell was prepared for, or one that descends from it.
+            snapshot: The template that the shell was prepared for, or a checkpoint against it.
 
         Raises:
-            SnapshotError: The state does not fit or is damaged; the hypervisor is gone.
+            SnapshotError: The state does not fit (`snapshot_unfit`) or is damaged; the hypervisor
+                is gone.
             EngineError: The hypervisor failed; it is gone. On cancellation it is gone too.
         """
 

@@ -38,6 +38,9 @@ HOST_MODELS = frozenset({"host", "max"})
 STATE_FDSET = 300
 """The fdset that a state's descriptor is added to over QMP; above all slots."""
 
+DEVICES_FDSET = 301
+"""The fdset of the descriptor that a running machine's devices are saved to."""
+
 KVM_DEVICE_SINCE = (9, 0)
 """First version whose `-accel kvm` takes its device as an open descriptor."""
 

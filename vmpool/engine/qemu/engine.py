@@ -25,6 +25,7 @@ from vmpool.engine.qemu import (
     sparse,
     vsock,
 )
+from vmpool.engine.qemu.capture import QemuCapture
 from vmpool.engine.qemu.command import Instance, Slot
 from vmpool.engine.qemu.console import Console
 from vmpool.engine.qemu.monitor import listen
@@ -126,7 +127,7 @@ class QemuEngine:
             argv = command.boot(spec, handover.instance, kernel.command_line)
             started = await self._start(argv, handover, isolated)
             undo.pop_all()
-        return QemuMachine(started, spec, at.directory, handover.agent_address, console)
+        return QemuMachine(started, spec, at.directory, handover.agent_address, console=console)
 
     async def prepare(self, template: Snapshot, at: Attachment) -> QemuShell:
         """Start a waiting hypervisor, as `Engine.prepare`."""
@@ -197,7 +198,7 @@ class QemuShell:
     async def load(self, snapshot: Snapshot) -> QemuMachine:
         """Load a state, as `Shell.load`."""
         try:
-            self._require_descent(snapshot)
+            snapshot.require_loadable_over(self._template)
             await self._receive(snapshot)
         except BaseException as err:
             await self._hypervisor.kill()
@@ -208,7 +209,11 @@ class QemuShell:
                 raise explained from err
             raise
         return QemuMachine(
-            self._hypervisor, self._template.spec, self._directory, self._agent_address
+            self._hypervisor,
+            self._template.spec,
+            self._directory,
+            self._agent_address,
+            template=self._template,
         )
 
     async def wait(self) -> int:
@@ -218,14 +223,6 @@ class QemuShell:
     async def kill(self) -> None:
         """End QEMU; return when it is reaped. *Idempotent.*"""
         await self._hypervisor.kill()
-
-    def _require_descent(self, snapshot: Snapshot) -> None:
-        template = self._template.manifest.id
-        if template not in {snapshot.manifest.id, snapshot.manifest.parent}:
-            raise SnapshotError(
-                f"snapshot {snapshot.manifest.id!r} does not descend from {template!r}",
-                code="snapshot_unfit",
-            )
 
     async def _receive(self, snapshot: Snapshot) -> None:
         try:
@@ -244,7 +241,11 @@ class QemuShell:
 
 
 class QemuMachine:
-    """A QEMU that holds a guest, as `engine.Machine`."""
+    """A QEMU that holds a guest, as `engine.Machine`.
+
+    Args:
+        template: What it was restored from, or its checkpoint; `None` when it was booted.
+    """
 
     def __init__(
         self,
@@ -252,12 +253,15 @@ class QemuMachine:
         spec: MachineSpec,
         directory: Path,
         address: AgentAddress,
+        *,
         console: Console | None = None,
+        template: Snapshot | None = None,
     ) -> None:
         self._hypervisor = started
         self._spec = spec
         self._directory = directory
         self._agent_address = address
+        self._template = template
         self._console = console
 
     @property
@@ -308,6 +312,18 @@ class QemuMachine:
             if isinstance(err, EngineError):
                 raise self._hypervisor.explained(err) from err
             raise
+
+    def capture(self, directory: Path) -> QemuCapture:
+        """Return what makes a checkpoint of a restored machine, as `Machine.capture`."""
+        if self._template is None:
+            raise EngineError(
+                "a machine that was booted differs from no template", code="machine_booted"
+            )
+        if self._spec.disk_bytes:
+            raise EngineError(
+                "the scratch disk of a running machine cannot be saved", code="disk_uncaptured"
+            )
+        return QemuCapture(self._hypervisor, self._template, directory)
 
     async def wait(self) -> int:
         """Return the exit code once QEMU has ended."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vmpool.engine.qemu.command import STATE_FDSET
+from vmpool.engine.qemu.command import DEVICES_FDSET, STATE_FDSET
 from vmpool.errors import EngineError
 
 if TYPE_CHECKING:
@@ -39,6 +39,33 @@ async def send(monitor: Monitor, process: Process, descriptor: int) -> None:
     await monitor.add_descriptor(descriptor, STATE_FDSET)
     await monitor.execute("migrate", uri=f"file:/dev/fdset/{STATE_FDSET}")
     await _completed(monitor, process)
+
+
+async def send_devices(monitor: Monitor, descriptor: int) -> None:
+    """Write the devices of a paused machine, and no RAM, to `descriptor`, open for writing alone.
+
+    The command is Xen's by name only: it writes the devices and leaves the machine as it was.
+
+    Raises:
+        EngineError: QEMU failed or died, or the machine is not paused (`machine_running`); what was
+            written is no state.
+    """
+    await monitor.add_descriptor(descriptor, DEVICES_FDSET)
+    # QEMU takes commands in order: none of these need wait for the answer to the one before.
+    saving = monitor.execute(
+        "xen-save-devices-state", filename=f"/dev/fdset/{DEVICES_FDSET}", live=False
+    )
+    # It would find this descriptor again, and not the next one.
+    forgetting = monitor.execute("remove-fd", fdset_id=DEVICES_FDSET)
+    answers = await asyncio.gather(
+        monitor.execute("query-status"), saving, forgetting, return_exceptions=True
+    )
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    status: Any = answers[0]
+    if status["running"]:
+        raise EngineError("only a paused machine can be saved", code="machine_running")
 
 
 async def receive(

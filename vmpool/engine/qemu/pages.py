@@ -40,7 +40,7 @@ class Buffer:
     def __init__(self, size_bytes: int) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
         self._memory = mmap.mmap(-1, size_bytes, flags=flags)
-        self._first = ctypes.c_char.from_buffer(self._memory)
+        self._first: ctypes.c_char | None = ctypes.c_char.from_buffer(self._memory)
         self.size_bytes = size_bytes
 
     def view(self, size_bytes: int) -> memoryview:
@@ -54,6 +54,8 @@ class Buffer:
             EngineError: The process is gone; code `qemu_died`.
             HostError: `memory_unreadable`; this process may not, or nothing is there.
         """
+        if self._first is None:
+            raise ValueError("closed")
         address = ctypes.addressof(self._first)
         filled = 0
         for first in range(0, len(spans), _IOV_MAX):
@@ -75,7 +77,7 @@ class Buffer:
 
     def close(self) -> None:
         """Give the memory back. *Idempotent.*"""
-        del self._first
+        self._first = None
         self._memory.close()
 
 

@@ -22,7 +22,7 @@ RAM_BLOCK = "ram"
 
 # Sections.
 _MAGIC, _VERSION = b"QEVM", 3
-_EOF, _START, _PART, _END, _FULL, _SUBSECTION, _VMDESC, _CONFIGURATION = range(8)
+_EOF, _START, _PART, _END, _FULL, _SUBSECTION, _VMDESC, _CONFIGURATION, _COMMAND = range(9)
 _FOOTER = 0x7E
 
 # What an eight-byte page header holds below the page's offset.
@@ -113,6 +113,10 @@ def parse_opening(template: bytes, memory_bytes: int) -> Opening:
     footer = _skip_footer(reader, section)
     while True:
         kind = reader.byte()
+        if kind == _COMMAND:  # since 10.0: that the machine stops now
+            reader.take(2)
+            reader.take(int.from_bytes(reader.take(2), "big"))
+            continue
         if kind not in {_PART, _END}:
             raise _foreign(f"a section of kind {kind} among those of RAM")
         reader.expect(reader.half(), section)

@@ -1,0 +1,290 @@
+"""Checkpoints of machines under QEMU: what a child has of its parent, and what it costs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import tiny_guest, watch
+from vmpool import snapshot
+from vmpool.engine.qemu import QemuEngine, QemuMachine, capture, pagemap
+from vmpool.errors import DiskFullError, HostError, SnapshotError
+from vmpool.model import MIB, Accelerator, Attachment, MachineSpec, MachineType, Transport
+from vmpool.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+PAGE = pagemap.PAGE_BYTES
+MEMORY_BYTES = 64 * MIB
+FREE, FREE_END = 16 * MIB, 56 * MIB
+"""Where nothing lies: below is the guest, and above what its firmware talks to devices by."""
+
+
+class Peek:
+    """The guest's memory of a clone, past its hypervisor."""
+
+    def __init__(self, machine: QemuMachine, template: Snapshot) -> None:
+        found = pagemap.find_mappings(machine.pid, template.memory, MEMORY_BYTES)
+        self._start = found[0].start
+        self._path = Path(f"/proc/{machine.pid}/mem")
+
+    def read(self, offset: int, size: int) -> bytes:
+        with self._path.open("rb") as memory:
+            return os.pread(memory.fileno(), size, self._start + offset)
+
+    def write(self, offset: int, data: bytes) -> None:
+        with self._path.open("r+b") as memory:
+            assert os.pwrite(memory.fileno(), data, self._start + offset) == len(data)
+
+    @property
+    def count(self) -> int:
+        return int(struct.unpack("<I", self.read(tiny_guest.COUNT, 4))[0])
+
+    async def counted_beyond(self, count: int) -> None:
+        async with asyncio.timeout(30):
+            while self.count <= count:  # noqa: ASYNC110 -- another process's memory has no event
+                await asyncio.sleep(0.005)
+
+
+@dataclass
+class Bench:
+    engine: QemuEngine
+    template: Snapshot
+    directory: Path
+
+    def place(self) -> Path:
+        directory = self.directory / secrets.token_hex(4)
+        directory.mkdir(mode=0o700)
+        return directory
+
+    async def restored(self, state: Snapshot) -> tuple[QemuMachine, Peek]:
+        shell = await self.engine.prepare(self.template, Attachment(directory=self.place()))
+        machine = await shell.load(state)
+        return machine, Peek(machine, self.template)
+
+    async def captured(self, machine: QemuMachine) -> tuple[Snapshot, int]:
+        """Return a checkpoint of a paused machine, and how much memory of its own it had."""
+        partial = snapshot.begin(self.directory)
+        async with machine.capture(partial) as taken:
+            await taken.take()
+            await taken.write()
+        manifest = snapshot.describe(
+            partial,
+            id=secrets.token_hex(4),
+            image="none",
+            spec=self.template.manifest.spec,
+            processor=self.template.manifest.processor,
+            created_ns=1,
+            base=self.template.as_base,
+        )
+        return snapshot.publish(partial, manifest, self.directory), taken.dirty_bytes
+
+
+@pytest.fixture(params=[MachineType.Q35, MachineType.MICROVM])
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+    root = tmp_path / "root"
+    root.write_bytes(bytes(4096))
+    engine = await QemuEngine.detect()
+    spec = MachineSpec(
+        root=root,
+        memory_bytes=MEMORY_BYTES,
+        accelerator=Accelerator.TCG,
+        transport=Transport.SERIAL,
+        machine_type=request.param,
+        qemu_version=engine.version,
+    )
+    directory = Path(f"/tmp/vmpool-{secrets.token_hex(4)}")  # short: a socket's path is limited
+    directory.mkdir(mode=0o700)
+    at = Attachment(directory=directory / "t")
+    at.directory.mkdir()
+    kernel = tiny_guest.kernel(tmp_path, tiny_guest.COUNTER)
+    machine = await engine.boot(spec, kernel, at)
+    await watch.holds(at.directory / "console", tiny_guest.UP)
+    await machine.pause()
+    processor = await machine.processor()
+    partial = snapshot.begin(directory)
+    await machine.save(partial)
+    await machine.kill()
+    manifest = snapshot.describe(
+        partial, id="template", image="none", spec=spec, processor=processor, created_ns=1
+    )
+    yield Bench(engine, snapshot.publish(partial, manifest, directory), directory)
+    shutil.rmtree(directory)
+
+
+async def test_a_child_goes_on_where_its_parent_was_and_neither_sees_the_other(
+    bench: Bench,
+) -> None:
+    parent, parents = await bench.restored(bench.template)
+    await parent.resume()
+    await parents.counted_beyond(parents.count + 1000)
+    await parent.pause()
+    at_fork = parents.count
+    checkpoint, _ = await bench.captured(parent)
+    await parent.resume()
+    await parents.counted_beyond(at_fork)
+
+    child, childs = await bench.restored(checkpoint)
+    assert childs.count == at_fork  # memory
+    await child.resume()
+    await childs.counted_beyond(at_fork)
+    await child.pause()
+    assert at_fork < childs.count < 1 << 31  # the register that is counted in
+    before = parents.count
+    await parents.counted_beyond(before)
+    childs.write(FREE, b"the child's")
+    assert parents.read(FREE, 11) == bytes(11)
+    grandchild, grandchilds = await bench.restored((await bench.captured(child))[0])
+    assert grandchilds.count == childs.count
+    assert grandchilds.read(FREE, 11) == b"the child's"
+    for machine in (parent, child, grandchild):
+        await machine.kill()
+    bench.template.verify()
+
+
+@pytest.mark.parametrize("limit", [capture.BUFFER_LIMIT_BYTES, 5 * PAGE])
+async def test_every_page_is_in_the_child_and_no_more_than_the_pages_is_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(capture, "BUFFER_LIMIT_BYTES", limit)
+    monkeypatch.setattr(capture, "_CHUNK_BYTES", 7 * PAGE)
+    parent, parents = await bench.restored(bench.template)
+    chosen = random.Random(limit)
+    pages = sorted(chosen.sample(range(FREE // PAGE, FREE_END // PAGE), 1500))
+    written = {page * PAGE: chosen.randbytes(PAGE) for page in pages}
+    written |= {8 * MIB: chosen.randbytes(4 * MIB)}  # neighbours, many batches long
+    for offset, data in written.items():
+        parents.write(offset, data)
+    assert parents.read(tiny_guest.MARK, 4) == b"\xff" * 4
+    parents.write(tiny_guest.MARK, bytes(PAGE))  # zero, where the template is not
+    checkpoint, dirty_bytes = await bench.captured(parent)
+    assert sum(map(len, written.values())) < dirty_bytes < 12 * MIB
+    stored = checkpoint.device_state.stat().st_size
+    assert stored < 1.1 * dirty_bytes
+    child, childs = await bench.restored(checkpoint)
+    for offset, data in written.items():
+        assert childs.read(offset, len(data)) == data
+    assert childs.read(tiny_guest.MARK, PAGE) == bytes(PAGE)
+    assert childs.count == parents.count
+    for machine in (parent, child):
+        await machine.kill()
+
+
+async def test_what_grows_between_the_count_and_the_pause_is_taken_all_the_same(
+    bench: Bench,
+) -> None:
+    parent, parents = await bench.restored(bench.template)
+    partial = snapshot.begin(bench.directory)
+    async with parent.capture(partial) as taken:
+        parents.write(FREE, os.urandom(24 * MIB))
+        await taken.take()
+        at_pause = parents.read(FREE, PAGE)
+        parents.write(FREE, bytes(PAGE))  # the parent runs on before anything is written
+        await taken.write()
+    assert taken.dirty_bytes >= 24 * MIB
+    assert at_pause in (partial / snapshot.DEVICE_STATE).read_bytes()
+    await parent.kill()
+
+
+async def test_a_full_disk_leaves_no_checkpoint_and_the_parent_well(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, parents = await bench.restored(bench.template)
+    parents.write(FREE, os.urandom(8 * MIB))
+    write, left = os.write, 3
+
+    def full(descriptor: int, data: bytes) -> int:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data)
+
+    partial = snapshot.begin(bench.directory)
+    taken = parent.capture(partial)
+    async with taken:
+        await taken.take()
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(DiskFullError):
+            await taken.write()
+        monkeypatch.undo()
+    assert list(partial.iterdir()) == []
+    await parent.resume()
+    await parents.counted_beyond(parents.count)
+    await parent.kill()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5, 10, 20, 40])
+async def test_a_capture_that_is_cancelled_leaves_nothing_and_the_parent_well(
+    bench: Bench, steps: int
+) -> None:
+    parent, parents = await bench.restored(bench.template)
+    partial = snapshot.begin(bench.directory)
+    captured = []
+
+    async def captures() -> None:
+        async with parent.capture(partial) as taken:
+            await taken.take()
+            await taken.write()
+            captured.append(True)
+
+    work = asyncio.ensure_future(captures())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert not captured
+    assert list(partial.iterdir()) == []
+    checkpoint, _ = await bench.captured(parent)  # and another one is well
+    child, childs = await bench.restored(checkpoint)
+    assert childs.count == parents.count
+    for machine in (parent, child):
+        await machine.kill()
+
+
+async def test_a_checkpoint_with_a_flipped_byte_is_refused_and_leaves_no_child(
+    bench: Bench,
+) -> None:
+    parent, _ = await bench.restored(bench.template)
+    checkpoint, _ = await bench.captured(parent)
+    path = checkpoint.device_state
+    path.chmod(0o600)
+    data = bytearray(path.read_bytes())
+    data[8] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(SnapshotError) as caught:
+        checkpoint.verify()
+    assert caught.value.error_code == "snapshot_damaged"
+    with pytest.raises(SnapshotError) as caught:
+        await bench.restored(checkpoint)
+    assert caught.value.error_code == "snapshot_refused"
+    await parent.kill()
+
+
+async def test_a_machine_whose_memory_may_not_be_read_is_told_by_what_lacks(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, _ = await bench.restored(bench.template)
+    partial = snapshot.begin(bench.directory)
+
+    def refused(*_: object) -> list[pagemap.Span]:
+        raise pagemap.unreadable(parent.pid, PermissionError(1, "Operation not permitted"))
+
+    monkeypatch.setattr(pagemap, "find_written", refused)
+    with pytest.raises(HostError) as caught:
+        async with parent.capture(partial):
+            pytest.fail("entered")
+    assert caught.value.error_code == "memory_unreadable"
+    assert list(partial.iterdir()) == []
+    await parent.kill()

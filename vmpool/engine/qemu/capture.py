@@ -1,0 +1,214 @@
+"""Capture: what a machine differs in from its template, on its way into a checkpoint.
+
+While the machine holds still, its devices are saved and its own pages copied into memory that was
+taken before; written out, both become one migration stream, which any shell of the template loads.
+The machine may run again as soon as `take` returns.
+
+What QEMU says of itself may be a hostile guest's word: of its devices no more is read than a limit,
+and of its memory what the guest's addresses cover once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from vmpool.cancellation import uninterrupted
+from vmpool.engine.qemu import migration, pagemap, pages, stream
+from vmpool.errors import DiskFullError, EngineError, SnapshotError
+from vmpool.snapshot import DEVICE_STATE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from vmpool.engine.qemu.hypervisor import Hypervisor
+    from vmpool.engine.qemu.pagemap import Mapping, Span
+    from vmpool.engine.qemu.stream import Opening
+    from vmpool.snapshot import Snapshot
+
+BUFFER_LIMIT_BYTES = 256 << 20
+"""What is copied while the machine holds still. A machine with more pages of its own holds still
+while what does not fit is written, so that it costs time and not the server's memory."""
+
+DEVICES_LIMIT_BYTES = 64 << 20
+"""What is read of what QEMU says of its devices; it says a few hundred kilobytes."""
+
+_STREAM_LIMIT_BYTES = 64 << 20  # a template's stream: its devices and ROMs
+_CHUNK_BYTES = 1 << 20
+_RESERVE_BYTES = 1 << 20
+_RESERVE_FRACTION = 8  # of what is found, again, for what the machine writes until it is paused
+
+
+class QemuCapture:
+    """A capture of one machine, as `engine.Capture`.
+
+    Args:
+        started: The machine's process.
+        base: The template that it was restored from, or that its checkpoint is written against.
+        directory: Where the stream is written; ours to clean up until it is whole.
+    """
+
+    def __init__(self, started: Hypervisor, base: Snapshot, directory: Path) -> None:
+        self._hypervisor = started
+        self._base = base
+        self._path = directory / DEVICE_STATE
+        self._held = contextlib.ExitStack()
+        self._written = False
+        self._pending: list[Span] = []
+        self._devices = b""
+        self.dirty_bytes = 0
+        self._mappings: tuple[Mapping, ...]
+        self._opening: Opening
+        self._buffer: pages.Buffer
+        self._file: int
+        self._memory: int
+        self._sink: int
+
+    async def __aenter__(self) -> QemuCapture:
+        """Find how much there is to copy and take memory for it; the machine may run."""
+        try:
+            await self._in_thread(self._prepare)
+        except BaseException:
+            self._held.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await uninterrupted(asyncio.to_thread(self._held.close))
+
+    async def take(self) -> None:
+        """Copy what differs, as `engine.Capture.take`."""
+        started = self._hypervisor
+        try:
+            await migration.send_devices(started.monitor, self._sink)
+        except EngineError as err:
+            raise started.explained(err) from err
+        await self._in_thread(self._copy)
+
+    async def write(self) -> None:
+        """Write the stream, as `engine.Capture.write`."""
+        await self._in_thread(self._finish)
+
+    async def _in_thread(self, step: Callable[[], None]) -> None:
+        # Not cut short: what the thread works on must not be given back meanwhile.
+        try:
+            await uninterrupted(asyncio.to_thread(step))
+        except EngineError as err:
+            raise self._hypervisor.explained(err) from err
+
+    def _prepare(self) -> None:
+        with contextlib.ExitStack() as undo:
+            size = self._base.spec.memory_bytes
+            pid = self._hypervisor.process.pid
+            self._opening = stream.parse_opening(_read_stream(self._base.device_state), size)
+            self._mappings = pagemap.find_mappings(pid, self._base.memory, size)
+            found = sum(end - start for start, end in pagemap.find_written(pid, self._mappings))
+            self._buffer = pages.Buffer(_buffer_bytes(found, size))
+            undo.callback(self._buffer.close)
+            self._memory, self._sink = _devices_memory()
+            undo.callback(os.close, self._memory)
+            undo.callback(os.close, self._sink)
+            self._file = _create(self._path)
+            undo.callback(self._abandon)
+            self._write(self._opening.head)
+            self._held = undo.pop_all()
+
+    def _copy(self) -> None:
+        size = min(os.fstat(self._memory).st_size, DEVICES_LIMIT_BYTES)
+        self._devices = stream.compose_devices(os.pread(self._memory, size, 0))
+        pid = self._hypervisor.process.pid
+        spans = pagemap.find_written(pid, self._mappings)
+        self.dirty_bytes = sum(end - start for start, end in spans)
+        for batch in pages.batches(spans, self._buffer.size_bytes):
+            self._write_pages()
+            self._buffer.fill(pid, batch)
+            self._pending = batch
+
+    def _finish(self) -> None:
+        self._write_pages()
+        self._write(self._opening.footer)
+        self._write(self._devices)
+        try:
+            os.fsync(self._file)
+        except OSError as err:
+            raise _unwritten(self._path, err) from err
+        self._written = True
+
+    def _write_pages(self) -> None:
+        """Write what the buffer holds."""
+        size = sum(end - start for start, end in self._pending)
+        at = 0
+        with self._buffer.view(size) as view:
+            for start, end in self._pending:
+                for first in range(start, end, _CHUNK_BYTES):
+                    length = min(_CHUNK_BYTES, end - first)
+                    with view[at : at + length] as chunk:
+                        # No name for the pieces: in a traceback they would keep the memory.
+                        data = b"".join(stream.compose_pages(self._offset(first), chunk))
+                    self._write(data)
+                    at += length
+        self._pending = []
+
+    def _offset(self, address: int) -> int:
+        """Return where in the guest's memory an address lies that was found in a mapping."""
+        mapping = next(m for m in self._mappings if m.start <= address < m.end)
+        return mapping.offset + address - mapping.start
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError as err:
+            raise _unwritten(self._path, err) from err
+
+    def _abandon(self) -> None:
+        os.close(self._file)
+        if not self._written:
+            self._path.unlink(missing_ok=True)
+
+
+def _buffer_bytes(found: int, memory_bytes: int) -> int:
+    reserve = found // _RESERVE_FRACTION // pagemap.PAGE_BYTES * pagemap.PAGE_BYTES
+    return min(found + reserve + _RESERVE_BYTES, memory_bytes, BUFFER_LIMIT_BYTES)
+
+
+def _read_stream(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_STREAM_LIMIT_BYTES)
+    except OSError as err:
+        raise SnapshotError(
+            f"cannot read the template's device state: {err.strerror}", code="snapshot_damaged"
+        ) from err
+
+
+def _devices_memory() -> tuple[int, int]:
+    """Return a file in memory: a descriptor to read it by, and one that only writes.
+
+    QEMU takes for writing only what was opened for nothing else. It truncates the file, so that no
+    seal can bound it; a hostile one could take as much memory without it.
+    """
+    reading = os.memfd_create("devices", os.MFD_CLOEXEC)
+    try:
+        return reading, os.open(f"/proc/self/fd/{reading}", os.O_WRONLY | os.O_CLOEXEC)
+    except BaseException:
+        os.close(reading)
+        raise
+
+
+def _create(path: Path) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as err:
+        raise _unwritten(path, err) from err
+
+
+def _unwritten(path: Path, err: OSError) -> DiskFullError | SnapshotError:
+    if err.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return DiskFullError("no space for the pages of a checkpoint")
+    return SnapshotError(f"cannot write {str(path)!r}: {err.strerror}", code="snapshot_unsaved")
