@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from vmpool.image import Step
 
 GUEST = "base"
-_HOST = ROOT / "tests/kvm/host"
+HOST = ROOT / "tests/kvm/host"
+"""The recipe's directory."""
 
 
 async def build_guest(progress: Callable[[Step], None]) -> Image:
@@ -50,19 +51,19 @@ async def build_host(progress: Callable[[Step], None]) -> Image:
         layer = await asyncio.to_thread(
             wheels.layer, needed, kept=cache() / "nested/wheels", work=at
         )
-    wanted = recipe.load(_HOST)
+    wanted = recipe.load(HOST)
     wanted = replace(wanted, directories=(*wanted.directories, layer))
     build = partial(
         Library(cache()).build,
         wanted,
-        agent=(_HOST / "init.py").read_bytes(),
+        agent=(HOST / "init.py").read_bytes(),
         progress=progress,
     )
     built = await build()
-    if not _has_its_modules(built):
+    if not has_its_modules(built):
         # The kernel of all images is older or newer than the modules in this one.
         built = await build(freshness=Freshness.REFRESHED)
-    if not _has_its_modules(built):
+    if not has_its_modules(built):
         raise ImageError(
             f"the host's image has no modules of its kernel {built.manifest.kernel_release}",
             code="kernel_unfit",
@@ -70,5 +71,6 @@ async def build_host(progress: Callable[[Step], None]) -> Image:
     return built
 
 
-def _has_its_modules(built: Image) -> bool:
+def has_its_modules(built: Image) -> bool:
+    """Whether the image's root has the modules of the kernel that it is booted with."""
     return f"linux-image-{built.manifest.kernel_release}" in built.manifest.packages

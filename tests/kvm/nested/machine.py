@@ -6,7 +6,6 @@ It decides how QEMU is started and when it has had its time; what the end means 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 from dataclasses import dataclass, field
@@ -144,32 +143,37 @@ async def run(
             pass_fds=(theirs.fileno(),),
         )
         theirs.close()
-        assert process.stdout is not None
         try:
-            return await _watch(process.stdout, ours, limits, record, show)
+            await _watch(process, ours, limits, record, show)
+        except TimeoutError:
+            return Ending.STUCK_IN_RING if record.began else Ending.STUCK_AT_BOOT
         finally:
-            with contextlib.suppress(ProcessLookupError):
+            if process.returncode is None:
                 process.kill()
-            await process.wait()
+                await process.wait()
+    return Ending.DIED if record.halted is None else Ending.HALTED
 
 
 async def _watch(
-    console: asyncio.StreamReader,
+    process: asyncio.subprocess.Process,
     port: socket.socket,
     limits: Limits,
     record: Record,
     show: Callable[[str], None],
-) -> Ending:
+) -> None:
+    """Show and hear all until QEMU has ended by itself.
+
+    Raises:
+        TimeoutError: A limit is up; QEMU may still run.
+    """
+    assert process.stdout is not None
     began = asyncio.Event()
-    try:
-        async with asyncio.timeout(limits.boot) as deadline, asyncio.TaskGroup() as tasks:
-            tasks.create_task(_print(console, show))
-            tasks.create_task(_listen(port, record, began))
-            await began.wait()
-            deadline.reschedule(asyncio.get_running_loop().time() + limits.ring)
-    except TimeoutError:
-        return Ending.STUCK_IN_RING if record.began else Ending.STUCK_AT_BOOT
-    return Ending.DIED if record.halted is None else Ending.HALTED
+    async with asyncio.timeout(limits.boot) as deadline, asyncio.TaskGroup() as tasks:
+        tasks.create_task(_print(process.stdout, show))
+        tasks.create_task(_listen(port, record, began))
+        tasks.create_task(process.wait())
+        await began.wait()
+        deadline.reschedule(asyncio.get_running_loop().time() + limits.ring)
 
 
 async def _print(console: asyncio.StreamReader, show: Callable[[str], None]) -> None:
