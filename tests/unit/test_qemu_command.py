@@ -105,8 +105,9 @@ def test_a_qemu_too_old_for_a_kvm_descriptor_opens_the_path() -> None:
         transport=Transport.SERIAL,
         qemu_version="8.2.2",
     )
-    assert f"kvm,device=/dev/fdset/{Slot.KVM:d}" in command.restore(new, Instance(name="x"))
-    assert "kvm" in command.restore(old, Instance(name="x"))
+    descriptor = f"kvm,kernel-irqchip=split,device=/dev/fdset/{Slot.KVM:d}"
+    assert descriptor in command.restore(new, Instance(name="x"))
+    assert "kvm,kernel-irqchip=split" in command.restore(old, Instance(name="x"))
 
 
 @pytest.mark.parametrize(
