@@ -152,6 +152,17 @@ def test_nothing_of_one_machine_is_left_for_all() -> None:
     assert tree.find("var/log/apt") is not None
 
 
+def test_an_image_does_not_show_who_built_it() -> None:
+    def built_as(apt_account: int) -> dict[str, tuple[int, int]]:
+        tree = linux()
+        tree.put("var/lib/apt/lists/partial", directory(mode=0o700, uid=apt_account))
+        tree.put("var/cache/apt/archives/partial", directory(mode=0o700, uid=apt_account))
+        furnished(tree)
+        return {path: (node.uid, node.mode) for path, node in tree.walk()}
+
+    assert built_as(0) == built_as(42)
+
+
 @pytest.mark.parametrize(
     ("present", "chosen"),
     [

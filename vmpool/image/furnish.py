@@ -36,6 +36,9 @@ _REMOVED = (
     "/etc/subgid-",
     "/etc/subuid-",
     "/root/.bash_history",
+    # apt makes them when it needs them; their owner depends on whether root built the image.
+    "/var/cache/apt/archives/partial",
+    "/var/lib/apt/lists/partial",
     "/var/lib/dbus/machine-id",
     "/var/lib/dpkg/available-old",
     "/var/lib/dpkg/diversions-old",
