@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmpool.cli import local
+from vmpool import local
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.api.conftest import IMAGE, place_image
-from vmpool.cli import local
+from vmpool import local
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

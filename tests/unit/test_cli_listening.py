@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmpool.cli import local
-from vmpool.cli.connection import find_endpoint
+from vmpool import local
 from vmpool.cli.listening import Interrupts, bound, url_of
+from vmpool.client.endpoint import find_endpoint
 from vmpool.config import Address
 from vmpool.errors import HostError, InvalidRequestError
 

@@ -12,7 +12,8 @@ import pytest
 
 from vmpool.cli import remote as remotes
 from vmpool.cli import task
-from vmpool.cli.remote import Endpoint, Remote
+from vmpool.cli.remote import Remote
+from vmpool.client.endpoint import Endpoint
 from vmpool.errors import (
     CallerError,
     CapacityError,

@@ -20,8 +20,8 @@ from vmpool.errors import InfrastructureError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmpool.cli.remote import Endpoint
     from vmpool.cli.transcript import Transcript
+    from vmpool.client.endpoint import Endpoint
 
 CHUNK_BYTES = 1 << 15
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmpool.cli import local, output, table
-from vmpool.cli.remote import Endpoint, path
-from vmpool.cli.state import found_state
+from vmpool import local
+from vmpool.cli import output, table
+from vmpool.cli.remote import path
+from vmpool.client.endpoint import Endpoint, found_state
 from vmpool.errors import GuestError
 
 if TYPE_CHECKING:

@@ -10,24 +10,22 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from vmpool.client.problem import error_of
 from vmpool.errors import (
-    CallerError,
-    CapacityError,
-    Fault,
     HostError,
     InfrastructureError,
     InvalidRequestError,
-    TaskError,
     UnauthorizedError,
     VmpoolError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from vmpool.client.endpoint import Endpoint
 
 ANSWER_LIMIT_BYTES = 256 << 20
 """A JSON answer over this is not one of ours: output and files of a run stay far below it."""
@@ -38,28 +36,6 @@ LINE_LIMIT_BYTES = 4 << 20
 CHUNK_BYTES = 1 << 18
 
 CONNECT_TIMEOUT = 10.0
-
-_ERRORS: dict[str, type[VmpoolError]] = {
-    Fault.CALLER: CallerError,
-    Fault.TASK: TaskError,
-    Fault.CAPACITY: CapacityError,
-    Fault.INFRASTRUCTURE: InfrastructureError,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """Where a server is and what opens it.
-
-    Attributes:
-        url: `http://host:port`, no path.
-        token: Bearer token, empty when none is known.
-        token_remedy: Where a token could come from, for when the server asks for one.
-    """
-
-    url: str
-    token: str = field(default="", repr=False)
-    token_remedy: str = ""
 
 
 class Remote:
@@ -193,16 +169,6 @@ class Remote:
 
 UNAUTHORIZED_REMEDY = "make one on the server's host: vmpool token create NAME; \
 then give it by VMPOOL_TOKEN or --token-file"
-
-
-def error_of(problem: dict[str, Any]) -> VmpoolError:
-    """Return the error that a problem document was made from, by its fault.
-
-    Raises:
-        KeyError: It is no problem document of ours.
-    """
-    kind = _ERRORS.get(problem["fault"], InfrastructureError)
-    return kind(problem["detail"], code=problem["code"], remedy=problem.get("remedy", ""))
 
 
 def lines(answer: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:

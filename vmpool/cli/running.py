@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from vmpool import api
-from vmpool.cli import local
+from vmpool import api, local
 from vmpool.cli.listening import url_of
-from vmpool.cli.remote import Endpoint
+from vmpool.client.endpoint import Endpoint
 
 if TYPE_CHECKING:
     import socket

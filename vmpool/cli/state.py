@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from vmpool import config
+from vmpool.client.endpoint import found_state
 from vmpool.errors import HostError
 
 if TYPE_CHECKING:
@@ -18,14 +19,6 @@ if TYPE_CHECKING:
     from vmpool.config import Settings
 
 C = TypeVar("C", bound="Callable[..., Any]")
-
-
-def found_state() -> Path:
-    """Return the state directory of this host's server, as far as this account can know."""
-    try:
-        return config.load().state
-    except HostError:
-        return config.default_state(os.environ, os.geteuid())
 
 
 def own_state() -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from vmpool.cli import output, report, task
-from vmpool.cli.remote import error_of
+from vmpool.client.problem import error_of
 from vmpool.errors import InfrastructureError
 
 

@@ -25,7 +25,7 @@ from vmpool.image import Freshness, Library
 from vmpool.opening import open_host
 
 if TYPE_CHECKING:
-    from vmpool.cli.remote import Endpoint
+    from vmpool.client.endpoint import Endpoint
     from vmpool.host import Host
     from vmpool.image import Image
     from vmpool.opening import Base

@@ -1,4 +1,4 @@
-"""Local access: what a server leaves in its state directory for the command line of its host.
+"""Local access: what a server leaves in its state directory for clients on its host.
 
 Its address while it runs, and a token that only the server's own account can read. Neither is
 needed by anyone else.
