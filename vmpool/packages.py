@@ -202,7 +202,7 @@ async def install(wanted: Plan, report: apt.Report) -> None:
     if os.geteuid() != 0:
         prefix = "sudo " if shutil.which("sudo") else ""
         raise HostError(
-            f"missing packages: {', '.join(wanted.packages)}; installing them takes root",
+            f"missing or too old: {', '.join(wanted.packages)}; installing them takes root",
             code="packages_missing",
             remedy=("run: " if prefix else "run as root: ") + wanted.script(prefix=prefix),
         )

@@ -9,8 +9,10 @@ import asyncio
 import hashlib
 import io
 import os
+import re
 import stat
 import tarfile
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -278,6 +280,18 @@ async def test_a_failure_of_the_build_is_named_and_leaves_nothing(
     assert getattr(caught.value, "error_code", None) == code
     assert world.left() == []
     assert world.library.list() == []
+
+
+async def test_a_full_disk_without_root_may_be_that_of_temporary_files(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There mmdebstrap unpacks, for the ids that it maps may not enter our directory."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    (world.mirror / "subuid").write_text("1000:100000:65536\n")
+    (world.mirror / "failure").write_text("tar: write: No space left on device")
+    with pytest.raises(DiskFullError, match=re.escape(tempfile.gettempdir())) as caught:
+        await world.library.build(world.recipe, agent=b"agent")
+    assert "TMPDIR" in caught.value.remedy
 
 
 async def cancelled_while_installing(world: World) -> None:

@@ -11,11 +11,12 @@ import logging
 import os
 import re
 import signal
+import tempfile
 from collections import deque
 from typing import TYPE_CHECKING
 
 from vmpool.cancellation import uninterrupted
-from vmpool.errors import HostError, ImageError
+from vmpool.errors import DiskFullError, HostError, ImageError
 from vmpool.image.furnish import EPOCH
 from vmpool.image.work import Step, disk_full
 
@@ -168,10 +169,18 @@ async def _signal_group(process: Process, number: signal.Signals, timeout: float
     return True
 
 
+def _disks_full(at: Path) -> DiskFullError:
+    """Return the error for a full disk where root file systems are not unpacked in `at`."""
+    return DiskFullError(
+        f"no space left for {at} or in {tempfile.gettempdir()}",
+        remedy="free some space there, or set TMPDIR to a directory that has 2 GiB free",
+    )
+
+
 def _failure(words: str, at: Path) -> Exception:
     tail = "\n".join(words.splitlines()[-12:])
     if _FULL.search(words):
-        return disk_full(at)
+        return disk_full(at) if os.geteuid() == 0 else _disks_full(at)
     if unknown := _UNKNOWN.search(words):
         name = unknown[1] or unknown[2]
         return ImageError(f"Debian has no package {name!r}", code="image_package_unknown")

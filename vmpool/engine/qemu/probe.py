@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from vmpool.engine.qemu import process as processes
 from vmpool.engine.qemu import rom, vsock
-from vmpool.engine.qemu.command import parse_version
+from vmpool.engine.qemu.command import INTERRUPTS_UNDER_KVM, parse_version
 from vmpool.errors import HostError
 from vmpool.model import Accelerator, Transport
 
@@ -64,7 +64,7 @@ async def query_version(binary: str) -> str:
         raise HostError(
             f"cannot run {binary!r}: {err.strerror}",
             code="qemu_missing",
-            remedy="apt-get install qemu-system-x86 qemu-utils",
+            remedy="vmpool doctor --install",
         ) from err
     try:
         async with asyncio.timeout(_VERSION_TIMEOUT):
@@ -90,7 +90,7 @@ def read_version(binary: str, output: str) -> str:
         raise HostError(
             f"QEMU {version} is too old, {'.'.join(map(str, MINIMUM))} or later is needed",
             code="qemu_too_old",
-            remedy="apt-get install -t bookworm-backports qemu-system-x86 qemu-utils",
+            remedy="vmpool doctor --install",
         )
     return version
 
@@ -151,7 +151,7 @@ async def _run_guest(binary: str, isolation: Isolation, kvm: int) -> str:
             rom_file.write(rom.assemble())
             rom_file.flush()
             process = await processes.spawn(
-                (binary, *guest_argv("kvm,device=/dev/fdset/3", "host")),
+                (binary, *guest_argv(f"kvm,{INTERRUPTS_UNDER_KVM},device=/dev/fdset/3", "host")),
                 slots={3: kvm, 4: rom_file.fileno()},
                 log=log,
                 isolation=isolation,

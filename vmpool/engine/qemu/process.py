@@ -124,7 +124,7 @@ async def spawn(
         raise HostError(
             f"{argv[0]!r} is missing",
             code="qemu_missing",
-            remedy="apt-get install qemu-system-x86 qemu-utils",
+            remedy="vmpool doctor --install",
         )
     command = [*isolation.prefix, program, *argv[1:]]
 
