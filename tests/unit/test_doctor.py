@@ -15,13 +15,20 @@ from hypothesis import strategies as st
 
 from vmpool import doctor
 from vmpool.cli import diagnosis
-from vmpool.doctor import Finding, State, examination, judgement
+from vmpool.doctor import Finding, State, examination, judgement, virtualization
+from vmpool.doctor.virtualization import EMULATED_HOST_BYTES, Provider
 from vmpool.engine.qemu import probe
 from vmpool.engine.qemu.isolation import Confinement
 from vmpool.engine.qemu.probe import Probe
 from vmpool.errors import HostError
-from vmpool.model import GIB, Accelerator
+from vmpool.model import GIB, Accelerator, Processor
 from vmpool.tools import QEMU, TOOLS
+
+WORKING = Probe(accelerator=Accelerator.KVM)
+ABSENT = Probe(accelerator=Accelerator.TCG, reason="there is no /dev/kvm")
+HARDWARE = Provider(extensions=("svm",), modules=("kvm_amd",))
+WITH_SVM = Processor(vendor="AuthenticAMD", features=frozenset({"sse2", "svm"}))
+WITHOUT_SVM = Processor(vendor="AuthenticAMD", features=frozenset({"sse2"}))
 
 
 @pytest.mark.parametrize(
@@ -40,11 +47,8 @@ from vmpool.tools import QEMU, TOOLS
         (judgement.isolation(Confinement.ACCOUNT), State.OK),
         (judgement.isolation(Confinement.USER_NAMESPACE), State.DEGRADED),
         (judgement.isolation(Confinement.NONE), State.DEGRADED),
-        (judgement.acceleration(Probe(accelerator=Accelerator.KVM)), State.OK),
-        (
-            judgement.acceleration(Probe(accelerator=Accelerator.TCG, reason="there is no KVM")),
-            State.DEGRADED,
-        ),
+        (virtualization.acceleration(WORKING, HARDWARE), State.OK),
+        (virtualization.acceleration(ABSENT, HARDWARE), State.DEGRADED),
         (judgement.vsock(usable=True), State.OK),
         (judgement.vsock(usable=False), State.DEGRADED),
         (judgement.pagemap_scan(release="6.1", available=False), State.DEGRADED),
@@ -64,6 +68,78 @@ from vmpool.tools import QEMU, TOOLS
 )
 def test_each_thing_is_judged(finding: Finding, state: State) -> None:
     assert finding.state is state
+
+
+@pytest.mark.parametrize(
+    ("provider", "words"),
+    [
+        (HARDWARE, ""),
+        (Provider(extensions=(), modules=()), ": the processor shows neither vmx nor svm"),
+        (
+            Provider(extensions=(), modules=("kvm_pvm",)),
+            ": the processor shows neither vmx nor svm, and kvm_pvm does without, for kernels made "
+            "for it",
+        ),
+    ],
+)
+def test_the_reason_why_kvm_runs_no_guest_is_told(provider: Provider, words: str) -> None:
+    found = virtualization.acceleration(ABSENT, provider)
+    assert found.detail == "there is no /dev/kvm" + words
+
+
+@pytest.mark.parametrize(
+    ("probe", "vsock", "emulated", "available_bytes", "state", "words"),
+    [
+        (WORKING, True, None, 0, State.OK, "can run on this machine"),
+        (
+            WORKING,
+            False,
+            WITH_SVM,
+            EMULATED_HOST_BYTES,
+            State.OK,
+            "can run in an emulated host, for lack of vhost-vsock here",
+        ),
+        (
+            ABSENT,
+            False,
+            WITH_SVM,
+            EMULATED_HOST_BYTES,
+            State.OK,
+            "can run in an emulated host, for lack of KVM and vhost-vsock here",
+        ),
+        (
+            ABSENT,
+            True,
+            WITH_SVM,
+            EMULATED_HOST_BYTES - 1,
+            State.DEGRADED,
+            "neither here, for lack of KVM, nor in an emulated host, which takes 6 GiB of memory",
+        ),
+        (
+            ABSENT,
+            True,
+            WITHOUT_SVM,
+            EMULATED_HOST_BYTES,
+            State.DEGRADED,
+            "neither here, for lack of KVM, nor in an emulated host: QEMU emulates no processor "
+            "with SVM",
+        ),
+    ],
+)
+def test_where_the_tests_of_kvm_can_run_is_told(
+    *,
+    probe: Probe,
+    vsock: bool,
+    emulated: Processor | None,
+    available_bytes: int,
+    state: State,
+    words: str,
+) -> None:
+    found = virtualization.ring(
+        probe, vsock=vsock, emulated=emulated, available_bytes=available_bytes
+    )
+    assert (found.state, found.detail) == (state, words)
+    assert bool(found.remedy) == (state is not State.OK)
 
 
 @given(st.integers(0, 120))
@@ -122,9 +198,10 @@ async def test_a_qemu_that_cannot_be_started_is_a_finding(
     program = tmp_path / "qemu-system-x86_64"
     program.write_bytes(b"\x7fELF")
     program.chmod(0o755)
-    found = await examination._examine_acceleration(program)
-    assert found.state is State.DEGRADED
-    assert found.detail
+    acceleration, ring = await examination._examine_virtualization(program)
+    assert acceleration.state is ring.state is State.DEGRADED
+    assert acceleration.detail
+    assert "QEMU emulates no processor with SVM" in ring.detail
 
 
 @pytest.fixture

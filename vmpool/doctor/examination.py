@@ -11,18 +11,27 @@ import resource
 import shutil
 import struct
 import sys
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vmpool.doctor import judgement
+from vmpool.doctor import judgement, virtualization
 from vmpool.doctor.finding import Finding, State
-from vmpool.engine.qemu import isolation
-from vmpool.engine.qemu.probe import Probe, probe_accelerator
+from vmpool.doctor.virtualization import EXTENSIONS, Provider
+from vmpool.engine.qemu import QemuEngine, isolation
+from vmpool.engine.qemu.probe import Probe, probe_accelerator, probe_transport
 from vmpool.errors import EngineError, HostError
-from vmpool.model import Accelerator
+from vmpool.model import MIB, Accelerator, Attachment, MachineSpec, Transport
 from vmpool.tools import QEMU, needed, query_qemu_version
+
+if TYPE_CHECKING:
+    from vmpool.model import Processor
 
 PROBE_TIMEOUT = 1.5
 """Seconds; a host that needs longer for a few instructions runs nothing in time."""
+
+ANSWER_TIMEOUT = 1.0
+"""Seconds for QEMU to say what it can emulate."""
 
 _PAGEMAP_SCAN = 0xC0606610  # linux/fs.h, since 6.7
 _PAGEMAP_SCAN_ARGUMENT = struct.Struct("=12Q")  # struct pm_scan_arg, its own size and flags first
@@ -43,22 +52,64 @@ async def examine(*, state: Path, run: Path) -> tuple[Finding, ...]:
         judgement.python(sys.version_info[:3]),
         judgement.qemu(version, path),
         *(judgement.tool(tool, tool.find()) for tool in needed() if tool is not QEMU),
-        *(() if path is None else (await _examine_acceleration(path),)),
+        *(() if path is None else await _examine_virtualization(path)),
         *host,
         judgement.run_directory(run),
     )
 
 
-async def _examine_acceleration(qemu: Path) -> Finding:
+async def _examine_virtualization(qemu: Path) -> tuple[Finding, ...]:
+    probe, emulated = await asyncio.gather(_probe(qemu), _query_emulated(qemu))
+    transport = await asyncio.to_thread(probe_transport)
+    return (
+        virtualization.acceleration(probe, await asyncio.to_thread(_provider)),
+        virtualization.ring(
+            probe,
+            vsock=transport is Transport.VSOCK,
+            emulated=emulated,
+            available_bytes=_memory_available_bytes(),
+        ),
+    )
+
+
+async def _probe(qemu: Path) -> Probe:
     """Run a guest of a few instructions."""
     try:
         async with asyncio.timeout(PROBE_TIMEOUT):
-            found = await probe_accelerator(str(qemu), isolation.detect())
+            return await probe_accelerator(str(qemu), isolation.detect())
     except TimeoutError:
-        found = Probe(accelerator=Accelerator.TCG, reason="a guest did not end in time")
+        return Probe(accelerator=Accelerator.TCG, reason="a guest did not end in time")
     except (EngineError, HostError) as err:
-        found = Probe(accelerator=Accelerator.TCG, reason=err.message, remedy=err.remedy)
-    return judgement.acceleration(found)
+        return Probe(accelerator=Accelerator.TCG, reason=err.message, remedy=err.remedy)
+
+
+async def _query_emulated(qemu: Path) -> Processor | None:
+    """Ask QEMU what it can emulate; `None` when it does not say."""
+    spec = MachineSpec(
+        root=Path(os.devnull),
+        memory_bytes=MIB,
+        accelerator=Accelerator.TCG,
+        transport=Transport.SERIAL,
+    )
+    with tempfile.TemporaryDirectory(prefix="vmpool-") as directory:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                engine = QemuEngine(binary=str(qemu), version="", isolation=isolation.detect())
+                return await engine.processor(spec, Attachment(directory=Path(directory)))
+        except (EngineError, HostError, TimeoutError):
+            return None
+
+
+def _provider() -> Provider:
+    flags: set[str] = set()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            flags = set(line.split())
+            break
+    return Provider(
+        extensions=tuple(name for name in EXTENSIONS if name in flags),
+        modules=tuple(sorted(path.name for path in Path("/sys/module").glob("kvm_*"))),
+    )
 
 
 def _examine_host(state: Path) -> tuple[Finding, ...]:

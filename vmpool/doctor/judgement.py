@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from vmpool.doctor.finding import Finding, State
 from vmpool.engine.qemu.isolation import Confinement
-from vmpool.model import GIB, Accelerator
+from vmpool.model import GIB
 from vmpool.tools import QEMU, QEMU_SINCE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmpool.engine.qemu.probe import Probe
     from vmpool.tools import Tool, Version
 
 INSTALL_COMMAND = "vmpool doctor --install"
@@ -94,18 +93,6 @@ def isolation(confinement: Confinement) -> Finding:
         state=State.OK if confinement is Confinement.ACCOUNT else State.DEGRADED,
         detail=confinement.value,
         remedy=remedies[confinement],
-    )
-
-
-def acceleration(probe: Probe) -> Finding:
-    """Judge what executes guest instructions, as it was found by running a guest."""
-    fast = probe.accelerator is Accelerator.KVM
-    return Finding(
-        name="KVM",
-        purpose="runs guests at full speed; without it QEMU emulates them, some ten times slower",
-        state=State.OK if fast else State.DEGRADED,
-        detail="runs guests" if fast else probe.reason,
-        remedy=probe.remedy,
     )
 
 

@@ -70,7 +70,7 @@ _BOARD_OPTIONS = "memory-backend=ram,mem-merge=off,dump-guest-core=off"
 
 # Only the local APIC stays in the kernel: its PIC, IOAPIC and PIT are attack surface that our
 # guests, with message-signalled interrupts, have no use for, and creating them has KVM wait.
-_INTERRUPTS_UNDER_KVM = "kernel-irqchip=split"
+INTERRUPTS_UNDER_KVM = "kernel-irqchip=split"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,9 +160,9 @@ def _accelerator(spec: MachineSpec) -> str:
         case Accelerator.TCG:
             return f"tcg,tb-size={_TRANSLATION_CACHE_MIB}"
         case Accelerator.KVM if takes_kvm_descriptor(spec):
-            return f"kvm,{_INTERRUPTS_UNDER_KVM},device=/dev/fdset/{Slot.KVM:d}"
+            return f"kvm,{INTERRUPTS_UNDER_KVM},device=/dev/fdset/{Slot.KVM:d}"
         case Accelerator.KVM:
-            return f"kvm,{_INTERRUPTS_UNDER_KVM}"
+            return f"kvm,{INTERRUPTS_UNDER_KVM}"
 
 
 def _cpu(spec: MachineSpec) -> str:
