@@ -6,19 +6,24 @@ warm interpreter makes the process.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from typing import TYPE_CHECKING, Any
 
 from vmpool_agent import spawn, wire
+from vmpool_agent.pipes import Pipes
 from vmpool_agent.relay import Relay
 from vmpool_agent.session import OperationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmpool_agent.machine import Machine
     from vmpool_agent.reactor import Timer
     from vmpool_agent.session import Channel
 
+OUTPUTS = (wire.STDOUT, wire.STDERR)
 _SHOWN = ("result", "raised")
 
 
@@ -26,23 +31,21 @@ class Execution:
     """A process that the host watches.
 
     Args:
-        announces: Whether the process says itself that it has started. A program cannot; it has
-            started when exec closed the pipe of its reports.
+        begin_anew: Has it done by another process after one died before it had begun. `None` for
+            a program, which cannot say that it has begun: exec then closes the pipe of reports.
     """
 
     def __init__(
         self,
         machine: Machine,
         channel: Channel,
-        pipes: Pipes,
         *,
-        announces: bool,
         timeout: float | None,
+        begin_anew: Callable[[Execution], None] | None = None,
     ) -> None:
         self._machine = machine
         self._channel = channel
-        self._announces = announces
-        self._announced = False
+        self._begin_anew = begin_anew
         self._started = False
         self._failed = False
         self._killed = False
@@ -50,20 +53,20 @@ class Execution:
         self._timer: Timer | None = None
         if timeout is not None:
             self._timer = machine.reactor.after(timeout, self._on_timeout)
-        self.relay = Relay(
-            machine.reactor,
-            channel,
-            self,
-            outputs={pipes.stdout: wire.STDOUT, pipes.stderr: wire.STDERR},
-            report=pipes.report,
-            stdin=pipes.stdin,
-        )
+        self.relay = Relay(machine.reactor, channel, self)
 
-    def adopt(self, pid: int) -> None:
-        """Learn the process id; of a fork of the warm interpreter that may come late."""
-        self.relay.adopt(pid)
-        if self._announced:
-            self._start()
+    def adopt(self, pid: int, pipes: Pipes, *, ended: Callable[[], None] | None = None) -> None:
+        """Take on the process that does it, and the agent's ends of its pipes.
+
+        Args:
+            ended: Called when it is reaped.
+        """
+        self._machine.expect(pid, functools.partial(self._on_reaped, pid, ended))
+        self.relay.adopt(pid, pipes)
+        if self._begin_anew is None or pipes.stdin is not None:
+            self.relay.attend()
+        else:
+            self.relay.attend_to_output()
 
     def on_data(self, data: wire.Data) -> None:
         """See `session.Operation`."""
@@ -99,19 +102,20 @@ class Execution:
             self._failed = True
             self._channel.fail(OperationError(str(value.get("code")), str(value.get("message"))))
             self._stop_timer()
-        elif kind == "started" and self._announces:
-            self._announced = True
-            if self.relay.pid is not None:
-                self._start()
+        elif kind == "started" and self._begin_anew is not None:
+            self._start()
         elif kind in _SHOWN and self._started:
             self._show(value)
 
     def on_reports_end(self) -> None:
         """See `relay.Owner`."""
-        if not self._announces:
-            self._start()
-        elif not self._announced and not self._failed:
-            self.lose("the interpreter died before it began")
+        if self._started or self._failed:
+            return
+        if self._begin_anew is None or self._killed or self._timed_out:
+            self._start()  # what we killed before it began has begun and was killed
+            return
+        self.relay.let_go()
+        self._machine.reactor.soon(functools.partial(self._begin_anew, self))
 
     def on_end(self, status: int) -> None:
         """See `relay.Owner`."""
@@ -137,6 +141,12 @@ class Execution:
         self._failed = True
         self._channel.fail(OperationError("interpreter_lost", why))
         self.relay.abandon()
+
+    def _on_reaped(self, pid: int, ended: Callable[[], None] | None, status: int) -> None:
+        if self.relay.pid == pid:  # not one that was let go
+            self.relay.reaped(status)
+        if ended is not None:
+            ended()
 
     def _show(self, value: dict[str, Any]) -> None:
         try:
@@ -171,30 +181,6 @@ class Execution:
             self._timer.cancel()
 
 
-class Pipes:
-    """The pipes between a child and the agent; either end is closed by whoever owns it.
-
-    Args:
-        stdin: Whether stdin is a pipe; `/dev/null` otherwise.
-    """
-
-    def __init__(self, *, stdin: bool) -> None:
-        self.stdin: int | None = None
-        if stdin:
-            child_stdin, self.stdin = os.pipe()
-        else:
-            child_stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self.stdout, child_stdout = os.pipe()
-        self.stderr, child_stderr = os.pipe()
-        self.report, child_report = os.pipe()
-        self.child = (child_stdin, child_stdout, child_stderr, child_report)
-
-    def close_child(self) -> None:
-        """Close the child's ends, which it has copies of."""
-        for fd in self.child:
-            os.close(fd)
-
-
 def run_program(machine: Machine, channel: Channel, request: dict[str, Any]) -> Execution:
     """Begin the operation `exec`.
 
@@ -205,21 +191,26 @@ def run_program(machine: Machine, channel: Channel, request: dict[str, Any]) -> 
     if not isinstance(argv, list) or not argv or not all(_is_argument(word) for word in argv):
         raise OperationError("bad_request", "argv is a list of strings, not empty, without zero")
     launch = read_launch(machine, request)
-    pipes = Pipes(stdin=request.get("stdin") is True)
-    execution = Execution(machine, channel, pipes, announces=False, timeout=read_timeout(request))
+    timeout = read_timeout(request)
+    pipes = Pipes(OUTPUTS)
+    if request.get("stdin") is True:
+        stdin = pipes.add_stdin()
+    else:
+        stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def body() -> int:
         spawn.execute(machine.system, launch, argv)
 
     try:
-        pid = spawn.fork(pipes.child, body)
+        pid = spawn.fork((stdin, *pipes.child), body)
     except OSError as err:
-        execution.on_closed()
+        pipes.close()
         raise OperationError("no_resources", f"fork: {err.strerror}") from err
     finally:
+        os.close(stdin)
         pipes.close_child()
-    machine.expect(pid, execution.relay.reaped)
-    execution.adopt(pid)
+    execution = Execution(machine, channel, timeout=timeout)
+    execution.adopt(pid, pipes)
     return execution
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmpool_agent import files, spawn
 from vmpool_agent.files import OPERATIONS
+from vmpool_agent.pipes import Pipes
 from vmpool_agent.relay import Relay
 from vmpool_agent.session import OperationError
 
@@ -16,26 +17,21 @@ if TYPE_CHECKING:
     from vmpool_agent.machine import Machine
     from vmpool_agent.session import Channel
 
+_CONTENT = 0
+"""The stream that a file's bytes come on."""
+
 __all__ = ["OPERATIONS", "FileOperation", "run"]
 
 
 class FileOperation:
-    """One file operation, done by a child of the asking account.
+    """One file operation, done by a child of the asking account."""
 
-    Args:
-        stdin: Where the host's data goes, `None` when there is none.
-        stdout: Where the file's bytes come from.
-        report: Where the child reports.
-    """
-
-    def __init__(
-        self, machine: Machine, channel: Channel, *, stdin: int | None, stdout: int, report: int
-    ) -> None:
+    def __init__(self, machine: Machine, channel: Channel, pid: int, pipes: Pipes) -> None:
         self._channel = channel
         self._answer: dict[str, Any] | None = None
-        self.relay = Relay(
-            machine.reactor, channel, self, outputs={stdout: 0}, report=report, stdin=stdin
-        )
+        self.relay = Relay(machine.reactor, channel, self)
+        machine.expect(pid, self.relay.reaped)
+        self.relay.adopt(pid, pipes)
         self.relay.flow()
 
     def on_data(self, data: wire.Data) -> None:
@@ -86,13 +82,12 @@ def run(machine: Machine, channel: Channel, request: dict[str, Any]) -> FileOper
     """
     name = str(request["op"])
     account = machine.account(request)
-    stdin = None
+    pipes = Pipes((_CONTENT,))
     if name == "write":
-        child_stdin, stdin = os.pipe()
+        stdin = pipes.add_stdin()
     else:
-        child_stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-    stdout, child_stdout = os.pipe()
-    report, child_report = os.pipe()
+        stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    content, reports = pipes.child
 
     def body() -> int:
         with contextlib.suppress(OSError):
@@ -101,15 +96,12 @@ def run(machine: Machine, channel: Channel, request: dict[str, Any]) -> FileOper
         os.chdir("/")
         return files.perform(name, account, request)
 
-    operation = FileOperation(machine, channel, stdin=stdin, stdout=stdout, report=report)
     try:
-        pid = spawn.fork((child_stdin, child_stdout, 2, child_report), body)
+        pid = spawn.fork((stdin, content, 2, reports), body)
     except OSError as err:
-        operation.on_closed()
+        pipes.close()
         raise OperationError("no_resources", f"fork: {err.strerror}") from err
     finally:
-        for fd in (child_stdin, child_stdout, child_report):
-            os.close(fd)
-    machine.expect(pid, operation.relay.reaped)
-    operation.relay.adopt(pid)
-    return operation
+        os.close(stdin)
+        pipes.close_child()
+    return FileOperation(machine, channel, pid, pipes)

@@ -82,6 +82,7 @@ def stock(machine: Machine, channel: Channel, _request: dict[str, Any]) -> None:
     """Answer once as many forks of the interpreter wait as a snapshot should hold."""
 
     def answer(_generators: list[str]) -> None:
+        machine.interpreter.expect_one_run()
         channel.send_message({"type": "done"})
         channel.end()
 

@@ -2,13 +2,16 @@
 
 The warm interpreter is a child that was forked before the snapshot and did the image's imports. A
 spare is a fork of it that has already done what every run does and waits for its request, so that
-a run costs neither a fork nor the first touch of its pages. A spare runs once; when none is left
-the next is forked. Either starts again when it dies.
+a run costs neither a fork nor the first touch of its pages. A spare runs once. Most clones of a
+snapshot run once too, and a spare that waits in vain is memory that the clone shares with nobody:
+the next is forked when a run found none, and from then on one waits again. Either starts again
+when it dies.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import json
 import os
@@ -16,6 +19,7 @@ import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmpool_agent import execution, spawn
+from vmpool_agent.pipes import Pipes
 from vmpool_agent.session import OperationError
 
 if TYPE_CHECKING:
@@ -32,27 +36,30 @@ _RESTART_DELAY = 0.1
 _MAX_RESTART_DELAY = 5.0
 _MAX_FAILED_ROUNDS = 3
 """After so many the fault is not one of a moment; the first may be that of a death not yet seen."""
+_MAX_DEATHS = 3
+"""Spares that may die under one run before it began, until it is given up."""
 _REFILL_DELAY = 0.01
 """Seconds after a run's end until the next spare is forked: first the end is told."""
 
 
-class _Run(NamedTuple):
-    """Source that waits for a spare, and the descriptors that go with it."""
+class _Request(NamedTuple):
+    """What a spare is told to run, and whether the host writes to its stdin."""
 
-    execution: Execution
     document: bytes
-    descriptors: tuple[int, ...]
+    stdin: bool
 
 
 class _Spare:
     """A fork of the warm interpreter that runs one request.
 
     Attributes:
+        pipes: Its own since it was forked; they become its run's.
         pid: Its process id, `None` until it has said that it is ready.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, pipes: Pipes) -> None:
         self.connection = connection
+        self.pipes = pipes
         self.pid: int | None = None
 
 
@@ -69,7 +76,8 @@ class Interpreter:
         self._socket: socket.socket | None = None
         self._coming: set[_Spare] = set()
         self._ready: list[_Spare] = []
-        self._runs: collections.deque[_Run] = collections.deque()
+        self._runs: collections.deque[tuple[Execution, _Request]] = collections.deque()
+        self._kept = 1
         self._questions: list[Callable[[], None]] = []
         self._wishes: list[tuple[int, Callable[[list[str]], None]]] = []
         self._generators: list[str] = []
@@ -117,13 +125,20 @@ class Interpreter:
                 "cwd": launch.cwd,
             }
         ).encode("ascii")
-        pipes = execution.Pipes(stdin=request.get("stdin") is True)
-        descriptors: tuple[int, ...] = pipes.child
-        if len(document) > spawn.PACKET:
-            descriptors = (*descriptors, _file_of(document))
-            document = b" "  # an empty packet would be the end of the connection
-        run = execution.Execution(self._machine, channel, pipes, announces=True, timeout=timeout)
-        self._runs.append(_Run(run, document, descriptors))
+        wanted = _Request(document, stdin=request.get("stdin") is True)
+        deaths = 0
+
+        def begin_anew(run: Execution) -> None:
+            nonlocal deaths
+            deaths += 1
+            if deaths < _MAX_DEATHS:
+                self._runs.appendleft((run, wanted))
+                self._assign()
+            else:
+                run.lose("the interpreter died before it began, again and again")
+
+        run = execution.Execution(self._machine, channel, timeout=timeout, begin_anew=begin_anew)
+        self._runs.append((run, wanted))
         self._assign()
         return run
 
@@ -146,43 +161,48 @@ class Interpreter:
         self._refill()
         self._grant()
 
+    def expect_one_run(self) -> None:
+        """Keep no further spares than there are until a run finds none: a snapshot is due."""
+        self._kept = 0
+
     def _refill(self) -> None:
-        """Have as many spares forked as are wished for, at least one for whoever comes next."""
-        wished = max([1, len(self._runs), *(count for count, _ in self._wishes)])
+        """Have as many spares forked as are wished for, and those kept for whoever comes next."""
+        wished = max([self._kept, len(self._runs), *(count for count, _ in self._wishes)])
         while self._socket is not None and len(self._ready) + len(self._coming) < wished:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                if not self._send([theirs.fileno()]):
-                    ours.close()
-                    return
+            pipes = Pipes(execution.OUTPUTS)
+            asked = self._send([theirs.fileno(), *pipes.child])
+            theirs.close()
+            pipes.close_child()
+            if not asked:
+                ours.close()
+                pipes.close()
+                return
             ours.setblocking(False)
-            spare = _Spare(ours)
+            spare = _Spare(ours, pipes)
             self._coming.add(spare)
             self._machine.reactor.watch(ours.fileno(), functools.partial(self._on_spare, spare))
 
     def _assign(self) -> None:
         """Give waiting runs to waiting spares."""
         while self._runs and self._ready:
-            spare, run = self._ready.pop(), self._runs.popleft()
+            run, request = self._runs.popleft()
+            if run.relay.over:
+                continue
+            spare = self._ready.pop()
             assert spare.pid is not None
             self._machine.reactor.forget(spare.connection.fileno())
-            try:
-                with spare.connection:
-                    socket.send_fds(spare.connection, [run.document], list(run.descriptors))
-            except OSError:
-                self._runs.appendleft(run)  # that one died while it waited
+            if not _hand_over(spare, request):
+                spare.pipes.close()
+                self._runs.appendleft((run, request))  # that one died while it waited
                 continue
-            for fd in run.descriptors:
-                os.close(fd)
-            ended = functools.partial(self._on_run_end, run.execution)
-            self._machine.expect(spare.pid, ended)
-            run.execution.adopt(spare.pid)
+            run.adopt(spare.pid, spare.pipes, ended=self._on_run_end)
         if self._runs:
+            self._kept = 1
             self._refill()
 
-    def _on_run_end(self, run: Execution, status: int) -> None:
-        run.relay.reaped(status)
-        if not self._ready:
+    def _on_run_end(self) -> None:
+        if len(self._ready) < self._kept:
             self._machine.reactor.after(_REFILL_DELAY, self._refill)
 
     def _on_spare(self, spare: _Spare) -> None:
@@ -204,13 +224,14 @@ class Interpreter:
             self._assign()
             self._grant()
             return
+        why = _last_word(spare)
         self._drop(spare)
         if spare in self._ready:
             self._ready.remove(spare)
         elif spare in self._coming:
             self._coming.remove(spare)
             if not self._coming:
-                self._on_failed_round(str(said.get("message", "it died")))
+                self._on_failed_round(why)
 
     def _on_failed_round(self, why: str) -> None:
         """Try again when no spare came up of those asked for; in the end give up who waits."""
@@ -225,13 +246,12 @@ class Interpreter:
         """Let a spare go, which then ends."""
         self._machine.reactor.forget(spare.connection.fileno())
         spare.connection.close()
+        spare.pipes.close()
 
     def _lose_all(self, why: str) -> None:
         while self._runs:
-            run = self._runs.popleft()
-            for fd in run.descriptors:
-                os.close(fd)
-            run.execution.lose(why)
+            run, _ = self._runs.popleft()
+            run.lose(why)
 
     def _grant(self) -> None:
         for wish in list(self._wishes):
@@ -268,6 +288,35 @@ class Interpreter:
             self._socket = None
         self._machine.reactor.after(self._delay, self.start)
         self._delay = min(2 * self._delay, _MAX_RESTART_DELAY)
+
+
+def _hand_over(spare: _Spare, request: _Request) -> bool:
+    """Send a spare its request, and close the connection; return whether it still took it."""
+    document, descriptors = request.document, []
+    if len(document) > spawn.PACKET:
+        descriptors.append(_file_of(document))
+        document = spawn.ENCLOSED
+    if request.stdin:
+        descriptors.append(spare.pipes.add_stdin())
+    try:
+        with spare.connection:
+            if descriptors:
+                socket.send_fds(spare.connection, [document], descriptors)
+            else:
+                spare.connection.send(document)
+    except OSError:
+        return False
+    finally:
+        for fd in descriptors:
+            os.close(fd)
+    return True
+
+
+def _last_word(spare: _Spare) -> str:
+    """Return why a spare that did not come up did not."""
+    with contextlib.suppress(OSError, ValueError):
+        return str(json.loads(os.read(spare.pipes.report, spawn.PACKET))["message"])
+    return "it died"
 
 
 def _file_of(document: bytes) -> int:

@@ -80,6 +80,10 @@ class Reactor:
         self._callbacks[fd] = callback
         self._epoll.register(fd, _READING)
 
+    def watches(self, fd: int) -> bool:
+        """Whether `fd` is watched."""
+        return fd in self._callbacks
+
     def watch_room(self, fd: int) -> None:
         """Call back for `fd` also when it becomes writable, until `unwatch_room`.
 

@@ -18,12 +18,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vmpool_agent import wire
 
 if TYPE_CHECKING:
+    from vmpool_agent.pipes import Pipes
     from vmpool_agent.reactor import Reactor, Timer
     from vmpool_agent.session import Channel
 
 _GRACE = 0.5
 """Seconds that output may stay open after we killed the group: others may hold the pipes."""
 _MAX_REPORT = wire.MAX_ANSWER
+_QUIET = 0.02
+"""Seconds that a child's word of its start may wait for its first output: both are told at once."""
 
 
 class Owner(Protocol):
@@ -40,32 +43,18 @@ class Owner(Protocol):
 
 
 class Relay:
-    """One child's pipes and life.
+    """One child's pipes and life; the child is adopted when there is one."""
 
-    Args:
-        outputs: The channel's stream for each descriptor to read from; owned from here on.
-        report: Where the child reports; owned from here on.
-        stdin: Where the host's data goes; owned from here on. `None` to discard it.
-    """
-
-    def __init__(
-        self,
-        reactor: Reactor,
-        channel: Channel,
-        owner: Owner,
-        *,
-        outputs: dict[int, int],
-        report: int,
-        stdin: int | None,
-    ) -> None:
+    def __init__(self, reactor: Reactor, channel: Channel, owner: Owner) -> None:
         self._reactor = reactor
         self._channel = channel
         self._owner = owner
-        self._outputs = outputs
-        self._report = report
+        self._outputs: dict[int, int] = {}
+        self._report = -1
+        self._attentive = False
         self._line = bytearray()
         self._lines: collections.deque[bytearray] = collections.deque()
-        self._stdin = stdin
+        self._stdin: int | None = None
         self._input: collections.deque[wire.Data] = collections.deque()
         self._input_offset = 0
         self._input_ended = False
@@ -76,35 +65,71 @@ class Relay:
         self._due = False
         self._ended = False
         self._grace: Timer | None = None
-        for fd in (*outputs, report, *([] if stdin is None else [stdin])):
-            os.set_blocking(fd, False)
-        reactor.watch(report, self._pump_report)
+        self._quiet: Timer | None = None
 
     @property
     def pid(self) -> int | None:
         """The child, `None` while it is not known yet."""
         return self._pid
 
-    def adopt(self, pid: int) -> None:
-        """Learn the child's process id."""
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for the child any more."""
+        return self._ended
+
+    def adopt(self, pid: int, pipes: Pipes) -> None:
+        """Take a child on, and the agent's ends of its pipes; to be followed by `attend…`."""
         self._pid = pid
+        self._report = pipes.report
+        self._stdin = pipes.stdin
+        self._outputs = pipes.outputs
         for number in self._signals:
             self.kill(number)
         self._signals.clear()
 
+    def attend(self) -> None:
+        """Listen to the child's reports and output. *Idempotent.*"""
+        if self._attentive or self._report < 0:
+            return
+        self._attentive = True
+        self._watch_outputs()
+        self._reactor.watch(self._report, self._pump_report)
+
+    def attend_to_output(self) -> None:
+        """Listen to its output first, and to its reports when that comes or it keeps quiet.
+
+        A child's word of its start is then no reason to be woken between it and its first output.
+        """
+        self._watch_outputs()
+        self._quiet = self._reactor.after(_QUIET, self.attend)
+
+    def let_go(self) -> None:
+        """Part with a child that ended before it began; another may be adopted."""
+        self._close_pipes()
+        self._pid = self._status = None
+        self._line.clear()
+        self._lines.clear()
+
     def flow(self) -> None:
         """Begin to carry input and output."""
         self._flowing = True
-        for fd in self._outputs:
-            self._reactor.watch(fd, functools.partial(self._on_output, fd))
+        self.attend()
         if self._stdin is not None:
             self._reactor.watch(self._stdin, self._pump_input)
             self._reactor.watch_room(self._stdin)
+        self._pump_input()
+        self._come_again()
 
     def reaped(self, status: int) -> None:
         """Learn the child's wait status."""
         self._status = status
+        self.attend()
         self._check_end()
+
+    def _watch_outputs(self) -> None:
+        for fd in self._outputs:
+            if not self._reactor.watches(fd):
+                self._reactor.watch(fd, functools.partial(self._on_output, fd))
 
     def kill(self, number: int) -> None:
         """Send a signal to the child's process group, as soon as there is one."""
@@ -138,14 +163,14 @@ class Relay:
         self._pump_report()
 
     def _pump_input(self) -> None:
-        while self._input and (self._flowing or self._stdin is None):
+        while self._input and (self._flowing or self._ended):
             data = self._input[0]
             if self._stdin is not None and not self._write_input(data.payload):
                 return
             self._input.popleft()
             self._input_offset = 0
             self._channel.consumed(data)
-        if self._input_ended and not self._input and self._stdin is not None:
+        if self._input_ended and not self._input and self._flowing and self._stdin is not None:
             self._close(self._stdin)
             self._stdin = None
 
@@ -182,7 +207,11 @@ class Relay:
         self._check_end()
 
     def _on_output(self, fd: int) -> None:
-        if fd in self._outputs:
+        if not self._flowing:
+            self._pump_report()  # its word of the start came before, and goes before
+        if not self._flowing:
+            self.attend()
+        elif fd in self._outputs:
             self._pump_output(fd)
             self._check_end()
 
@@ -280,10 +309,16 @@ class Relay:
     def _release(self) -> None:
         if self._grace is not None:
             self._grace.cancel()
+        self._input.clear()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        if self._quiet is not None:
+            self._quiet.cancel()
+        self._attentive = False
         for fd in self._outputs:
             self._close(fd)
         self._outputs = {}
-        self._input.clear()
         if self._report >= 0:
             self._close(self._report)
             self._report = -1

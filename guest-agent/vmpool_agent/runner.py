@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import atexit
 import contextlib
+import fcntl
 import io
 import json
 import linecache
@@ -26,8 +27,11 @@ from vmpool_agent import display, generators, spawn
 from vmpool_agent.system import Account
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmpool_agent.system import System
 
+_WRITTEN = (1, 2, spawn.REPORT)
 _FILE = "<code>"
 _NAME_LIMIT = 256
 _TEXT_LIMIT = 32 * 1024
@@ -35,45 +39,82 @@ _TEXT_LIMIT = 32 * 1024
 
 
 def serve(system: System) -> int:
-    """Make ready, say so on descriptor 3, wait there for a request and run it; returns its code.
+    """Make ready, say so on descriptor 4, wait there for a request and run it; returns its code.
 
-    From a fresh fork. The request comes with what become descriptors 0 to 3, and as a fifth with a
-    file that holds it where it is too large for a packet.
+    From a fresh fork, whose 0 to 3 are already those of the run.
 
     Raises:
         OperationError: The working directory is missing or closed to the account.
     """
     with contextlib.suppress(OSError):
         system.unprotect()
-    os.environ.clear()
-    os.environ["MPLBACKEND"] = "Agg"
-    _rehearse()
-    control = socket.socket(fileno=spawn.REPORT)
+    control = socket.socket(fileno=spawn.CONTROL)
+    _open_streams()
+    with _aside():
+        _rehearse(system)
+    _clear_environment()
     ready = {"pid": os.getpid(), "generators": generators.names()}
     control.send(json.dumps(ready).encode("ascii"))
-    document, descriptors, _, _ = socket.recv_fds(control, spawn.PACKET, spawn.REPORT + 2)
-    if not descriptors:
+    request = _receive(control)
+    if request is None:
         return 0  # the agent wants us no longer
-    control.detach()
-    for target, fd in enumerate(descriptors[: spawn.REPORT + 1]):
-        os.dup2(fd, target, inheritable=target < spawn.REPORT)
-        os.close(fd)
-    for fd in descriptors[spawn.REPORT + 1 :]:
-        document = os.pread(fd, os.fstat(fd).st_size, 0)
-        os.close(fd)
-    return _run(system, json.loads(document))
+    return _finish(_run(system, request))
 
 
-def _rehearse() -> None:
-    """Do what every run does, over a pipe that ends here: a run's first is then not ours."""
+@contextlib.contextmanager
+def _aside() -> Iterator[None]:
+    """Write into a pipe that ends here, for the time of a block."""
+    kept = [(fd, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, spawn.CONTROL)) for fd in _WRITTEN]
     reading, writing = os.pipe()
-    for target, fd in enumerate((reading, writing, writing)):
-        os.dup2(fd, target)
-    os.close(reading)
-    os.close(writing)
-    generators.reseed()
-    _open_streams()
-    _run_as_main("print(6 * 7)")
+    for fd in _WRITTEN:
+        os.dup2(writing, fd, inheritable=fd < spawn.REPORT)
+    try:
+        yield
+    finally:
+        for fd, copy in kept:
+            os.dup2(copy, fd, inheritable=fd < spawn.REPORT)
+            os.close(copy)
+        os.close(reading)
+        os.close(writing)
+
+
+def _rehearse(system: System) -> None:
+    """Do all that a run does, from its request to its output: its first touch is then not ours."""
+    _clear_environment()
+    us = Account("root", os.getuid(), os.getgid(), tuple(os.getgroups()), "/")
+    environment = spawn.environment(us, {"VMPOOL_SANDBOX_ID": "", "VMPOOL_TEMPLATE": ""})
+    request = {"source": "print(6 * 7)", "account": us, "env": environment, "cwd": None}
+    agent, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with agent:
+        agent.send(json.dumps(request).encode("ascii"))
+    received = _receive(ours)
+    assert received is not None
+    _run(system, received)
+
+
+def _clear_environment() -> None:
+    os.environ.clear()
+    os.environ["MPLBACKEND"] = "Agg"
+
+
+def _receive(control: socket.socket) -> dict[str, Any] | None:
+    """Return the request that comes over a connection, `None` at its end; closes it.
+
+    With it come, each where there is one, a file that holds it and the run's stdin.
+    """
+    with control:
+        document, descriptors, _, _ = socket.recv_fds(control, spawn.PACKET, 2)
+    if not document:
+        return None
+    if document == spawn.ENCLOSED:
+        file = descriptors.pop(0)
+        document = os.pread(file, os.fstat(file).st_size, 0)
+        os.close(file)
+    for stdin in descriptors:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+    request: dict[str, Any] = json.loads(document)
+    return request
 
 
 def _run(system: System, request: dict[str, Any]) -> int:
@@ -84,8 +125,7 @@ def _run(system: System, request: dict[str, Any]) -> int:
     spawn.enter(system, spawn.Launch(account, {}, request["cwd"]))
     _set_path(home)
     spawn.tell({"type": "started"})
-    code = _exit_code(request["source"])
-    return _finish(code)
+    return _exit_code(request["source"])
 
 
 def _open_streams() -> None:
@@ -105,7 +145,8 @@ def _open_streams() -> None:
 def _set_path(home: str) -> None:
     """Find what `python -c` would find: the working directory's modules and the account's."""
     sys.argv = [""]
-    sys.path[:] = ["", *(path for path in sys.path if not path.endswith("agent.pyz"))]
+    kept = [path for path in sys.path if path and not path.endswith("agent.pyz")]
+    sys.path[:] = ["", *kept]
     version = sysconfig.get_python_version()
     packages = os.path.join(home, ".local", "lib", f"python{version}", "site-packages")  # noqa: PTH118
     if os.path.isdir(packages):  # noqa: PTH112

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from vmpool_agent.system import Account, System
 
 REPORT = 3
+CONTROL = 4
+"""A spare's own: where its request comes from."""
+ENCLOSED = b" "
+"""What is sent of a request that comes in a file; nothing at all would be the agent's end."""
 PACKET = 32 * 1024
 """Bytes of a request that goes to a spare in one packet; a larger one goes in a file."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

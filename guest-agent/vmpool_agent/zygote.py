@@ -37,7 +37,7 @@ def main(control: int, warm_up: str, system: System) -> int:
 
 def _serve_one(connection: socket.socket, system: System) -> bool:
     """Fork a spare on the connection that came, or collect garbage; false at the agent's end."""
-    data, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+    data, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
     if not data:
         return False
     if not descriptors:
@@ -46,11 +46,12 @@ def _serve_one(connection: socket.socket, system: System) -> bool:
         return True
     # Without it the spare, and then its end, would be waited for in vain: closing tells the agent.
     try:
-        _fork_spare(descriptors[0], system)
+        _fork_spare(descriptors, system)
     except OSError:
         report("fork failed")
     finally:
-        os.close(descriptors[0])
+        for fd in descriptors:
+            os.close(fd)
     return True
 
 
@@ -60,14 +61,19 @@ def _settle() -> None:
     gc.freeze()
 
 
-def _fork_spare(control: int, system: System) -> None:
-    """Fork twice: an orphan is handed to the agent, which then learns of its end by itself."""
+def _fork_spare(descriptors: list[int], system: System) -> None:
+    """Fork twice: an orphan is handed to the agent, which then learns of its end by itself.
+
+    Args:
+        descriptors: Where its request will come from, and its 1, 2 and 3.
+    """
+    control, *pipes = descriptors
     between = os.fork()
     if between:
         os.waitpid(between, 0)
         return
     try:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        spawn.fork((null, 2, 2, control), lambda: runner.serve(system))
+        spawn.fork((null, *pipes, control), lambda: runner.serve(system))
     finally:
         os._exit(0)
