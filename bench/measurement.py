@@ -79,6 +79,7 @@ class Findings:
 
     Attributes:
         notes: Raw data beside the series, as JSON takes it.
+        remarks: What a reader of the table must know, a line each.
         failures: Samples that failed, in words; they are in no series.
         broken_off: Why it ended before its time; empty when it did not.
     """
@@ -87,6 +88,7 @@ class Findings:
     image: str
     all_series: list[Series] = field(default_factory=list)
     notes: dict[str, object] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     seconds: float = 0.0
     broken_off: str = ""
@@ -98,6 +100,10 @@ class Findings:
                 return known
         self.all_series.append(Series(name, unit, target))
         return self.all_series[-1]
+
+    def remark(self, words: str) -> None:
+        """Note what is to be read beside the numbers."""
+        self.remarks.append(words)
 
     def fail(self, err: VmpoolError) -> None:
         """Note a sample that failed.
@@ -116,6 +122,7 @@ class Findings:
             "image": self.image,
             "seconds": round(self.seconds, 3),
             "broken_off": self.broken_off,
+            "remarks": self.remarks,
             "failures": self.failures,
             "series": [series.as_data() for series in self.all_series if series.samples],
             "notes": self.notes,

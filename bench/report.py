@@ -60,6 +60,7 @@ class Report:
         for found in self.outcome.findings:
             lines.append(f"{found.measurement} of {found.image} ({found.seconds:.0f} s)")
             lines += samples.rows(found.all_series)
+            lines += [f"  {remark}" for remark in found.remarks]
             lines += [f"  a sample failed: {failure}" for failure in found.failures]
             if found.broken_off:
                 lines.append(f"  BROKEN OFF: {found.broken_off}")

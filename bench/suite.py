@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from bench import pages
 from bench.measurement import Effort, Findings, Measurement, Pace
-from bench.measurements import memory, rate, request, restore, size
+from bench.measurements import firmware, memory, rate, request, restore, size
 from bench.stand import open_stand
 from bench.subject import Subject, open_subject
 from vmpool.config import Settings
@@ -33,6 +33,7 @@ MEASUREMENTS = (
     memory.MEASUREMENT,
     rate.MEASUREMENT,
     size.MEASUREMENT,
+    firmware.MEASUREMENT,
 )
 
 SECONDS = {Effort.QUICK: 95.0, Effort.FULL: 440.0}
