@@ -26,7 +26,7 @@ hypothesis.settings.load_profile("vmpool")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put what boots machines last: what fails in a second is known in a second."""
-    items.sort(key=lambda item: item.get_closest_marker("tcg") is not None)
+    items.sort(key=lambda item: any(map(item.get_closest_marker, ("tcg", "kvm"))))
 
 
 @pytest.fixture(scope="session", autouse=True)

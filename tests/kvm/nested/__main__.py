@@ -26,10 +26,12 @@ def main() -> int:
                 say(f"this machine has {what}")
             return asyncio.run(run_nested(arguments))
         asyncio.run(image.build_guest(progress))
+        return run_here(arguments)
     except (VmpoolError, OSError, subprocess.CalledProcessError) as err:
         say(f"failed: {err}")
         return 1
-    return run_here(arguments)
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, as shells have it
 
 
 def run_here(arguments: list[str]) -> int:
