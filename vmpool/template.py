@@ -24,7 +24,7 @@ from vmpool import snapshot
 from vmpool.agent import connect
 from vmpool.cancellation import uninterrupted
 from vmpool.clone import claim_directory, identify, warm
-from vmpool.errors import EngineError, GuestError
+from vmpool.errors import DiskFullError, EngineError, GuestError
 from vmpool.model import Attachment, Kernel
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from vmpool.agent import Agent
     from vmpool.engine import Engine, Machine
+    from vmpool.errors import InfrastructureError
     from vmpool.image import Image
     from vmpool.model import MachineSpec, Processor
     from vmpool.snapshot import Snapshot
@@ -52,6 +53,9 @@ CONSOLE_TAIL_LINES = 12
 """How much of a console an error carries."""
 
 _ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_])")  # ECMA-48: what a terminal obeys
+
+CAUSE_TIMEOUT = 1.0
+"""Seconds to learn that a guest that was lost is dead, and of what."""
 
 STEP_TIMEOUT = 120.0
 """Seconds for each request to the freshly booted guest."""
@@ -92,7 +96,7 @@ async def make(
         EngineError: The hypervisor failed; `guest_boot_failed` when the guest ended as it booted.
         GuestError: The guest did not answer, or did not do what a template must. The message of
             either ends with what the guest wrote to its console.
-        DiskFullError: No room for the snapshot.
+        DiskFullError: No room for the guest's memory or for the snapshot.
     """
     for attempt in range(1, BOOT_ATTEMPTS + 1):
         try:
@@ -173,6 +177,8 @@ async def _first_answer(machine: Machine, timeout: float) -> Agent:
         await asyncio.wait((hello, death), return_when=asyncio.FIRST_COMPLETED)
         if not hello.done():
             cause = await machine.obituary()
+            if isinstance(cause, DiskFullError):
+                raise cause
             raise EngineError(
                 f"the guest ended while it booted: {cause.message}",
                 code="guest_boot_failed",
@@ -196,24 +202,38 @@ async def _told_with_console(machine: Machine, directory: Path) -> AsyncIterator
     The machine is ended first: then the last of them have come.
 
     Raises:
-        EngineError, GuestError: What the block raises, with the end of the console in its message.
+        EngineError, GuestError: What the block raises, or what ended the machine meanwhile, with
+            the end of the console in its message.
+        DiskFullError: The disk had no room for the guest's memory.
     """
     try:
         yield
-    except EngineError as err:
+    except (EngineError, GuestError) as err:
+        cause = await _cause_of(err, machine)
         await uninterrupted(machine.kill())
-        raise EngineError(
-            err.message + _last_words(directory),
-            code=err.error_code,
-            remedy=err.remedy,
-            argv=err.argv,
-            log_tail=err.log_tail,
-        ) from err
-    except GuestError as err:
-        await uninterrupted(machine.kill())
-        raise GuestError(
-            err.message + _last_words(directory), code=err.error_code, remedy=err.remedy
-        ) from err
+        raise _with_words(cause, _last_words(directory)) from err
+
+
+async def _cause_of(err: EngineError | GuestError, machine: Machine) -> InfrastructureError:
+    """Return why the guest was lost, when that becomes known soon; else `err`."""
+    if isinstance(err, GuestError):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CAUSE_TIMEOUT):
+                return await machine.obituary()
+    return err
+
+
+def _with_words(err: InfrastructureError, words: str) -> InfrastructureError:
+    message, code, remedy = err.message + words, err.error_code, err.remedy
+    match err:
+        case EngineError():
+            return EngineError(
+                message, code=code, remedy=remedy, argv=err.argv, log_tail=err.log_tail
+            )
+        case GuestError():
+            return GuestError(message, code=code, remedy=remedy)
+        case _:
+            return err
 
 
 def _last_words(directory: Path) -> str:

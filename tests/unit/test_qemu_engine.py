@@ -17,6 +17,7 @@ import pytest
 from msgspec import structs
 
 from tests import tiny_guest, watch
+from tests.small_disk import mounted
 from vmpool import snapshot
 from vmpool.engine.qemu import QemuEngine, monitor, probe, reap, record, rom, sparse
 from vmpool.engine.qemu.console import LIMIT_BYTES
@@ -116,6 +117,21 @@ async def test_a_guest_that_floods_the_control_socket_is_cut_off_and_the_loop_go
     with pytest.raises(EngineError) as caught:
         await machine.pause()
     assert caught.value.error_code == "qemu_died"
+
+
+async def test_a_disk_that_fills_as_a_guest_writes_to_its_memory_is_told_as_such(
+    engine: QemuEngine, spec: MachineSpec, run: Path
+) -> None:
+    kernel = tiny_guest.kernel(run, tiny_guest.IDLE)
+    at = attachment(run)
+    with mounted(at.directory, "size=300k", "mode=700"):
+        machine = await engine.boot(spec, kernel, at)
+        try:
+            async with asyncio.timeout(30):
+                error = await machine.obituary()
+        finally:
+            await machine.kill()
+    assert error.error_code == "host_disk_full"
 
 
 async def test_a_guest_that_floods_its_console_fills_no_disk_and_has_its_last_word(

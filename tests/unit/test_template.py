@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +13,13 @@ import pytest
 from tests import fake_host, stepping
 from tests.api.conftest import IMAGE, place_image
 from tests.fakes import FakeEngine, Faults
+from tests.small_disk import mounted
 from vmpool import template
 from vmpool.errors import DiskFullError, EngineError, GuestError
 from vmpool.image import Image, Library
 from vmpool.model import MIB, MachineSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vmpool.snapshot import Snapshot
 
 FAILED = EngineError("as the test wants it", code="qmp_refused")
@@ -115,6 +111,15 @@ async def test_a_guest_that_ends_as_it_boots_is_quoted_to_the_images_author(benc
     assert not bench.left
 
 
+async def test_a_disk_that_fills_while_a_guest_boots_is_not_the_images_fault(bench: Bench) -> None:
+    full = DiskFullError("no space left for the guest's memory")
+    bench.engine.faults = Faults(guest=("--lie", "panic"), death=full)
+    with pytest.raises(DiskFullError) as raised:
+        await bench.make()
+    assert raised.value is full
+    assert not bench.left
+
+
 async def test_a_guest_that_never_answers_is_tried_once_more_and_then_given_up(
     bench: Bench,
 ) -> None:
@@ -181,20 +186,6 @@ async def test_a_template_cancelled_at_any_step_leaves_nothing_or_all_of_it(
         if bench.left:
             made.verify()
         assert asyncio.all_tasks() == before, place
-
-
-@contextmanager
-def mounted(directory: Path, *options: str) -> Iterator[None]:
-    """Have a small file system of memory on a directory."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a disk that is small enough to fill")
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", directory], check=True
-    )
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", directory], check=True)
 
 
 @pytest.mark.parametrize("options", [("size=4k",), ("size=8k",), ("nr_inodes=1",)])

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -332,7 +333,14 @@ class QemuMachine:
     async def obituary(self) -> InfrastructureError:
         """Wait for the end and return, as an error to raise, what it was: the guest's kernel
         panicked, the guest powered off or rebooted, or QEMU died."""
-        return await self._hypervisor.obituary()
+        cause = await self._hypervisor.obituary()
+        if self._template is None and self._hypervisor.process.exit_code == -signal.SIGBUS:
+            # A booted machine's memory is a file, and takes its space as the guest writes to it.
+            return DiskFullError(
+                f"no space left for the guest's memory in {str(self._directory)!r}",
+                remedy="free some space there, or set run to a directory that has more",
+            )
+        return cause
 
     async def kill(self) -> None:
         """End QEMU; return when it is reaped. *Idempotent.*"""
