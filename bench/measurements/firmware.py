@@ -17,12 +17,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.measurement import Findings, Measurement, Pace, Rounds
-from tests import tiny_guest, watch
-from vmpool import snapshot
+from tests import tiny_guest, tiny_template
 from vmpool.clone import claim_directory
 from vmpool.engine import qemu
 from vmpool.errors import GuestError, VmpoolError
-from vmpool.model import MIB, Accelerator, Attachment, MachineSpec, MachineType, Transport
+from vmpool.model import MIB, Accelerator, MachineSpec, MachineType, Transport
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 MEMORY_BYTES = 256 * MIB
 
 ANSWER_TIMEOUT = 10.0
-"""Seconds for firmware to come up, and for a clone to power off."""
+"""Seconds for a clone to power off."""
 
 CPU_MODELS = {
     # Firmware does not ask for it, and some back ends of KVM say that they have it and refuse it.
@@ -113,31 +112,9 @@ async def _template(engine: qemu.QemuEngine, case: Case, directory: Path, clones
         qemu_version=engine.version,
     )
     pci = case.machine_type is MachineType.Q35
-    kernel = tiny_guest.kernel(directory, tiny_guest.WITNESS if pci else tiny_guest.IDLE)
-    async with contextlib.AsyncExitStack() as undo:
-        at = Attachment(directory=claim_directory(clones))
-        undo.callback(shutil.rmtree, at.directory, ignore_errors=True)
-        machine = await engine.boot(spec, kernel, at)
-        undo.push_async_callback(machine.kill)
-        await _up(at.directory / "console")
-        await machine.pause()
-        processor = await machine.processor()
-        partial = snapshot.begin(directory)
-        await machine.save(partial)
-    manifest = snapshot.describe(
-        partial,
-        id=f"{case.machine_type}-{case.accelerator}",
-        image="",
-        spec=spec,
-        processor=processor,
-        created_ns=time.time_ns(),
-    )
-    return snapshot.publish(partial, manifest, directory)
-
-
-async def _up(console: Path) -> None:
+    code = tiny_guest.WITNESS if pci else tiny_guest.IDLE
     try:
-        await watch.holds(console, tiny_guest.UP, ANSWER_TIMEOUT)
+        return await tiny_template.make(engine, spec, code, run=clones, snapshots=directory)
     except TimeoutError as err:
         raise GuestError("the firmware does not come up", code="guest_unreachable") from err
 
@@ -147,8 +124,7 @@ async def _restore(
 ) -> dict[str, float]:
     """Restore and end one clone; return its phases in milliseconds."""
     async with contextlib.AsyncExitStack() as undo:
-        at = Attachment(directory=claim_directory(clones))
-        undo.callback(shutil.rmtree, at.directory, ignore_errors=True)
+        at = undo.enter_context(tiny_template.attachment(clones))
         shell = await engine.prepare(template, at)
         undo.push_async_callback(shell.kill)
         prepared = time.perf_counter_ns()

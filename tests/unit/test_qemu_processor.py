@@ -11,24 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import tiny_guest, watch
-from vmpool import snapshot
+from tests import tiny_guest, tiny_template
+from tests.tiny_template import attachment
 from vmpool.engine.qemu import QemuEngine, isolation
 from vmpool.errors import HostError, SnapshotError
-from vmpool.model import (
-    MIB,
-    Accelerator,
-    Attachment,
-    MachineSpec,
-    MachineType,
-    Processor,
-    Transport,
-)
+from vmpool.model import MIB, Accelerator, MachineSpec, MachineType, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from vmpool.snapshot import Snapshot
 
 
 @pytest.fixture
@@ -58,27 +48,6 @@ def spec(engine: QemuEngine, run: Path) -> MachineSpec:
     )
 
 
-def attachment(run: Path) -> Attachment:
-    directory = run / secrets.token_hex(4)
-    directory.mkdir(mode=0o700)
-    return Attachment(directory=directory)
-
-
-async def template_of(engine: QemuEngine, spec: MachineSpec, run: Path) -> Snapshot:
-    at = attachment(run)
-    machine = await engine.boot(spec, tiny_guest.kernel(run, tiny_guest.IDLE), at)
-    await watch.holds(at.directory / "console", tiny_guest.UP)
-    await machine.pause()
-    processor = await machine.processor()
-    partial = snapshot.begin(run)
-    await machine.save(partial)
-    await machine.kill()
-    manifest = snapshot.describe(
-        partial, id="template", image="none", spec=spec, processor=processor, created_ns=1
-    )
-    return snapshot.publish(partial, manifest, run)
-
-
 def less_able(run: Path, *missing: str) -> QemuEngine:
     """Return an engine on a host whose emulation lacks some features."""
     qemu = shutil.which("qemu-system-x86_64")
@@ -94,10 +63,11 @@ async def test_a_template_fits_its_own_host_and_is_refused_by_name_where_feature
     engine: QemuEngine, spec: MachineSpec, run: Path, machine_type: MachineType
 ) -> None:
     spec = replace(spec, machine_type=machine_type)
-    template = await template_of(engine, spec, run)
+    template = await tiny_template.make(engine, spec, tiny_guest.IDLE, run=run, snapshots=run)
 
     async def fits(host: QemuEngine) -> None:
-        offered = await host.processor(spec, attachment(run))
+        with attachment(run) as at:
+            offered = await host.processor(spec, at)
         template.fits(
             version=spec.qemu_version,
             processors={Accelerator.TCG: offered},
@@ -113,16 +83,17 @@ async def test_a_template_fits_its_own_host_and_is_refused_by_name_where_feature
 async def test_a_guest_has_what_its_command_line_gave_it_and_cannot_nest(
     engine: QemuEngine, spec: MachineSpec, run: Path
 ) -> None:
-    offered = await engine.processor(spec, attachment(run))
+    with attachment(run) as at:
+        offered = await engine.processor(spec, at)
     assert {"sse2", "avx2", "svm", "erms"} <= offered.features
     for model, without in (("max", {"svm", "erms", "fsrm"}), ("qemu64-v1", {"svm", "avx2"})):
-        at = attachment(run)
         kernel = tiny_guest.kernel(run, tiny_guest.IDLE)
-        machine = await engine.boot(replace(spec, cpu_model=model), kernel, at)
-        try:
-            found = await machine.processor()
-        finally:
-            await machine.kill()
+        with attachment(run) as at:
+            machine = await engine.boot(replace(spec, cpu_model=model), kernel, at)
+            try:
+                found = await machine.processor()
+            finally:
+                await machine.kill()
         assert found.vendor == offered.vendor
         assert "sse2" in found.features
         assert not without & found.features
@@ -140,8 +111,7 @@ async def test_a_guest_has_what_its_command_line_gave_it_and_cannot_nest(
 async def test_a_model_that_is_not_to_be_had_is_refused_by_name_before_anything_boots(
     engine: QemuEngine, spec: MachineSpec, run: Path, model: str, words: str
 ) -> None:
-    at = attachment(run)
-    with pytest.raises(HostError, match=words) as caught:
+    with attachment(run) as at, pytest.raises(HostError, match=words) as caught:
         await engine.processor(replace(spec, cpu_model=model), at)
     assert caught.value.error_code == "cpu_model_unfit"
     assert caught.value.remedy
@@ -152,5 +122,6 @@ async def test_kvm_is_asked_for_what_it_gives(
     engine: QemuEngine, spec: MachineSpec, run: Path
 ) -> None:
     under_kvm = replace(spec, accelerator=Accelerator.KVM, cpu_model="host")
-    found: Processor = await engine.processor(under_kvm, attachment(run))
+    with attachment(run) as at:
+        found = await engine.processor(under_kvm, at)
     assert {"lm", "sse2", "kvmclock"} <= found.features
