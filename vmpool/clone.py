@@ -120,8 +120,14 @@ class Clone:
             GuestError: The agent did not confirm the clock in time, or `identity_unconfirmed`: it
                 is off; call `kill()`.
         """
-        await self.machine.resume()
-        error_ns = await self.agent.set_clock(timeout=self._deadlines.activate)
+        # Asked before it wakes, so that it finds the request when it does.
+        asking = asyncio.create_task(self.agent.set_clock(timeout=self._deadlines.activate))
+        try:
+            await self.machine.resume()
+            error_ns = await asking
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
         if abs(error_ns) > MAX_CLOCK_ERROR_NS:
             raise GuestError(
                 f"the guest's clock is off by {error_ns} ns after it was set",

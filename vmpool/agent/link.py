@@ -26,6 +26,8 @@ _RETRY = 0.005
 _MAX_RETRY = 0.1
 _RESYNC = 1.0
 _CLOSE_TIMEOUT = 2.0
+_FAREWELL = 0.05
+"""Seconds that the end of what is over for the agent may wait for something else to go with."""
 _MAX_HELD = wire.MAX_CHANNELS * wire.WINDOW + 32 * wire.MAX_ANSWER
 """Bytes that may wait on all channels of a link: each one's window, and some large messages."""
 
@@ -125,7 +127,10 @@ class LinkChannel:
         self._link.held -= sum(map(_size, self._events))
         self._events.clear()
         self._given_up = True
-        self._link.close_channel(self._number)
+        if self.closed:
+            self._link.confirm_close(self._number)
+        else:
+            self._link.close_channel(self._number)
 
     async def _room(self) -> bool:
         """Wait until the window is open; return false when the channel has ended."""
@@ -198,8 +203,7 @@ class Link:
             raise CapacityError(str(err), code="too_many_channels") from err
         channel = LinkChannel(self, number)
         self._channels[number] = channel
-        self._flush()
-        return channel
+        return channel  # the agent is told with the request that follows
 
     async def wait_closed(self) -> None:
         """Return when the link is lost or closed."""
@@ -248,6 +252,14 @@ class Link:
         """Send the end of a channel. *Idempotent.*"""
         self._connection.send_close(number)
         self._flush()
+
+    def confirm_close(self, number: int) -> None:
+        """Send the end of a channel that the agent has ended, with what goes next. *Idempotent.*
+
+        On its own it would wake the guest when most clones are about to be given their request.
+        """
+        self._connection.send_close(number)
+        asyncio.get_running_loop().call_later(_FAREWELL, self._flush)
 
     def consumed(self, event: wire.Data | wire.Message) -> None:
         """Let the agent send as much again."""

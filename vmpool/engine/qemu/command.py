@@ -53,6 +53,9 @@ _TRANSLATION_CACHE_MIB = 64
 _CPU_WITHOUT_STRINGS = "-erms,-fsrm"
 _KERNEL_WITHOUT_STRINGS = "clearcpuid=rep_good"
 
+# TCG walks page tables in software: four levels cost less than five, and no guest here is so large.
+_CPU_WITH_FOUR_LEVELS = "-la57"
+
 # A guest that cannot start guests cannot attack what emulates their instructions.
 _CPU_WITHOUT_NESTING = "-vmx,-svm"
 
@@ -168,7 +171,7 @@ def _accelerator(spec: MachineSpec) -> str:
 def _cpu(spec: MachineSpec) -> str:
     options = [spec.cpu_model, _CPU_WITHOUT_NESTING]
     if spec.accelerator is Accelerator.TCG:
-        options.append(_CPU_WITHOUT_STRINGS)
+        options += [_CPU_WITHOUT_STRINGS, _CPU_WITH_FOUR_LEVELS]
     if spec.cpu_model.partition(",")[0] not in HOST_MODELS:
         # Whole or not at all: a clone's features must not depend on which host made its template.
         options.append("enforce")
