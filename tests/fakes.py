@@ -27,7 +27,7 @@ from vmpool.errors import (
     VmpoolError,
 )
 from vmpool.model import Processor, SerialAddress
-from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY
+from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY, layer_name
 
 if TYPE_CHECKING:
     from vmpool.model import Attachment, Kernel, MachineSpec
@@ -264,6 +264,8 @@ class FakeCapture:
         if self._faults.write is not None:
             raise self._faults.write
         self._path.write_bytes(STATE)
+        if self._machine.spec.disk_bytes:
+            self._path.with_name(layer_name(0)).write_bytes(bytes(4096))
 
 
 class _Guest:

@@ -29,6 +29,7 @@ _UUID = "76d90a1b-6a6e-4f0c-9d5c-5d1f5c0b9c01"
 
 # docs/interop/qcow2.rst, "Header": version 3, big-endian, 104 bytes.
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
+HEADER_BYTES = _HEADER.size
 # Offsets of the clusters that an empty overlay consists of; the header's is 0.
 _REFCOUNT_TABLE, _REFCOUNT_BLOCK, _L1_TABLE, _END = (CLUSTER_BYTES * n for n in (1, 2, 3, 4))
 
@@ -90,6 +91,28 @@ def _header(size_bytes: int) -> bytes:
         4,  # refcounts of 1 << 4 bits
         _HEADER.size,
     )
+
+
+def require_plain(header: bytes, size_bytes: int) -> None:
+    """Refuse a frozen overlay that leads elsewhere: its hypervisor may have been a hostile one.
+
+    Args:
+        header: The first `HEADER_BYTES` of the file.
+        size_bytes: What the guest must see.
+
+    Raises:
+        InfrastructureError: It names another file, or is none of ours.
+    """
+    if len(header) == HEADER_BYTES:
+        magic, version, backing, backing_length, bits, size, encryption, *rest = _HEADER.unpack(
+            header
+        )
+        snapshots, incompatible = rest[4], rest[6]
+        found = (magic, version, backing, backing_length, bits, size, encryption)
+        wanted = (b"QFI\xfb", 3, 0, 0, CLUSTER_BITS, size_bytes, 0)
+        if found == wanted and snapshots == incompatible == 0:
+            return
+    raise InfrastructureError("a disk overlay is not what was made")
 
 
 async def create_scratch(path: Path, size_bytes: int) -> None:

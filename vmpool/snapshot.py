@@ -38,6 +38,7 @@ MANIFEST = "manifest.json"
 MEMORY = "memory"
 DEVICE_STATE = "device-state"
 DISK = "disk"
+_LAYER = "layer-"
 
 _MANIFEST_LIMIT_BYTES = 1 << 20
 
@@ -128,6 +129,12 @@ class Snapshot:
         """What all clones share, with an absolute `root`."""
         spec = self.manifest.spec
         return replace(spec, root=Path(os.path.normpath(self.directory / spec.root)))
+
+    @property
+    def layers(self) -> tuple[Path, ...]:
+        """A checkpoint's layers over its template's scratch disk, bottom first, never written."""
+        names = sorted(name for name in self.manifest.files if name.startswith(_LAYER))
+        return tuple(self.directory / name for name in names)
 
     @property
     def as_base(self) -> Base:
@@ -245,6 +252,11 @@ class Snapshot:
     def remove(self) -> None:
         """Remove the snapshot, as `discard`. *Idempotent.*"""
         discard(self.directory)
+
+
+def layer_name(number: int) -> str:
+    """Return the name of a checkpoint's layer; 0 is the lowest."""
+    return f"{_LAYER}{number:02d}"
 
 
 def begin(parent: Path) -> Path:
@@ -390,7 +402,7 @@ def _decode(directory: Path, data: bytes) -> Manifest:
 
 def _required(manifest: Manifest) -> set[str]:
     if manifest.base is not None:
-        return {DEVICE_STATE}
+        return {DEVICE_STATE} | ({layer_name(0)} if manifest.spec.disk_bytes else set())
     return {MEMORY, DEVICE_STATE} | ({DISK} if manifest.spec.disk_bytes else set())
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmpool import disk
-from vmpool.errors import DiskFullError, HostError
+from vmpool.errors import DiskFullError, HostError, InfrastructureError
 from vmpool.model import GIB, MIB
 
 
@@ -99,3 +99,42 @@ async def test_a_scratch_disk_that_cannot_be_made_leaves_no_file(tmp_path: Path)
     with pytest.raises(HostError):
         await disk.create_scratch(tmp_path / "small", 512)
     assert not os.listdir(tmp_path)  # noqa: PTH208 -- short
+
+
+def test_an_overlay_that_qemu_wrote_to_is_plain(tmp_path: Path) -> None:
+    path = overlay(tmp_path / "overlay", MIB)
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", "write -P 1 0 128k", str(path)],
+        check=True,
+        capture_output=True,
+    )
+    with path.open("rb") as file:
+        disk.require_plain(file.read(disk.HEADER_BYTES), MIB)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("-b", "golden", "-F", "raw"), id="another-backing-file"),
+        pytest.param(("-o", "data_file=elsewhere,data_file_raw=on"), id="data-elsewhere"),
+        pytest.param(("-o", "cluster_size=4k"), id="other-clusters"),
+        pytest.param(("-o", "compression_type=zstd"), id="another-compression"),
+    ],
+)
+def test_an_overlay_that_leads_elsewhere_is_refused(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    (tmp_path / "golden").write_bytes(bytes(MIB))
+    path = tmp_path / "overlay"
+    words = [word.replace("elsewhere", str(tmp_path / "elsewhere")) for word in options]
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", *words, str(path), str(MIB)], check=True
+    )
+    with path.open("rb") as file, pytest.raises(InfrastructureError):
+        disk.require_plain(file.read(disk.HEADER_BYTES), MIB)
+
+
+@pytest.mark.parametrize("length", [0, disk.HEADER_BYTES - 1, disk.HEADER_BYTES])
+def test_what_is_no_overlay_is_refused(length: int) -> None:
+    with pytest.raises(InfrastructureError):
+        disk.require_plain(b"Q" * length, MIB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import secrets
@@ -16,8 +17,8 @@ import pytest
 
 from tests import tiny_guest, watch
 from vmpool import snapshot
-from vmpool.engine.qemu import QemuEngine, QemuMachine, capture, pagemap
-from vmpool.errors import DiskFullError, HostError, SnapshotError
+from vmpool.engine.qemu import QemuEngine, QemuMachine, capture, layers, pagemap
+from vmpool.errors import DiskFullError, EngineError, HostError, SnapshotError
 from vmpool.model import MIB, Accelerator, Attachment, MachineSpec, MachineType, Transport
 from vmpool.snapshot import Snapshot
 
@@ -92,6 +93,20 @@ class Bench:
 
 @pytest.fixture(params=[MachineType.Q35, MachineType.MICROVM])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+    async with opened(tmp_path, request.param, disk_bytes=0) as bench:
+        yield bench
+
+
+@pytest.fixture
+async def disk_bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with opened(tmp_path, MachineType.Q35, disk_bytes=8 * MIB) as bench:
+        yield bench
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    tmp_path: Path, machine_type: MachineType, *, disk_bytes: int
+) -> AsyncIterator[Bench]:
     root = tmp_path / "root"
     root.write_bytes(bytes(4096))
     engine = await QemuEngine.detect()
@@ -100,7 +115,8 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         memory_bytes=MEMORY_BYTES,
         accelerator=Accelerator.TCG,
         transport=Transport.SERIAL,
-        machine_type=request.param,
+        machine_type=machine_type,
+        disk_bytes=disk_bytes,
         qemu_version=engine.version,
     )
     directory = Path(f"/tmp/vmpool-{secrets.token_hex(4)}")  # short: a socket's path is limited
@@ -286,5 +302,90 @@ async def test_a_machine_whose_memory_may_not_be_read_is_told_by_what_lacks(
         async with parent.capture(partial):
             pytest.fail("entered")
     assert caught.value.error_code == "memory_unreadable"
+    assert list(partial.iterdir()) == []
+    await parent.kill()
+
+
+SCRATCH = "/machine/peripheral-anon/device[1]/virtio-backend"
+"""The scratch disk as its guest has it: the second device, whatever node it writes to."""
+
+
+async def woken(bench: Bench, state: Snapshot) -> QemuMachine:
+    """Return a machine that has run: until then QEMU leaves its disks to whom they came from."""
+    machine, _ = await bench.restored(state)
+    await machine.resume()
+    await machine.pause()
+    return machine
+
+
+async def on_disk(machine: QemuMachine, line: str) -> None:
+    """Read or write a guest's disk as it would itself; what is not as said is found in the log."""
+    command = f'qemu-io -d {SCRATCH} "{line}"'
+    said = await machine._hypervisor.execute("human-monitor-command", command_line=command)
+    assert said == ""
+    assert "failed" not in machine._hypervisor._output.tail, line
+
+
+async def test_a_childs_disk_is_its_parents_at_the_fork_and_then_its_own(
+    disk_bench: Bench,
+) -> None:
+    bench = disk_bench
+    parent = await woken(bench, bench.template)
+    await on_disk(parent, "write -P 1 0 64k")
+    one, _ = await bench.captured(parent)
+    await on_disk(parent, "write -P 2 64k 64k")
+    two, _ = await bench.captured(parent)
+    await on_disk(parent, "write -P 3 0 64k")
+    assert [len(checkpoint.layers) for checkpoint in (one, two)] == [1, 2]
+    assert one.layers[0].samefile(two.layers[0])  # frozen once, stored once
+
+    early = await woken(bench, one)
+    late = await woken(bench, two)
+    for line in ("read -P 1 0 64k", "read -P 0 64k 64k"):
+        await on_disk(early, line)
+    for line in ("read -P 1 0 64k", "read -P 2 64k 64k", "write -P 4 128k 64k"):
+        await on_disk(late, line)
+    for checkpoint in (one, two):
+        checkpoint.verify()  # what anyone writes goes elsewhere
+        checkpoint.remove()  # and nobody needs it any more
+    last, _ = await bench.captured(late)
+    assert len(last.layers) == 3
+    grandchild = await woken(bench, last)
+    for line in ("read -P 1 0 64k", "read -P 2 64k 64k", "read -P 4 128k 64k"):
+        await on_disk(grandchild, line)
+    for line in ("read -P 3 0 64k", "read -P 0 128k 64k"):
+        await on_disk(parent, line)
+    for machine in (parent, early, late, grandchild):
+        await machine.kill()
+    bench.template.verify()
+
+
+async def test_a_disk_is_frozen_so_often_and_no_more(
+    disk_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "LAYERS_MOST", 2)
+    parent, _ = await disk_bench.restored(disk_bench.template)
+    await disk_bench.captured(parent)
+    last, _ = await disk_bench.captured(parent)
+    with pytest.raises(EngineError) as caught:
+        await disk_bench.captured(parent)
+    assert caught.value.error_code == "disk_layers_full"
+    child, _ = await disk_bench.restored(last)
+    for machine in (parent, child):
+        await machine.kill()
+
+
+async def test_an_overlay_that_leads_elsewhere_is_not_kept(disk_bench: Bench) -> None:
+    parent, _ = await disk_bench.restored(disk_bench.template)
+    partial = snapshot.begin(disk_bench.directory)
+    async with parent.capture(partial) as taken:
+        await taken.take()
+        (overlay,) = disk_bench.directory.glob("*/overlay")
+        with overlay.open("r+b") as file:
+            file.seek(8)  # the offset of a backing file's name
+            file.write(struct.pack(">Q", 512))
+        with pytest.raises(EngineError) as caught:
+            await taken.write()
+    assert caught.value.error_code == "disk_layer_unfit"
     assert list(partial.iterdir()) == []
     await parent.kill()

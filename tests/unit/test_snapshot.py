@@ -62,6 +62,48 @@ def test_a_root_outside_the_state_directory_stays_absolute(tmp_path: Path) -> No
     assert found.disk == found.directory / "disk"
 
 
+def checkpointed(template: Snapshot, files: tuple[str, ...]) -> Snapshot:
+    parent = template.directory.parent
+    partial = snapshot.begin(parent)
+    for file in files:
+        (partial / file).write_bytes(os.urandom(100))
+    manifest = snapshot.describe(
+        partial,
+        id="child",
+        image="abc",
+        spec=template.manifest.spec,
+        processor=PROCESSOR,
+        created_ns=8,
+        base=template.as_base,
+    )
+    return snapshot.publish(partial, manifest, parent)
+
+
+def test_a_checkpoint_needs_its_base_and_no_memory_of_its_own(tmp_path: Path) -> None:
+    template = published(tmp_path)
+    found = snapshot.load(checkpointed(template, ("device-state",)).directory)
+    found.verify()
+    found.require_loadable_over(template)
+    assert found.manifest.base == template.as_base
+    assert found.layers == ()
+    template.remove()
+    remade = published(tmp_path)  # under the same name, with other memory
+    with pytest.raises(SnapshotError) as caught:
+        found.require_loadable_over(remade)
+    assert caught.value.error_code == "snapshot_unfit"
+
+
+def test_a_checkpoint_of_a_machine_with_a_disk_has_layers_in_their_order(tmp_path: Path) -> None:
+    template = published(tmp_path, spec=replace(SPEC, disk_bytes=1 * MIB))
+    names = tuple(snapshot.layer_name(number) for number in (2, 0, 10, 1))
+    found = snapshot.load(checkpointed(template, ("device-state", *names)).directory)
+    assert [path.name for path in found.layers] == ["layer-00", "layer-01", "layer-02", "layer-10"]
+    found.remove()
+    lacking = checkpointed(template, ("device-state",))
+    with pytest.raises(SnapshotError, match="layer-00"):
+        snapshot.load(lacking.directory)
+
+
 def test_published_files_cannot_be_written(tmp_path: Path) -> None:
     for path in published(tmp_path).directory.iterdir():
         assert path.stat().st_mode & 0o777 == 0o444

@@ -1,6 +1,7 @@
 """The engine that drives QEMU over QMP."""
 
-from vmpool.engine.qemu.engine import QemuEngine, QemuMachine, QemuShell
+from vmpool.engine.qemu.engine import QemuEngine
+from vmpool.engine.qemu.machine import QemuMachine, QemuShell
 from vmpool.engine.qemu.orphan import reap
 from vmpool.engine.qemu.probe import Probe, probe_accelerator, probe_transport
 

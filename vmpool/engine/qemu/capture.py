@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING
 
 from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import migration, pagemap, pages, stream
+from vmpool.engine.qemu.handover import create_file
 from vmpool.errors import DiskFullError, EngineError, SnapshotError
-from vmpool.snapshot import DEVICE_STATE
+from vmpool.snapshot import DEVICE_STATE, layer_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from vmpool.engine.qemu.hypervisor import Hypervisor
+    from vmpool.engine.qemu.layers import Layers
     from vmpool.engine.qemu.pagemap import Mapping, Span
     from vmpool.engine.qemu.stream import Opening
     from vmpool.snapshot import Snapshot
@@ -49,13 +51,19 @@ class QemuCapture:
     Args:
         started: The machine's process.
         base: The template that it was restored from, or that its checkpoint is written against.
+        layers: Of its scratch disk; `None` when it has none.
         directory: Where the stream is written; ours to clean up until it is whole.
     """
 
-    def __init__(self, started: Hypervisor, base: Snapshot, directory: Path) -> None:
+    def __init__(
+        self, started: Hypervisor, base: Snapshot, directory: Path, layers: Layers | None
+    ) -> None:
         self._hypervisor = started
         self._base = base
+        self._directory = directory
         self._path = directory / DEVICE_STATE
+        self._layers = layers
+        self._frozen: tuple[Path, ...] = ()
         self._held = contextlib.ExitStack()
         self._written = False
         self._pending: list[Span] = []
@@ -72,6 +80,8 @@ class QemuCapture:
         """Find how much there is to copy and take memory for it; the machine may run."""
         try:
             await self._in_thread(self._prepare)
+            if self._layers is not None:
+                await self._layers.prepare()
         except BaseException:
             self._held.close()
             raise
@@ -85,6 +95,9 @@ class QemuCapture:
         started = self._hypervisor
         try:
             await migration.send_devices(started.monitor, self._sink)
+            if self._layers is not None:
+                await self._layers.freeze()
+                self._frozen = self._layers.frozen
         except EngineError as err:
             raise started.explained(err) from err
         await self._in_thread(self._copy)
@@ -112,7 +125,7 @@ class QemuCapture:
             self._memory, self._sink = _devices_memory()
             undo.callback(os.close, self._memory)
             undo.callback(os.close, self._sink)
-            self._file = _create(self._path)
+            self._file = create_file(self._path, os.O_WRONLY)
             undo.callback(self._abandon)
             self._write(self._opening.head)
             self._held = undo.pop_all()
@@ -136,6 +149,8 @@ class QemuCapture:
             os.fsync(self._file)
         except OSError as err:
             raise _unwritten(self._path, err) from err
+        if self._layers is not None:
+            self._layers.copy(self._frozen, self._directory)
         self._written = True
 
     def _write_pages(self) -> None:
@@ -169,6 +184,8 @@ class QemuCapture:
     def _abandon(self) -> None:
         os.close(self._file)
         if not self._written:
+            for number in range(len(self._frozen)):
+                (self._directory / layer_name(number)).unlink(missing_ok=True)
             self._path.unlink(missing_ok=True)
 
 
@@ -199,13 +216,6 @@ def _devices_memory() -> tuple[int, int]:
     except BaseException:
         os.close(reading)
         raise
-
-
-def _create(path: Path) -> int:
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as err:
-        raise _unwritten(path, err) from err
 
 
 def _unwritten(path: Path, err: OSError) -> DiskFullError | SnapshotError:

@@ -41,6 +41,9 @@ STATE_FDSET = 300
 DEVICES_FDSET = 301
 """The fdset of the descriptor that a running machine's devices are saved to."""
 
+LAYERS_FDSET = 400
+"""The first of the fdsets of a machine's disk layers; one for each."""
+
 KVM_DEVICE_SINCE = (9, 0)
 """First version whose `-accel kvm` takes its device as an open descriptor."""
 
