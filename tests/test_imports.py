@@ -34,7 +34,7 @@ EFFECTS = {"asyncio", "selectors", "socket", "sqlite3", "subprocess", "threading
 """What a pure module does not touch, and no library from outside either."""
 
 OWNERS = {
-    "aiohttp": ("vmpool.api*", "vmpool.cli*"),  # the server's edge, and its client's
+    "aiohttp": ("vmpool.api*", "vmpool.cli*", "vmpool.client*"),  # the server's edge, and clients'
     "click": ("vmpool.cli*",),
     "msgspec": ("vmpool*",),
     "multidict": ("vmpool.api*",),  # aiohttp's own type of headers and queries

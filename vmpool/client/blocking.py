@@ -1,0 +1,324 @@
+"""Blocking: the client and its things for code without asyncio.
+
+Each is the asynchronous one behind it, called through a portal; what a call does, takes and raises
+is said there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, Unpack
+
+from vmpool.client.asynchronous import AsyncClient
+from vmpool.client.files import READ_BYTES
+from vmpool.client.portal import Portal
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+    from vmpool.client.events import Event
+    from vmpool.client.execution import AsyncExecution, AsyncInteraction
+    from vmpool.client.files import AsyncFiles
+    from vmpool.client.options import (
+        ExecOptions,
+        RunOptions,
+        SandboxOptions,
+        TaskOptions,
+        TemplateOptions,
+    )
+    from vmpool.client.result import Result
+    from vmpool.client.sandbox import AsyncSandbox
+    from vmpool.client.values import FileInfo, Health, ImageInfo, SandboxInfo, TemplateInfo
+
+T = TypeVar("T")
+
+
+class Client:
+    """A client of one server; arguments as those of `AsyncClient`.
+
+    Close it when done, or use it in `with`. Threads may share it; processes may not.
+    """
+
+    def __init__(
+        self,
+        server: str | None = None,
+        *,
+        token: str | None = None,
+        token_file: Path | None = None,
+        state: Path | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        self._behind = AsyncClient(
+            server, token=token, token_file=token_file, state=state, timeout=timeout
+        )
+        self._portal = Portal()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url}>"
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._behind.url
+
+    def __enter__(self) -> Self:
+        """Return it; nothing is connected before the first call."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """As `AsyncClient.close`; calls that other threads are in are cancelled. *Idempotent.*"""
+        if self._portal.running:
+            self._portal.call(self._behind.close())
+        self._portal.close()
+
+    def run(self, code: str | None = None, **options: Unpack[RunOptions]) -> Result:
+        """As `AsyncClient.run`."""
+        return self._portal.call(self._behind.run(code, **options))
+
+    def create(self, **options: Unpack[SandboxOptions]) -> Sandbox:
+        """As `AsyncClient.create`."""
+        return Sandbox(self._portal, self._portal.call(self._behind.create(**options)))
+
+    @contextlib.contextmanager
+    def sandbox(self, **options: Unpack[SandboxOptions]) -> Iterator[Sandbox]:
+        """As `AsyncClient.sandbox`."""
+        with _entered(self._portal, self._behind.sandbox(**options)) as behind:
+            yield Sandbox(self._portal, behind)
+
+    def attach(self, id: str) -> Sandbox:
+        """As `AsyncClient.attach`."""
+        return Sandbox(self._portal, self._behind.attach(id))
+
+    def sandboxes(self, metadata: Mapping[str, str] | None = None) -> Iterator[SandboxInfo]:
+        """As `AsyncClient.sandboxes`."""
+        return _iterated(self._portal, self._behind.sandboxes(metadata))
+
+    def templates(self) -> tuple[TemplateInfo, ...]:
+        """As `AsyncClient.templates`."""
+        return self._portal.call(self._behind.templates())
+
+    def template(self, name: str) -> TemplateInfo:
+        """As `AsyncClient.template`."""
+        return self._portal.call(self._behind.template(name))
+
+    def create_template(
+        self, name: str, image: str, **options: Unpack[TemplateOptions]
+    ) -> TemplateInfo:
+        """As `AsyncClient.create_template`."""
+        return self._portal.call(self._behind.create_template(name, image, **options))
+
+    def remove_template(self, name: str) -> None:
+        """As `AsyncClient.remove_template`."""
+        self._portal.call(self._behind.remove_template(name))
+
+    def images(self) -> tuple[ImageInfo, ...]:
+        """As `AsyncClient.images`."""
+        return self._portal.call(self._behind.images())
+
+    def health(self) -> Health:
+        """As `AsyncClient.health`."""
+        return self._portal.call(self._behind.health())
+
+
+class Sandbox:
+    """One sandbox of a server, as `AsyncSandbox`. Made by a client."""
+
+    def __init__(self, portal: Portal, behind: AsyncSandbox) -> None:
+        self.id = behind.id
+        self.created = behind.created
+        self.files = Files(portal, behind.files)
+        self._portal = portal
+        self._behind = behind
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
+    def run(self, code: str | None = None, **options: Unpack[ExecOptions]) -> Result:
+        """As `AsyncSandbox.run`."""
+        return self._portal.call(self._behind.run(code, **options))
+
+    @contextlib.contextmanager
+    def exec(self, code: str | None = None, **options: Unpack[ExecOptions]) -> Iterator[Execution]:
+        """As `AsyncSandbox.exec`."""
+        with _entered(self._portal, self._behind.exec(code, **options)) as behind:
+            yield Execution(self._portal, behind)
+
+    @contextlib.contextmanager
+    def interact(
+        self, code: str | None = None, **options: Unpack[TaskOptions]
+    ) -> Iterator[Interaction]:
+        """As `AsyncSandbox.interact`."""
+        with _entered(self._portal, self._behind.interact(code, **options)) as behind:
+            yield Interaction(self._portal, behind)
+
+    def look(self) -> SandboxInfo:
+        """As `AsyncSandbox.look`."""
+        return self._portal.call(self._behind.look())
+
+    def set_timeout(self, timeout: float) -> SandboxInfo:
+        """As `AsyncSandbox.set_timeout`."""
+        return self._portal.call(self._behind.set_timeout(timeout))
+
+    def kill(self) -> None:
+        """As `AsyncSandbox.kill`. *Idempotent.*"""
+        self._portal.call(self._behind.kill())
+
+    def detach(self) -> None:
+        """As `AsyncSandbox.detach`."""
+        self._behind.detach()
+
+
+class Execution:
+    """A running program, as `AsyncExecution`; iterate over it for its events."""
+
+    def __init__(self, portal: Portal, behind: AsyncExecution) -> None:
+        self._portal = portal
+        self._behind = behind
+
+    def __iter__(self) -> Iterator[Event]:
+        """Yield what happens, up to and with the end, as `AsyncExecution`."""
+        return _iterated(self._portal, aiter(self._behind))
+
+    def result(self) -> Result:
+        """As `AsyncExecution.result`."""
+        return self._portal.call(self._behind.result())
+
+
+class Interaction:
+    """A running program that takes input while it runs, as `AsyncInteraction`."""
+
+    def __init__(self, portal: Portal, behind: AsyncInteraction) -> None:
+        self.execution = Execution(portal, behind.execution)
+        self._portal = portal
+        self._behind = behind
+
+    def __iter__(self) -> Iterator[Event]:
+        """Yield what happens, up to and with the end, as `AsyncExecution`."""
+        return iter(self.execution)
+
+    def result(self) -> Result:
+        """As `AsyncExecution.result`."""
+        return self.execution.result()
+
+    def write(self, data: bytes | str) -> None:
+        """As `AsyncInteraction.write`."""
+        self._portal.call(self._behind.write(data))
+
+    def close_stdin(self) -> None:
+        """As `AsyncInteraction.close_stdin`."""
+        self._portal.call(self._behind.close_stdin())
+
+    def signal(self, number: int) -> None:
+        """As `AsyncInteraction.signal`."""
+        self._portal.call(self._behind.signal(number))
+
+
+class Files:
+    """The files of one sandbox, as `AsyncFiles`."""
+
+    def __init__(self, portal: Portal, behind: AsyncFiles) -> None:
+        self._portal = portal
+        self._behind = behind
+
+    def read(self, path: str, *, user: str | None = None, limit_bytes: int = READ_BYTES) -> bytes:
+        """As `AsyncFiles.read`."""
+        return self._portal.call(self._behind.read(path, user=user, limit_bytes=limit_bytes))
+
+    def read_text(self, path: str, *, user: str | None = None) -> str:
+        """As `AsyncFiles.read_text`."""
+        return self._portal.call(self._behind.read_text(path, user=user))
+
+    @contextlib.contextmanager
+    def stream(self, path: str, *, user: str | None = None) -> Iterator[Iterator[bytes]]:
+        """As `AsyncFiles.stream`."""
+        with _entered(self._portal, self._behind.stream(path, user=user)) as chunks:
+            yield _iterated(self._portal, chunks)
+
+    def download(self, path: str, target: Path | str, *, user: str | None = None) -> None:
+        """As `AsyncFiles.download`."""
+        self._portal.call(self._behind.download(path, target, user=user))
+
+    def write(
+        self,
+        path: str,
+        content: bytes | str,
+        *,
+        user: str | None = None,
+        mode: int | None = None,
+    ) -> FileInfo:
+        """As `AsyncFiles.write`; for a stream there is `upload`."""
+        return self._portal.call(self._behind.write(path, content, user=user, mode=mode))
+
+    def upload(
+        self,
+        source: Path | str | BinaryIO,
+        path: str,
+        *,
+        user: str | None = None,
+        mode: int | None = None,
+    ) -> FileInfo:
+        """As `AsyncFiles.upload`."""
+        return self._portal.call(self._behind.upload(source, path, user=user, mode=mode))
+
+    def list(self, path: str, *, user: str | None = None, depth: int = 1) -> tuple[FileInfo, ...]:
+        """As `AsyncFiles.list`."""
+        return self._portal.call(self._behind.list(path, user=user, depth=depth))
+
+    def stat(self, path: str, *, user: str | None = None) -> FileInfo:
+        """As `AsyncFiles.stat`."""
+        return self._portal.call(self._behind.stat(path, user=user))
+
+    def remove(self, path: str, *, user: str | None = None) -> None:
+        """As `AsyncFiles.remove`."""
+        self._portal.call(self._behind.remove(path, user=user))
+
+    def move(self, source: str, destination: str, *, user: str | None = None) -> FileInfo:
+        """As `AsyncFiles.move`."""
+        return self._portal.call(self._behind.move(source, destination, user=user))
+
+    def make_directory(self, path: str, *, user: str | None = None) -> FileInfo:
+        """As `AsyncFiles.make_directory`."""
+        return self._portal.call(self._behind.make_directory(path, user=user))
+
+
+@contextlib.contextmanager
+def _entered(portal: Portal, block: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """Hold an asynchronous block open; what ends ours ends that one in the same way."""
+    entered = portal.call(_coroutine(block.__aenter__()))
+    try:
+        yield entered
+    except BaseException as err:
+        # Ctrl-C in the other thread would end its loop; to a block it is a cancellation.
+        thrown = err if isinstance(err, Exception) else asyncio.CancelledError()
+        with contextlib.suppress(CancelledError):
+            portal.call(_coroutine(block.__aexit__(type(thrown), thrown, err.__traceback__)))
+        raise
+    portal.call(_coroutine(block.__aexit__(None, None, None)))
+
+
+def _iterated(portal: Portal, items: AsyncIterator[T]) -> Iterator[T]:
+    while True:
+        try:
+            item = portal.call(_coroutine(anext(items)))
+        except StopAsyncIteration:
+            return
+        yield item
+
+
+async def _coroutine(work: Awaitable[T]) -> T:
+    return await work

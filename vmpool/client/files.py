@@ -1,0 +1,207 @@
+"""Files: a sandbox's file system, streamed both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from vmpool.client.connection import Connection, Repeat, Request, path_of
+from vmpool.client.values import FileInfo, FileListing, read
+from vmpool.errors import InvalidRequestError, TooLargeError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterable, AsyncIterator, Iterator
+
+READ_BYTES = 64 << 20
+"""Up to this size a file is read into memory unless more is asked for: a guest says its size."""
+
+CHUNK_BYTES = 1 << 18
+
+
+class AsyncFiles:
+    """The files of one sandbox. Paths in the guest are absolute.
+
+    `user` is the account in the guest whose rights hold, the server's default if left out.
+    """
+
+    def __init__(self, connection: Connection, sandbox_id: str) -> None:
+        self._connection = connection
+        self._path = ("sandboxes", sandbox_id, "files")
+
+    async def read(
+        self, path: str, *, user: str | None = None, limit_bytes: int = READ_BYTES
+    ) -> bytes:
+        """Return a file's content.
+
+        Raises:
+            TooLargeError: `file_too_large`: it is over `limit_bytes`.
+            VmpoolError: The guest or the server refused, or the server was lost.
+        """
+        content = bytearray()
+        async with self.stream(path, user=user) as chunks:
+            async for chunk in chunks:
+                content += chunk
+                if len(content) > limit_bytes:
+                    raise TooLargeError(
+                        f"file {path!r} is over {limit_bytes} bytes",
+                        code="file_too_large",
+                        remedy="download it, stream it, or give a higher limit",
+                    )
+        return bytes(content)
+
+    async def read_text(self, path: str, *, user: str | None = None) -> str:
+        """Return a file's content as text; what is no UTF-8 becomes U+FFFD. Raises as `read`."""
+        return (await self.read(path, user=user)).decode(errors="replace")
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, path: str, *, user: str | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Yield a file's content in chunks, for the time of a block; of any size.
+
+        Raises:
+            VmpoolError: The guest or the server refused, or the server was lost.
+        """
+        request = Request(method="GET", path=path_of(*self._path, path=path, user=user))
+        async with self._connection.open(request) as response:
+            yield self._connection.chunks(response)
+
+    async def download(self, path: str, target: Path | str, *, user: str | None = None) -> None:
+        """Write a file of the guest to one of ours, which is replaced when all is there.
+
+        Raises:
+            InvalidRequestError: `file_unwritable`.
+            VmpoolError: As `stream`.
+        """
+        target = Path(target)
+        async with self.stream(path, user=user) as chunks:
+            with _replacing(target) as file:
+                async for chunk in chunks:
+                    await asyncio.to_thread(file.write, chunk)
+
+    async def write(
+        self,
+        path: str,
+        content: bytes | str | AsyncIterable[bytes],
+        *,
+        user: str | None = None,
+        mode: int | None = None,
+    ) -> FileInfo:
+        """Write a file, making its parents. Not atomic: one that breaks off leaves a part.
+
+        Args:
+            path: Where.
+            content: Text is written as UTF-8; a stream may be of any size.
+            user: Whose rights hold, and whose file it will be.
+            mode: Permission bits.
+
+        Raises:
+            VmpoolError: The guest or the server refused, or the server was lost.
+        """
+        request = Request(
+            method="PUT",
+            path=path_of(*self._path, path=path, user=user, mode=mode),
+            headers={"Content-Type": "application/octet-stream"},
+        )
+        data = content.encode() if isinstance(content, str) else content
+        chunks = _pieces(data) if isinstance(data, bytes) else data
+        async with self._connection.open(request, content=chunks) as response:
+            return read(await self._connection.read(response), FileInfo)
+
+    async def upload(
+        self,
+        source: Path | str | BinaryIO,
+        path: str,
+        *,
+        user: str | None = None,
+        mode: int | None = None,
+    ) -> FileInfo:
+        """Write a file of ours, or what an open one still holds, into the guest.
+
+        Raises:
+            InvalidRequestError: `file_unreadable`.
+            VmpoolError: As `write`.
+        """
+        with contextlib.ExitStack() as opened:
+            if isinstance(source, Path | str):
+                source = opened.enter_context(_reading(Path(source)))
+            return await self.write(path, _read_chunks(source), user=user, mode=mode)
+
+    async def list(
+        self, path: str, *, user: str | None = None, depth: int = 1
+    ) -> tuple[FileInfo, ...]:
+        """Return what a directory holds, `depth` levels deep, parents first.
+
+        Raises:
+            VmpoolError: The guest or the server refused, or the server was lost.
+        """
+        target = path_of(*self._path, "list", path=path, user=user, depth=depth)
+        answer = await self._look(target)
+        return read(answer, FileListing).entries
+
+    async def stat(self, path: str, *, user: str | None = None) -> FileInfo:
+        """Return what a path is; links are not followed. Raises as `list`."""
+        return read(await self._look(path_of(*self._path, "stat", path=path, user=user)), FileInfo)
+
+    async def remove(self, path: str, *, user: str | None = None) -> None:
+        """Remove a file, or a directory with all that is in it. Raises as `list`."""
+        target = path_of(*self._path, path=path, user=user)
+        await self._connection.call(Request(method="DELETE", path=target))
+
+    async def move(self, source: str, destination: str, *, user: str | None = None) -> FileInfo:
+        """Move a file or directory, making the destination's parents. Raises as `list`."""
+        return await self._change("move", {"source": source, "destination": destination}, user)
+
+    async def make_directory(self, path: str, *, user: str | None = None) -> FileInfo:
+        """Make a directory with its parents. Raises as `list`."""
+        return await self._change("directory", {"path": path}, user)
+
+    async def _look(self, path: str) -> bytes:
+        request = Request(method="GET", path=path)
+        return await self._connection.call(request, repeat=Repeat.WHEN_LOST)
+
+    async def _change(self, what: str, body: dict[str, object], user: str | None) -> FileInfo:
+        asked = body if user is None else body | {"user": user}
+        request = Request(method="POST", path=path_of(*self._path, what), body=asked)
+        return read(await self._connection.call(request), FileInfo)
+
+
+async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+    view = memoryview(data)
+    for at in range(0, len(view), CHUNK_BYTES):
+        yield bytes(view[at : at + CHUNK_BYTES])
+
+
+async def _read_chunks(file: BinaryIO) -> AsyncIterator[bytes]:
+    while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+        yield chunk
+
+
+def _reading(source: Path) -> BinaryIO:
+    try:
+        return source.open("rb")
+    except OSError as err:
+        raise InvalidRequestError(
+            f"cannot read {str(source)!r}: {err.strerror or err}", code="file_unreadable"
+        ) from err
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[BinaryIO]:
+    """Yield a file that replaces `target` once it is whole; nothing is left of half a one."""
+    try:
+        with contextlib.ExitStack() as undo:
+            descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+            undo.callback(os.unlink, name)
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+            Path(name).replace(target)
+            undo.pop_all()
+    except OSError as err:
+        raise InvalidRequestError(
+            f"cannot write {str(target)!r}: {err.strerror or err}", code="file_unwritable"
+        ) from err

@@ -1,0 +1,176 @@
+"""Values: what a server says of its things, as it says them.
+
+Members are those of the interface, see docs/api.md. What a later server adds is passed over; where
+it may add words to a set of them, the type here is `str`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+
+import msgspec
+
+from vmpool.errors import InfrastructureError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """The guest's word that its identity took, read back after setting it."""
+
+    hostname: str
+    machine_id: str
+    boot_id: str
+    entropy_bits: int
+    generators: tuple[str, ...]
+    clock_error_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxInfo:
+    """A sandbox as it was when the server was asked.
+
+    Attributes:
+        timings_ms: How long making it took, by phase; `acquire` is what was waited for.
+        access_token: Opens this one sandbox and nothing else; only in the answer to a create.
+    """
+
+    id: str
+    template: str
+    state: str
+    created_at: datetime
+    expires_at: datetime
+    metadata: dict[str, str]
+    identity: Receipt
+    timings_ms: dict[str, float]
+    access_token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileInfo:
+    """One entry of a guest's file system; links are not followed.
+
+    Attributes:
+        kind: `file`, `directory`, `symlink` or `other`.
+        mode: Permission bits.
+        target: Where a symbolic link points, as written in it.
+    """
+
+    path: str
+    kind: str
+    size_bytes: int
+    mode: int
+    owner: str
+    group: str
+    modified_at: datetime
+    target: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolCensus:
+    """Clones of one template, and those who wait for one."""
+
+    ready: int
+    restoring: int
+    held: int
+    dying: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolLimits:
+    """What a template's pool may use."""
+
+    ready: int
+    total: int
+    queue: int
+    parallel_restores: int
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateInfo:
+    """A template: the name of a snapshot, and its pool.
+
+    Attributes:
+        state: `ready`, `building` or `failed`; `error` says why it failed.
+    """
+
+    name: str
+    state: str
+    error: str
+    image: str
+    image_digest: str
+    snapshot: str | None
+    created_at: datetime
+    memory_bytes: int
+    vcpus: int
+    disk_bytes: int
+    accelerator: str
+    limits: PoolLimits
+    pool: PoolCensus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """A bootable image."""
+
+    name: str
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """Whether a server serves, and its version."""
+
+    ok: bool
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxPage:
+    """Some of the caller's sandboxes; `next_cursor` asks for those after them."""
+
+    sandboxes: tuple[SandboxInfo, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileListing:
+    """What a directory holds."""
+
+    entries: tuple[FileInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateListing:
+    """All templates."""
+
+    templates: tuple[TemplateInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageListing:
+    """All images."""
+
+    images: tuple[ImageInfo, ...]
+
+
+def read(data: bytes, kind: type[T]) -> T:
+    """Return what an answer says.
+
+    Raises:
+        InfrastructureError: `not_vmpool` when it is not of that kind.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise InfrastructureError(
+            f"the server's answer is no {kind.__name__}: {err}",
+            code="not_vmpool",
+            remedy="check the server's address, and that it is of this vmpool's version",
+        ) from err
