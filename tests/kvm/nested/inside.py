@@ -15,6 +15,7 @@ import pytest
 
 from tests.kvm.capability import query_lacking
 from tests.kvm.nested import message
+from tests.kvm.nested.place import GUEST, GUEST_VARIABLE
 
 _LACKING_CODE = 70  # pytest's own are 0 to 5
 RING = ("-m", "kvm", "-v", "-o", "testpaths=tests/kvm")
@@ -43,6 +44,7 @@ def main() -> int:
     if lacking := asyncio.run(query_lacking()):
         tell(port, message.Lacking(what=lacking))
         return _LACKING_CODE
+    os.environ[GUEST_VARIABLE] = GUEST
     tell(port, message.Began())
     with tempfile.TemporaryDirectory() as at:
         junit = Path(at, "junit.xml")
