@@ -196,6 +196,17 @@ async def test_every_page_is_in_the_child_and_no_more_than_the_pages_is_written(
         await machine.kill()
 
 
+async def test_checkpoints_leave_nothing_open_in_the_hypervisor(bench: Bench) -> None:
+    parent, _ = await bench.restored(bench.template)
+    await bench.captured(parent)
+    descriptors = Path(f"/proc/{parent.pid}/fd")
+    opened_before = len(list(descriptors.iterdir()))
+    for _ in range(3):
+        await bench.captured(parent)
+    assert len(list(descriptors.iterdir())) == opened_before
+    await parent.kill()
+
+
 async def test_what_grows_between_the_count_and_the_pause_is_taken_all_the_same(
     bench: Bench,
 ) -> None:

@@ -130,6 +130,7 @@ def test_mappings_come_in_the_order_of_the_guests_memory() -> None:
         pytest.param(MAPS + MAPS.splitlines()[0] + b"\n", 0x6000, id="twice"),
         pytest.param(MAPS.replace(b"rw-p", b"rw-s"), 0x6000, id="shared"),
         pytest.param(MAPS.replace(b" 00004000 ", b" 00005000 "), 0x6000, id="a-gap"),
+        pytest.param(MAPS.replace(b" 00004000 ", b" 00003000 "), 0x6000, id="an-overlap"),
     ],
 )
 def test_a_process_that_maps_memory_in_another_way_is_not_believed(maps: bytes, size: int) -> None:

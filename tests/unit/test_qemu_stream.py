@@ -119,7 +119,7 @@ def test_a_template_with_memory_of_another_size_is_refused() -> None:
 
 
 @given(
-    st.lists(st.sampled_from([bytes(PAGE_BYTES), ROM, b"\1" + bytes(PAGE_BYTES - 1)]), max_size=6),
+    st.lists(st.sampled_from([bytes(PAGE_BYTES), ROM, bytes(PAGE_BYTES - 1) + b"\1"]), max_size=6),
     st.integers(0, 1 << 28).map(lambda page: page * PAGE_BYTES),
 )
 def test_pages_are_read_back_as_they_were(pages: list[bytes], offset: int) -> None:

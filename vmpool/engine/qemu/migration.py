@@ -55,7 +55,7 @@ async def send_devices(monitor: Monitor, descriptor: int) -> None:
     saving = monitor.execute(
         "xen-save-devices-state", filename=f"/dev/fdset/{DEVICES_FDSET}", live=False
     )
-    # It would find this descriptor again, and not the next one.
+    # Or QEMU would keep every one of them open, and what was written to it in memory.
     forgetting = monitor.execute("remove-fd", fdset_id=DEVICES_FDSET)
     answers = await asyncio.gather(
         monitor.execute("query-status"), saving, forgetting, return_exceptions=True
