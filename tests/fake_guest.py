@@ -7,8 +7,9 @@ It serves one connection at a time, again and again, like QEMU's character devic
 SIGTERM. Needs no root; `user` in the guest is the account that it runs as (or `--user`).
 
 A guest that lies says of one thing that it took when it did not; `silence` never answers, `panic`
-ends with last words when it is first connected to. One that is to be recorded by the process PID
-goes on only when it is, and ends when that process is gone before.
+ends with last words when it is first connected to, `reset` hangs up on its first requests. One that
+is to be recorded by the process PID goes on only when it is, and ends when that process is gone
+before.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from vmpool_agent.session import Channel, Operation
 
 DEFAULT_USER = "user"
+KEY = bytes(range(32))
+"""What hosts in tests present, so that one after the other is obeyed."""
 
 
 @contextlib.contextmanager
@@ -101,6 +104,9 @@ class FakeSystem:
     def oom_kills(self) -> int:
         return oom_kills()
 
+    def cid(self) -> int | None:
+        return None
+
     def set_clock(self, clock_ns: int) -> None:
         self._clock_offset_ns = clock_ns - time.time_ns()
 
@@ -153,7 +159,17 @@ class LyingSystem(FakeSystem):
         return "" if self._lie == "boot-id" else super().renew_boot_id()
 
 
-LIES = ("boot-id", "clock", "clock-later", "entropy", "generators", "hostname", "machine-id")
+RESETS = 2
+LIES = (
+    "boot-id",
+    "clock",
+    "clock-later",
+    "entropy",
+    "generators",
+    "hostname",
+    "machine-id",
+    "reset",
+)
 
 
 class LyingMachine(Machine):
@@ -162,6 +178,7 @@ class LyingMachine(Machine):
     def __init__(self, system: FakeSystem, warm_up: str, *, lie: str, ignored: str) -> None:
         super().__init__(system, warm_up)
         self._ignored = ignored
+        self._resets = RESETS if lie == "reset" else 0
         if lie == "generators":
             self.interpreter.await_spares = (  # type: ignore[method-assign]
                 lambda count, answer: answer([])  # noqa: ARG005
@@ -169,6 +186,10 @@ class LyingMachine(Machine):
 
     def start(self, channel: Channel, request: dict[str, Any]) -> Operation | None:
         if request.get("op") == self._ignored:
+            return None
+        if self._resets:
+            self._resets -= 1
+            channel._session._hang_up()
             return None
         return super().start(channel, request)
 
@@ -211,7 +232,7 @@ def main() -> None:
         with listening.accept()[0]:
             sys.exit("\x1b[1mKernel panic - not syncing\x1b[0m: no working init\r\n\a\n")
     print("ready", flush=True)
-    listener = Listener(machine.reactor, listening, machine.start, 1)
+    listener = Listener(machine.reactor, listening, machine.service, 1)
     machine.reactor.run()
     listener.close()
     options.socket.unlink(missing_ok=True)

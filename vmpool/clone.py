@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
 
-from vmpool.agent import connect
+from vmpool.agent import connect, new_key
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import DiskFullError, GuestError, HostError
 from vmpool.model import Attachment, Code, Exited, Identity, new_id
@@ -200,11 +200,9 @@ async def restore(
         load_ns = watch.lap()
         await machine.resume()
         resume_ns = watch.lap()
-        agent = await connect(machine.agent_address, timeout=deadlines.hello)
+        agent, receipt, identify_ns = await _introduce(machine, clone_id, deadlines)
         undo.push_async_callback(agent.close)
-        hello_ns = watch.lap()
-        receipt = await identify(agent, hostname=clone_id, timeout=deadlines.identify)
-        identify_ns = watch.lap()
+        hello_ns = watch.lap() - identify_ns
         await warm(agent, timeout=deadlines.warm)
         warm_ns = watch.lap()
         await machine.pause()
@@ -228,6 +226,37 @@ async def restore(
         timings=timings,
         deadlines=deadlines,
     )
+
+
+async def _introduce(
+    machine: Machine, hostname: str, deadlines: RestoreDeadlines
+) -> tuple[Agent, IdentityReceipt, int]:
+    """Claim a restored machine's agent and have it take its identity.
+
+    Over vsock the guest resets its connections when it finds that it was restored, which may be
+    after it has answered one: then the same key opens the next.
+
+    Returns:
+        The agent, which is the caller's to close, its receipt, and how long that took it in ns.
+
+    Raises:
+        GuestError: It did not answer in time, obeys another, or did not confirm.
+    """
+    key = new_key()
+    last_try = time.monotonic() + deadlines.hello
+    while True:
+        agent = await connect(machine.agent_address, key=key, timeout=deadlines.hello)
+        watch = _Stopwatch()
+        try:
+            receipt = await identify(agent, hostname=hostname, timeout=deadlines.identify)
+        except BaseException as err:
+            await agent.close()
+            reset = isinstance(err, GuestError) and err.error_code == "guest_lost"
+            if not reset or time.monotonic() > last_try:
+                raise
+            log.debug("clone=%s reset its connection, connecting again", hostname)
+        else:
+            return agent, receipt, watch.lap()
 
 
 def claim_directory(run: Path) -> Path:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmpool import snapshot
-from vmpool.agent import connect
+from vmpool.agent import connect, new_key
 from vmpool.cancellation import uninterrupted
 from vmpool.clone import claim_directory, identify, warm
 from vmpool.errors import DiskFullError, EngineError, GuestError
@@ -171,7 +171,7 @@ def _publish(
 
 async def _first_answer(machine: Machine, timeout: float) -> Agent:
     """Connect to the agent of a booting guest, and notice at once when the machine ends instead."""
-    hello = asyncio.ensure_future(connect(machine.agent_address, timeout=timeout))
+    hello = asyncio.ensure_future(connect(machine.agent_address, key=new_key(), timeout=timeout))
     death = asyncio.ensure_future(machine.wait())
     try:
         await asyncio.wait((hello, death), return_when=asyncio.FIRST_COMPLETED)
@@ -261,6 +261,7 @@ async def _rehearse(agent: Agent) -> None:
         await warm(agent, timeout=STEP_TIMEOUT)
     await agent.set_clock(timeout=STEP_TIMEOUT)
     await agent.stock(timeout=STEP_TIMEOUT)
+    await agent.release(timeout=STEP_TIMEOUT)
 
 
 def _seen_from(directory: Path, path: Path) -> Path:

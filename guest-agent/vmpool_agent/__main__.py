@@ -12,8 +12,8 @@ from vmpool_agent.machine import Machine
 from vmpool_agent.system import LinuxSystem, become_subreaper
 
 WARM_UP = "/usr/lib/vmpool/warm.py"
-_PORT_WAIT = 10.0
-_PORT_POLL = 0.02
+_DEVICE_WAIT = 10.0
+_DEVICE_POLL = 0.02
 
 
 def main() -> None:
@@ -27,13 +27,14 @@ def main() -> None:
         system.protect()
     machine = Machine(system, WARM_UP)
     machine.interpreter.start()
-    vsock = transports.listen_on_vsock(machine.reactor, machine.start)
-    # The driver announces its ports by and by; nothing tells of it but udev, which is not here.
-    deadline = time.monotonic() + (0 if vsock else _PORT_WAIT)
-    while not transports.open_serial_port(machine.reactor, machine.start):
-        if time.monotonic() >= deadline:
+    transports.listen_on_vsock(machine.reactor, machine.service)
+    # Drivers announce their devices by and by; nothing tells of it but udev, which is not here.
+    # That the kernel lets us listen says nothing: it does so without a device, too.
+    deadline = time.monotonic() + _DEVICE_WAIT
+    while not transports.open_serial_port(machine.reactor, machine.service):
+        if system.cid() is not None or time.monotonic() >= deadline:
             break
-        time.sleep(_PORT_POLL)
+        time.sleep(_DEVICE_POLL)
     boot.say("vmpool-agent: ready")
     gc.collect()
     gc.freeze()

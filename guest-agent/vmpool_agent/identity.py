@@ -89,11 +89,19 @@ def stock(machine: Machine, channel: Channel, _request: dict[str, Any]) -> None:
     machine.interpreter.await_spares(interpreter.STOCK, answer)
 
 
+def release(machine: Machine, channel: Channel, _request: dict[str, Any]) -> None:
+    """Give the claim up; this stream stays the host's, and the next claim is a clone's."""
+    machine.claim.release()
+    channel.send_message({"type": "done"})
+    channel.end()
+
+
 OPERATIONS: dict[str, Callable[[Machine, Channel, dict[str, Any]], None]] = {
     "identify": identify,
     "set_clock": set_clock,
     "quiesce": quiesce,
     "stock": stock,
+    "release": release,
 }
 
 

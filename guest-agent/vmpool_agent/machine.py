@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmpool_agent import execution, fileops, identity, spawn
+from vmpool_agent.claim import Claim
 from vmpool_agent.interpreter import Interpreter
 from vmpool_agent.reactor import Reactor
-from vmpool_agent.session import OperationError
+from vmpool_agent.session import OperationError, Service
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,10 +31,16 @@ class Machine:
     def __init__(self, system: System, warm_up: str) -> None:
         spawn.widen_limits()
         self.system = system
+        self.claim = Claim(system.cid)
         self.reactor = Reactor(self._on_child)
         self._expected: dict[int, Callable[[int], None]] = {}
         self.interpreter = Interpreter(self, warm_up)
         self._oom_kills = system.oom_kills()
+
+    @property
+    def service(self) -> Service:
+        """What the streams of this agent offer."""
+        return Service(self.claim.admit, self.start)
 
     def expect(self, pid: int, callback: Callable[[int], None]) -> None:
         """Call back with a child's wait status when it is reaped."""

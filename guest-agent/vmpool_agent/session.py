@@ -10,9 +10,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vmpool_agent import wire
+from vmpool_agent.message import decode, encode
 from vmpool_agent.reactor import report
 
 if TYPE_CHECKING:
@@ -31,6 +32,18 @@ _CHUNK = 64 * 1024
 _READS_PER_TURN = 4
 _CONGESTED = 128 * 1024
 """Unsent bytes from which on operations are asked to hold back; control frames still go out."""
+
+
+class Service(NamedTuple):
+    """What an agent offers on each of its streams.
+
+    Attributes:
+        admit: Whether a host that presents this key is obeyed.
+        start: Begins an operation.
+    """
+
+    admit: Callable[[bytes], bool]
+    start: Start
 
 
 class OperationError(Exception):
@@ -95,7 +108,7 @@ class Channel:
             MisuseError: It is larger than the host takes; nothing was sent.
         """
         if self._open:
-            self._documents.append(wire.encode(value, wire.MAX_ANSWER))
+            self._documents.append(encode(value, wire.MAX_ANSWER))
             self._pump()
 
     def consumed(self, data: wire.Data) -> None:
@@ -160,7 +173,7 @@ class Channel:
                 operation.on_writable()
         elif isinstance(event, wire.Message):
             self._session.connection.consumed(event)
-            value = wire.decode(event.document)
+            value = decode(event.document)
             if operation is not None:
                 operation.on_message(value)
             elif not self._ending:
@@ -179,17 +192,17 @@ class Session:
 
     Args:
         fd: Non-blocking, owned by the session from here on.
-        start: Begins an operation.
-        on_hangup: Called when the host is gone from the stream.
+        service: Whom it obeys, and how operations begin.
+        on_hangup: Called when the host is gone from the stream, or was none that we obey.
     """
 
     def __init__(
-        self, reactor: Reactor, fd: int, start: Start, on_hangup: Callable[[Session], None]
+        self, reactor: Reactor, fd: int, service: Service, on_hangup: Callable[[Session], None]
     ) -> None:
-        self.connection = wire.Connection(wire.Role.AGENT)
+        self.connection = wire.Connection(wire.Role.AGENT, service.admit)
         self._reactor = reactor
         self._fd = fd
-        self._start = start
+        self._start = service.start
         self._on_hangup = on_hangup
         self._channels: dict[int, Channel] = {}
         self._waiting = False
@@ -232,6 +245,10 @@ class Session:
         for channel in channels.values():
             channel.abandon()
 
+    def _hang_up(self) -> None:
+        self.reset()
+        self._on_hangup(self)
+
     def _on_ready(self) -> None:
         self._flush()
         self._read()
@@ -247,8 +264,7 @@ class Session:
             except OSError:
                 data = b""
             if not data:
-                self.reset()
-                self._on_hangup(self)
+                self._hang_up()
                 return
             self._receive(data)
         self._reactor.soon(self._read)
@@ -256,6 +272,10 @@ class Session:
     def _receive(self, data: bytes) -> None:
         try:
             events = self.connection.receive(data)
+        except wire.RefusedError:
+            # Without a word: what is not our host learns nothing, and cannot fill the console.
+            self._hang_up()
+            return
         except wire.PeerError:
             report("the host broke the protocol")
             self._abandon()

@@ -15,11 +15,15 @@ import os
 import pwd
 import socket
 import struct
+import sys
 import time
 from typing import NamedTuple, Protocol
 
 _RNDADDENTROPY = 0x40085203  # linux/random.h
 _RNDRESEEDCRNG = 0x5207  # linux/random.h
+_GET_LOCAL_CID = 0x7B9  # linux/vm_sockets.h; without a device it answers with one of no guest's
+_FIRST_GUEST_CID = 3
+_CID_ANY = 0xFFFFFFFF
 _MS_BIND = 4096  # sys/mount.h
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _RUN = "/run/vmpool"
@@ -57,6 +61,9 @@ class System(Protocol):
 
     def oom_kills(self) -> int:
         """Return how many processes the kernel has killed for want of memory."""
+
+    def cid(self) -> int | None:
+        """Return the context id that the host reaches this machine by; `None` without vsock."""
 
     def set_clock(self, clock_ns: int) -> None:
         """Set the wall clock to a Unix time in ns."""
@@ -123,6 +130,10 @@ class LinuxSystem:
         """See `System`."""
         return oom_kills()
 
+    def cid(self) -> int | None:
+        """See `System`."""
+        return local_cid()
+
     def set_clock(self, clock_ns: int) -> None:
         """See `System`."""
         time.clock_settime_ns(time.CLOCK_REALTIME, clock_ns)
@@ -187,6 +198,22 @@ def oom_kills() -> int:
             if line.startswith(b"oom_kill "):
                 return int(line.split()[1])
     return 0
+
+
+def local_cid() -> int | None:
+    """Return the machine's context id as its vsock device has it now, `None` without a device."""
+    try:
+        fd = os.open("/dev/vsock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        answer = fcntl.ioctl(fd, _GET_LOCAL_CID, bytes(4))
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    cid = int.from_bytes(answer, sys.byteorder)
+    return cid if _FIRST_GUEST_CID <= cid < _CID_ANY else None
 
 
 def trim_heap() -> None:

@@ -13,7 +13,7 @@ from vmpool_agent.session import Session
 
 if TYPE_CHECKING:
     from vmpool_agent.reactor import Reactor
-    from vmpool_agent.session import Start
+    from vmpool_agent.session import Service
 
 PORT_NAME = "vmpool.agent"
 VSOCK_PORT = 1024
@@ -27,13 +27,16 @@ class Listener:
 
     Args:
         listening: Bound and listening; owned from here on.
+        service: What each session offers.
         most: How many sessions at a time; further connections wait.
     """
 
-    def __init__(self, reactor: Reactor, listening: socket.socket, start: Start, most: int) -> None:
+    def __init__(
+        self, reactor: Reactor, listening: socket.socket, service: Service, most: int
+    ) -> None:
         self._reactor = reactor
         self._socket = listening
-        self._start = start
+        self._service = service
         self._most = most
         self._sessions: set[Session] = set()
         listening.setblocking(False)
@@ -60,7 +63,7 @@ class Listener:
                 accepted.close()
                 continue
             accepted.setblocking(False)
-            session = Session(self._reactor, accepted.detach(), self._start, self._on_hangup)
+            session = Session(self._reactor, accepted.detach(), self._service, self._on_hangup)
             self._sessions.add(session)
 
     def _on_hangup(self, session: Session) -> None:
@@ -69,7 +72,7 @@ class Listener:
         self._reactor.soon(self._accept)
 
 
-def listen_on_vsock(reactor: Reactor, start: Start) -> bool:
+def listen_on_vsock(reactor: Reactor, service: Service) -> bool:
     """Listen for the host over vsock; return whether this kernel has it."""
     try:
         listening = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
@@ -77,11 +80,11 @@ def listen_on_vsock(reactor: Reactor, start: Start) -> bool:
         listening.listen(_BACKLOG)
     except (OSError, AttributeError):
         return False
-    Listener(reactor, listening, start, _BACKLOG)
+    Listener(reactor, listening, service, _BACKLOG)
     return True
 
 
-def open_serial_port(reactor: Reactor, start: Start) -> bool:
+def open_serial_port(reactor: Reactor, service: Service) -> bool:
     """Serve the virtio-serial port of our name; return whether there is one.
 
     The port stays open for good: with no host on its other end it reads as ended, and the session
@@ -91,7 +94,7 @@ def open_serial_port(reactor: Reactor, start: Start) -> bool:
     if path is None:
         return False
     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    Session(reactor, fd, start, _stay)
+    Session(reactor, fd, service, _stay)
     return True
 
 

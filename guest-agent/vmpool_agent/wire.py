@@ -7,15 +7,14 @@ operation. `PROTOCOL.md` is the specification.
 
 from __future__ import annotations
 
-import json
 import struct
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmpool_agent.flow import Flow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MAX_PAYLOAD = 32 * 1024
 FRAME_COST = 64
@@ -28,13 +27,15 @@ MAX_CHANNELS = 256
 MAX_DISCARD = 16 * 1024 * 1024
 VERSIONS = (1, 1)
 NONCE_SIZE = 16
+KEY_SIZE = 32
 
 STDIN = 0
 STDOUT = 1
 STDERR = 2
 
 _HEADER = struct.Struct("!BBHI")  # kind, stream, payload length, channel
-_SYNC = struct.Struct("!8s16sHH")  # magic, nonce, lowest and highest version
+_SYNC = struct.Struct("!8s16s32sHH")  # magic, nonce, key, lowest and highest version
+_SYNCED_BODY = struct.Struct("!8s16sHH")  # the same without the key
 _CREDIT = struct.Struct("!I")
 _MAGIC = b"vmpool\xf0\x0d"
 _DRAIN_SLACK = 16 * FRAME_COST  # for the control frames on a channel that we closed
@@ -52,6 +53,10 @@ class WireError(Exception):
 
 class PeerError(WireError):
     """The peer broke the protocol. Nothing that it sends after it can be understood."""
+
+
+class RefusedError(PeerError):
+    """The host's key is not the one that this agent obeys; the stream is of no use to it."""
 
 
 class MisuseError(WireError):
@@ -118,33 +123,6 @@ if TYPE_CHECKING:  # Python 3.9 cannot make this union
     Event = Synchronised | Opened | Data | Message | Finished | Closed | Credited
 
 
-def encode(value: dict[str, Any], limit: int = MAX_MESSAGE) -> memoryview:
-    """Return the document of a message.
-
-    Raises:
-        MisuseError: The document is over `limit` bytes.
-    """
-    document = json.dumps(value, separators=(",", ":")).encode("ascii")
-    if len(document) > limit:
-        raise MisuseError(f"message of {len(document)} bytes is over {limit}")
-    return memoryview(document)
-
-
-def decode(document: bytes) -> dict[str, Any]:
-    """Return the value of a message's document.
-
-    Raises:
-        PeerError: It is no JSON object in ASCII.
-    """
-    try:
-        value = json.loads(document.decode("ascii"))
-    except (ValueError, RecursionError) as err:
-        raise PeerError(f"malformed message: {err}") from err
-    if not isinstance(value, dict):
-        raise PeerError(f"message is no object but {type(value).__name__}")
-    return value
-
-
 class _Frame(NamedTuple):
     kind: int
     stream: int
@@ -160,13 +138,16 @@ class Connection:
 
     Args:
         role: Which end this is. Either begins unsynchronised.
+        admit: Whether a host with this key is obeyed; the agent's end only, which obeys nobody
+            without it.
     """
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: Role, admit: Callable[[bytes], bool] | None = None) -> None:
         self.outgoing = bytearray()
         self.version = 0
         self.assembling = 0  # bytes of messages that are not whole yet, on all channels
         self._role = role
+        self._admit = admit
         self._flows: dict[int, Flow] = {}
         self._draining: dict[int, int] = {}  # what may still come on channels that we closed
         self._last = 0
@@ -188,17 +169,18 @@ class Connection:
         self._buffer.clear()
         self._lose_step()
 
-    def synchronise(self, nonce: bytes) -> None:
+    def synchronise(self, nonce: bytes, key: bytes) -> None:
         """Send SYNC; the host's end only. Bytes are discarded until the answer to it.
 
         Args:
             nonce: `NONCE_SIZE` bytes that the peer cannot guess and has not seen.
+            key: `KEY_SIZE` bytes by which the peer tells its host from everybody else.
         """
-        if self._role is not Role.HOST or len(nonce) != NONCE_SIZE:
-            raise MisuseError("SYNC is the host's and has a nonce of 16 bytes")
+        if self._role is not Role.HOST or (len(nonce), len(key)) != (NONCE_SIZE, KEY_SIZE):
+            raise MisuseError("SYNC is the host's, with a nonce of 16 bytes and a key of 32")
         self._forget()
-        self._landmark = _HEADER.pack(_SYNCED, 0, _SYNC.size, 0) + _MAGIC + nonce
-        self._frame(_SYNC_KIND, 0, _SYNC.pack(_MAGIC, nonce, *VERSIONS))
+        self._landmark = _HEADER.pack(_SYNCED, 0, _SYNCED_BODY.size, 0) + _MAGIC + nonce
+        self._frame(_SYNC_KIND, 0, _SYNC.pack(_MAGIC, nonce, key, *VERSIONS))
 
     def take(self) -> bytes:
         """Return all of `outgoing` and empty it."""
@@ -400,20 +382,23 @@ class Connection:
         return Finished(channel)
 
     def _on_sync(self, frame: _Frame) -> Synchronised:
-        expected = _SYNCED if self._role is Role.HOST else _SYNC_KIND
-        if frame.kind != expected or frame.channel or len(frame.payload) != _SYNC.size:
+        agent = self._role is Role.AGENT
+        expected, body = (_SYNC_KIND, _SYNC) if agent else (_SYNCED, _SYNCED_BODY)
+        if frame.kind != expected or frame.channel or len(frame.payload) != body.size:
             raise PeerError(f"malformed or misplaced frame kind {frame.kind}")
-        magic, nonce, lowest, highest = _SYNC.unpack(frame.payload)
+        magic, nonce, *key, lowest, highest = body.unpack(frame.payload)
         if magic != _MAGIC:
             raise PeerError("wrong magic")
-        if self._role is Role.HOST and self.synchronised:
-            raise PeerError("SYNCED twice")
         version: int = min(highest, VERSIONS[1])
-        if self._role is Role.AGENT:
+        if agent:
+            if self._admit is None or not self._admit(key[0]):
+                raise RefusedError("another key")
             self._forget()
-            self._frame(_SYNCED, 0, _SYNC.pack(_MAGIC, nonce, *VERSIONS))
+            self._frame(_SYNCED, 0, _SYNCED_BODY.pack(_MAGIC, nonce, *VERSIONS))
             # Where the versions do not overlap the host closes; until then ours holds.
             version = max(version, VERSIONS[0])
+        elif self.synchronised:
+            raise PeerError("SYNCED twice")
         elif version < max(lowest, VERSIONS[0]):
             raise PeerError(f"agent speaks versions {lowest} to {highest}, we speak {VERSIONS}")
         self.version = version

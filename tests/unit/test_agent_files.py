@@ -32,7 +32,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @asynccontextmanager
 async def connected(guest: Path) -> AsyncIterator[Agent]:
-    async with await connect(SerialAddress(path=guest), timeout=10) as agent:
+    async with await connect(SerialAddress(path=guest), key=fake_guest.KEY, timeout=10) as agent:
         yield agent
 
 

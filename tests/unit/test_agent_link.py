@@ -32,7 +32,7 @@ def frame(kind: int, channel: int, payload: bytes = b"", stream: int = 0) -> byt
 
 
 async def synchronise(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    connection = wire.Connection(wire.Role.AGENT)
+    connection = wire.Connection(wire.Role.AGENT, lambda _key: True)
     while not connection.synchronised:
         connection.receive(await reader.read(65536))
     writer.write(connection.take())
@@ -73,7 +73,7 @@ async def started(agent: Agent) -> None:
 
 
 async def expect_failure(address: SerialAddress, code: str) -> None:
-    async with await connect(address, timeout=5) as agent:
+    async with await connect(address, key=fake_guest.KEY, timeout=5) as agent:
         with pytest.raises(GuestError) as raised:
             await started(agent)
     assert raised.value.error_code == code
@@ -81,7 +81,7 @@ async def expect_failure(address: SerialAddress, code: str) -> None:
 
 async def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
     with pytest.raises(GuestError) as raised:
-        await connect(SerialAddress(path=tmp_path / "none"), timeout=0.05)
+        await connect(SerialAddress(path=tmp_path / "none"), key=fake_guest.KEY, timeout=0.05)
     assert raised.value.error_code == "guest_unreachable"
     assert "FileNotFoundError" in str(raised.value)
 
@@ -93,7 +93,7 @@ async def test_a_guest_that_accepts_and_never_answers_is_unreachable(tmp_path: P
 
     async with hostile(tmp_path, script) as address:
         with pytest.raises(GuestError) as raised:
-            await connect(address, timeout=0.1)
+            await connect(address, key=fake_guest.KEY, timeout=0.1)
     assert raised.value.error_code == "guest_unreachable"
 
 
@@ -108,7 +108,10 @@ async def test_connections_that_are_reset_are_tried_again(tmp_path: Path) -> Non
         await synchronise(reader, writer)
         await reader.read()
 
-    async with hostile(tmp_path, script) as address, await connect(address, timeout=5):
+    async with (
+        hostile(tmp_path, script) as address,
+        await connect(address, key=fake_guest.KEY, timeout=5),
+    ):
         assert tries == 3
 
 
@@ -122,7 +125,7 @@ async def test_a_guest_that_floods_instead_of_answering_is_cut_off(tmp_path: Pat
         tracemalloc.start()
         try:
             with pytest.raises(GuestError) as raised:
-                await connect(address, timeout=30)
+                await connect(address, key=fake_guest.KEY, timeout=30)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -173,7 +176,10 @@ async def test_an_error_text_from_the_guest_is_cut_and_can_be_encoded(tmp_path: 
         writer.write(frame(MESSAGE, 1, b'{"type":"error","code":"x","message":"%s"}' % text))
         await reader.read()
 
-    async with hostile(tmp_path, script) as address, await connect(address, timeout=5) as agent:
+    async with (
+        hostile(tmp_path, script) as address,
+        await connect(address, key=fake_guest.KEY, timeout=5) as agent,
+    ):
         with pytest.raises(GuestError) as raised:
             await started(agent)
     assert len(str(raised.value).encode()) < 5000
@@ -195,7 +201,7 @@ async def test_a_flood_of_results_is_held_at_the_window(tmp_path: Path) -> None:
 
     async with (
         hostile(tmp_path, script) as address,
-        await connect(address, timeout=5) as agent,
+        await connect(address, key=fake_guest.KEY, timeout=5) as agent,
         agent.execute(Command(argv=("x",))) as execution,
     ):
         await agent.wait_closed()
@@ -208,7 +214,10 @@ async def test_a_guest_that_goes_away_is_lost_to_all_who_wait(tmp_path: Path) ->
         await synchronise(reader, writer)
         await reader.read(65536)
 
-    async with hostile(tmp_path, script) as address, await connect(address, timeout=5) as agent:
+    async with (
+        hostile(tmp_path, script) as address,
+        await connect(address, key=fake_guest.KEY, timeout=5) as agent,
+    ):
         results = await asyncio.gather(
             started(agent),
             agent.stat("x", user="user"),
@@ -226,7 +235,10 @@ async def test_a_guest_that_does_not_answer_in_time_is_unresponsive(tmp_path: Pa
         await synchronise(reader, writer)
         await reader.read()
 
-    async with hostile(tmp_path, script) as address, await connect(address, timeout=5) as agent:
+    async with (
+        hostile(tmp_path, script) as address,
+        await connect(address, key=fake_guest.KEY, timeout=5) as agent,
+    ):
         with pytest.raises(GuestError) as raised:
             await agent.identify(Identity.fresh("h"), timeout=0.05)
     assert raised.value.error_code == "guest_unresponsive"
@@ -236,10 +248,10 @@ async def test_a_host_that_left_inside_a_frame_is_followed_by_one_that_works(
     tmp_path: Path,
 ) -> None:
     with fake_guest.running(tmp_path) as path:
-        async with await connect(SerialAddress(path=path), timeout=10) as agent:
+        async with await connect(SerialAddress(path=path), key=fake_guest.KEY, timeout=10) as agent:
             agent._link._writer.write(frame(DATA, 1, bytes(32768))[:100])
         async with (
-            await connect(SerialAddress(path=path), timeout=10) as agent,
+            await connect(SerialAddress(path=path), key=fake_guest.KEY, timeout=10) as agent,
             agent.execute(Command(argv=("true",))) as execution,
         ):
             assert [event async for event in execution][-1] == Exited(exit_code=0)
@@ -250,20 +262,20 @@ async def test_hostile_hosts_do_not_end_the_agent(tmp_path: Path, seed: int) -> 
     with fake_guest.running(tmp_path) as path:
         _, writer = await asyncio.open_unix_connection(str(path))
         connection = wire.Connection(wire.Role.HOST)
-        connection.synchronise(bytes(16))
+        connection.synchronise(bytes(16), fake_guest.KEY)
         writer.write(connection.take())
         for document in (b"[", b"{}", b'{"op":"exec"}', b'{"op":["x"]}', b'{"op":"read"}'):
             writer.write(frame(OPEN, 1) + frame(MESSAGE, 1, document) + os.urandom(200 * seed))
         writer.write(bytes([seed]) * 100_000)
         writer.close()
         await writer.wait_closed()
-        async with await connect(SerialAddress(path=path), timeout=10) as agent:
+        async with await connect(SerialAddress(path=path), key=fake_guest.KEY, timeout=10) as agent:
             assert (await agent.stat("/", user="user")).path == "/"
 
 
 async def test_closing_is_idempotent_and_ends_the_reader(tmp_path: Path) -> None:
     with fake_guest.running(tmp_path) as path:
-        agent = await connect(SerialAddress(path=path), timeout=10)
+        agent = await connect(SerialAddress(path=path), key=fake_guest.KEY, timeout=10)
         await agent.close()
         await agent.close()
         await agent.wait_closed()
@@ -271,7 +283,7 @@ async def test_closing_is_idempotent_and_ends_the_reader(tmp_path: Path) -> None
 
 async def test_an_identity_is_set_and_read_back(tmp_path: Path) -> None:
     with fake_guest.running(tmp_path) as path:
-        async with await connect(SerialAddress(path=path), timeout=10) as agent:
+        async with await connect(SerialAddress(path=path), key=fake_guest.KEY, timeout=10) as agent:
             identity = Identity.fresh("clone-1")
             receipt = await agent.identify(identity, timeout=10)
             assert (receipt.hostname, receipt.machine_id) == ("clone-1", identity.machine_id)
@@ -284,7 +296,7 @@ async def test_an_identity_is_set_and_read_back(tmp_path: Path) -> None:
 
 async def test_a_host_name_that_is_none_is_refused(tmp_path: Path) -> None:
     with fake_guest.running(tmp_path) as path:
-        async with await connect(SerialAddress(path=path), timeout=10) as agent:
+        async with await connect(SerialAddress(path=path), key=fake_guest.KEY, timeout=10) as agent:
             with pytest.raises(InvalidRequestError):
                 await agent.identify(Identity.fresh("not a label"), timeout=10)
 
@@ -305,7 +317,10 @@ async def answering(tmp_path: Path, *documents: bytes) -> AsyncIterator[Agent]:
         while await reader.read(65536):
             pass
 
-    async with hostile(tmp_path, script) as address, await connect(address, timeout=5) as agent:
+    async with (
+        hostile(tmp_path, script) as address,
+        await connect(address, key=fake_guest.KEY, timeout=5) as agent,
+    ):
         yield agent
 
 

@@ -194,6 +194,21 @@ async def test_a_guest_that_does_not_confirm_its_identity_is_killed(bench: Bench
     assert not list(bench.clones.iterdir())
 
 
+async def test_a_guest_that_resets_its_first_connections_is_asked_again(bench: Bench) -> None:
+    bench.engine.faults = Faults(guest=("--lie", "reset"))
+    restored = await bench.restore()
+    assert restored.receipt.hostname == restored.id
+    await restored.kill()
+
+
+async def test_a_guest_that_always_resets_ends_at_the_deadline(bench: Bench) -> None:
+    bench.engine.faults = Faults(guest=("--lie", "reset"))
+    with pytest.raises(GuestError) as raised:
+        await bench.restore(hello=1e-9)
+    assert raised.value.error_code in {"guest_lost", "guest_unreachable"}
+    assert not list(bench.clones.iterdir())
+
+
 async def test_a_ready_clone_whose_clock_is_off_is_not_activated(bench: Bench) -> None:
     bench.engine.faults = Faults(guest=("--lie", "clock-later"))
     restored = await bench.restore()

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmpool_agent import wire
+from vmpool_agent.message import decode, encode
 from vmpool_agent.wire import Connection, PeerError, Role
 
 NONCE = bytes(range(16))
+KEY = bytes(range(32))
 HEADER = struct.Struct("!BBHI")
 SYNC, SYNCED, OPEN, PART, MESSAGE, DATA, FINISH, CLOSE, CREDIT = range(1, 10)
 
@@ -20,9 +22,13 @@ def frame(kind: int, channel: int, payload: bytes = b"", stream: int = 0) -> byt
     return HEADER.pack(kind, stream, len(payload), channel) + payload
 
 
+def anybody(_key: bytes) -> bool:
+    return True
+
+
 def synchronised() -> tuple[Connection, Connection]:
-    host, agent = Connection(Role.HOST), Connection(Role.AGENT)
-    host.synchronise(NONCE)
+    host, agent = Connection(Role.HOST), Connection(Role.AGENT, anybody)
+    host.synchronise(NONCE, KEY)
     agent.receive(host.take())
     host.receive(agent.take())
     assert host.synchronised
@@ -59,14 +65,14 @@ def test_what_is_sent_arrives_however_the_stream_is_cut(
     value: dict[str, object], pieces: list[tuple[int, bytes]], cuts: list[int]
 ) -> None:
     host, agent, channel = with_channel()
-    assert not host.send_message(channel, wire.encode(value))
+    assert not host.send_message(channel, encode(value))
     for stream, payload in pieces:
         host.send_data(channel, stream, payload)
     host.send_finish(channel)
     events = [event for chunk in chunks(host.take(), cuts) for event in agent.receive(chunk)]
     message, *data, finished = events
     assert isinstance(message, wire.Message)
-    assert wire.decode(message.document) == value
+    assert decode(message.document) == value
     assert data == [wire.Data(channel, stream, payload) for stream, payload in pieces]
     assert finished == wire.Finished(channel)
 
@@ -74,14 +80,14 @@ def test_what_is_sent_arrives_however_the_stream_is_cut(
 @given(name=st.binary(max_size=50))
 def test_a_name_that_is_not_utf8_survives_a_message(name: bytes) -> None:
     text = name.decode("utf-8", "surrogateescape")
-    value = wire.decode(bytes(wire.encode({"path": text})))
+    value = decode(bytes(encode({"path": text})))
     assert value["path"].encode("utf-8", "surrogateescape") == name
 
 
 @given(garbage=st.binary(max_size=2000), cuts=st.lists(st.integers(0, 3000), max_size=5))
 def test_garbage_is_discarded_until_the_host_synchronises(garbage: bytes, cuts: list[int]) -> None:
-    agent, host = Connection(Role.AGENT), Connection(Role.HOST)
-    host.synchronise(NONCE)
+    agent, host = Connection(Role.AGENT, anybody), Connection(Role.HOST)
+    host.synchronise(NONCE, KEY)
     stream = garbage + wire.FLUSH + host.take()
     events = [event for chunk in chunks(stream, cuts) for event in agent.receive(chunk)]
     assert events == [wire.Synchronised(1)]
@@ -98,7 +104,7 @@ def test_a_host_that_died_inside_a_frame_is_followed_by_one_that_is_understood(
     agent.receive(host.take()[:sent])
     agent.outgoing += b"what the agent had still to say"
     successor = Connection(Role.HOST)
-    successor.synchronise(bytes(16))
+    successor.synchronise(bytes(16), KEY)
     try:
         events = agent.receive(wire.FLUSH + successor.take())
     except PeerError:  # a header cut short and filled with zeros means nothing
@@ -110,26 +116,26 @@ def test_a_host_that_died_inside_a_frame_is_followed_by_one_that_is_understood(
 
 
 def test_an_answer_with_another_nonce_is_no_answer() -> None:
-    host, agent = Connection(Role.HOST), Connection(Role.AGENT)
-    host.synchronise(NONCE)
+    host, agent = Connection(Role.HOST), Connection(Role.AGENT, anybody)
+    host.synchronise(NONCE, KEY)
     agent.receive(host.take())
     stale = agent.take()
-    host.synchronise(bytes(16))
+    host.synchronise(bytes(16), KEY)
     assert host.receive(stale) == []
     assert not host.synchronised
 
 
 def test_a_guest_that_never_answers_is_given_up_after_a_bounded_flood() -> None:
     host = Connection(Role.HOST)
-    host.synchronise(NONCE)
+    host.synchronise(NONCE, KEY)
     host.receive(bytes([SYNCED]) * wire.MAX_DISCARD)
     with pytest.raises(PeerError, match="no answer to SYNC"):
         host.receive(bytes([SYNCED]) * 65536)
 
 
 def test_versions_without_overlap_are_an_error() -> None:
-    host, agent = Connection(Role.HOST), Connection(Role.AGENT)
-    host.synchronise(NONCE)
+    host, agent = Connection(Role.HOST), Connection(Role.AGENT, anybody)
+    host.synchronise(NONCE, KEY)
     agent.receive(host.take())
     answer = bytearray(agent.take())
     answer[-4:] = struct.pack("!HH", 2, 3)
@@ -218,23 +224,23 @@ def test_without_consumption_the_window_closes() -> None:
 
 def test_a_message_of_many_windows_arrives_while_none_waits() -> None:
     host, agent, channel = with_channel()
-    rest = wire.encode({"text": "x" * (3 * wire.WINDOW)})
+    rest = encode({"text": "x" * (3 * wire.WINDOW)})
     arrived: list[wire.Event] = []
     while rest:
         rest = agent.send_message(channel, rest)
         arrived += host.receive(agent.take())
         agent.receive(host.take())
     assert isinstance(arrived[-1], wire.Message)
-    assert len(wire.decode(arrived[-1].document)["text"]) == 3 * wire.WINDOW
+    assert len(decode(arrived[-1].document)["text"]) == 3 * wire.WINDOW
 
 
 def test_a_second_large_message_waits_until_the_first_is_taken() -> None:
     host, agent, channel = with_channel()
-    first = wire.encode({"text": "x"})
+    first = encode({"text": "x"})
     assert not agent.send_message(channel, first)
     (message,) = host.receive(agent.take())
     assert isinstance(message, wire.Message)
-    rest = wire.encode({"text": "y" * (3 * wire.WINDOW)})
+    rest = encode({"text": "y" * (3 * wire.WINDOW)})
     for _ in range(5):
         rest = agent.send_message(channel, rest)
         host.receive(agent.take())
@@ -248,7 +254,7 @@ def test_a_second_large_message_waits_until_the_first_is_taken() -> None:
 def test_a_message_over_the_limit_is_refused_by_both_ends() -> None:
     host, _, channel = with_channel()
     with pytest.raises(wire.MisuseError):
-        wire.encode({"text": "x" * wire.MAX_MESSAGE})
+        encode({"text": "x" * wire.MAX_MESSAGE})
     part = frame(PART, channel, bytes(wire.MAX_PAYLOAD))
     for _ in range(wire.MAX_ANSWER // wire.MAX_PAYLOAD):
         host.receive(part)
@@ -262,7 +268,7 @@ def test_a_message_over_the_limit_is_refused_by_both_ends() -> None:
 )
 def test_a_malformed_message_is_a_peer_error(document: bytes) -> None:
     with pytest.raises(PeerError):
-        wire.decode(document)
+        decode(document)
 
 
 @pytest.mark.parametrize(

@@ -44,13 +44,18 @@ _LISTING_DEADLINE = 300.0
 _ENTRY_COST = 128
 
 
-async def connect(address: AgentAddress, *, timeout: float) -> Agent:
+async def connect(address: AgentAddress, *, key: bytes, timeout: float) -> Agent:
     """Return the agent at `address`; tries until it answers.
+
+    Args:
+        address: Where its stream is.
+        key: From `new_key`. An agent that was never connected to, or that a snapshot was restored
+            with, obeys the first key it is shown, and no other afterwards.
 
     Raises:
         GuestError: `guest_unreachable` when none answered in time, `guest_protocol`.
     """
-    return Agent(await open_link(address, timeout=timeout))
+    return Agent(await open_link(address, key=key, timeout=timeout))
 
 
 class Execution:
@@ -185,6 +190,16 @@ class Agent:
             GuestError: They were not there in time.
         """
         await self._ask({"op": "stock"}, timeout)
+
+    async def release(self, *, timeout: float) -> None:
+        """Have the agent forget our key, for a snapshot; this link goes on to hold.
+
+        Over vsock nobody else is obeyed before the machine has been restored.
+
+        Raises:
+            GuestError: It did not in time.
+        """
+        await self._ask({"op": "release"}, timeout)
 
     @contextlib.asynccontextmanager
     async def execute(self, what: Command | Code) -> AsyncGenerator[Execution, None]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vmpool.errors import CapacityError, GuestError, TooLargeError
 from vmpool.model import AgentAddress, SerialAddress
 from vmpool_agent import wire
+from vmpool_agent.message import encode
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _CHUNK = 64 * 1024
 _RETRY = 0.005
 _MAX_RETRY = 0.1
+_CONNECT = 0.25
+"""Seconds for the first try to connect; the next gets twice as many."""
 _RESYNC = 1.0
 _CLOSE_TIMEOUT = 2.0
 _FAREWELL = 0.05
@@ -95,7 +98,7 @@ class LinkChannel:
             GuestError: The link is gone.
         """
         try:
-            rest = wire.encode(value)
+            rest = encode(value)
         except wire.MisuseError as err:
             raise TooLargeError(str(err), code="message_too_large") from err
         async with self._sending:
@@ -312,8 +315,16 @@ def _size(event: wire.Data | wire.Message) -> int:
     return wire.FRAME_COST + len(event.payload if isinstance(event, wire.Data) else event.document)
 
 
-async def open_link(address: AgentAddress, *, timeout: float) -> Link:
+def new_key() -> bytes:
+    """Return what an agent tells its host by: 256 random bits."""
+    return secrets.token_bytes(wire.KEY_SIZE)
+
+
+async def open_link(address: AgentAddress, *, key: bytes, timeout: float) -> Link:
     """Connect and synchronise; tries again until the deadline.
+
+    Args:
+        key: An agent that obeys nobody yet obeys who has this key from now on.
 
     Raises:
         GuestError: `guest_unreachable`: no agent answered in time; `guest_protocol`: it speaks
@@ -322,29 +333,31 @@ async def open_link(address: AgentAddress, *, timeout: float) -> Link:
     last: list[str] = ["nothing answered"]
     try:
         async with asyncio.timeout(timeout):
-            return await _open_until_synchronised(address, last)
+            return await _open_until_synchronised(address, key, last)
     except TimeoutError as err:
         raise GuestError(
             f"no agent at {address!r} within {timeout} s: {last[0]}", code="guest_unreachable"
         ) from err
 
 
-async def _open_until_synchronised(address: AgentAddress, last: list[str]) -> Link:
-    delay = _RETRY
+async def _open_until_synchronised(address: AgentAddress, key: bytes, last: list[str]) -> Link:
+    delay, patience = _RETRY, _CONNECT
     while True:
         try:
-            reader, writer = await _open_stream(address)
+            async with asyncio.timeout(patience):
+                reader, writer = await _open_stream(address)
             async with _Aborting(writer) as aborting:
-                connection = await _synchronise(reader, writer)
+                connection = await _synchronise(reader, writer, key)
                 aborting.release()
                 return Link(reader, writer, connection)
         except (OSError, EOFError) as err:
-            # Refused, or accepted and then reset: the guest is not up, or finds its new CID.
+            # Refused, or accepted and then reset: the guest is not up, or finds its new CID. What
+            # it answers before that, our kernel drops: then the connection hangs.
             last[0] = f"{type(err).__name__}: {err}"
         except wire.PeerError as err:
             raise GuestError(f"agent broke the protocol: {err}", code="guest_protocol") from err
         await asyncio.sleep(delay)
-        delay = min(2 * delay, _MAX_RETRY)
+        delay, patience = min(2 * delay, _MAX_RETRY), 2 * patience
 
 
 class _Aborting:
@@ -383,7 +396,7 @@ async def _open_stream(
 
 
 async def _synchronise(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: bytes
 ) -> wire.Connection:
     """Return a synchronised codec for a new stream.
 
@@ -394,7 +407,7 @@ async def _synchronise(
     patience = _RESYNC
     flush = b""
     while True:
-        connection.synchronise(secrets.token_bytes(wire.NONCE_SIZE))
+        connection.synchronise(secrets.token_bytes(wire.NONCE_SIZE), key)
         writer.write(flush + connection.take())
         try:
             async with asyncio.timeout(patience):
