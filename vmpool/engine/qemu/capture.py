@@ -80,10 +80,13 @@ class QemuCapture:
         """Find how much there is to copy and take memory for it; the machine may run."""
         try:
             await self._in_thread(self._prepare)
+            await migration.offer(self._hypervisor.monitor, self._sink)
             if self._layers is not None:
                 await self._layers.prepare()
-        except BaseException:
+        except BaseException as err:
             self._held.close()
+            if isinstance(err, EngineError):
+                raise self._hypervisor.explained(err) from err
             raise
         return self
 
@@ -94,13 +97,14 @@ class QemuCapture:
         """Copy what differs, as `engine.Capture.take`."""
         started = self._hypervisor
         try:
-            await migration.send_devices(started.monitor, self._sink)
+            await migration.save_devices(started.monitor)
             if self._layers is not None:
-                await self._layers.freeze()
+                # Not cut short: whether the disk is frozen must be known.
+                await uninterrupted(self._layers.freeze())
                 self._frozen = self._layers.frozen
+            await self._in_thread(self._copy)
         except EngineError as err:
             raise started.explained(err) from err
-        await self._in_thread(self._copy)
 
     async def write(self) -> None:
         """Write the stream, as `engine.Capture.write`."""
@@ -108,10 +112,7 @@ class QemuCapture:
 
     async def _in_thread(self, step: Callable[[], None]) -> None:
         # Not cut short: what the thread works on must not be given back meanwhile.
-        try:
-            await uninterrupted(asyncio.to_thread(step))
-        except EngineError as err:
-            raise self._hypervisor.explained(err) from err
+        await uninterrupted(asyncio.to_thread(step))
 
     def _prepare(self) -> None:
         with contextlib.ExitStack() as undo:

@@ -41,8 +41,17 @@ async def send(monitor: Monitor, process: Process, descriptor: int) -> None:
     await _completed(monitor, process)
 
 
-async def send_devices(monitor: Monitor, descriptor: int) -> None:
-    """Write the devices of a paused machine, and no RAM, to `descriptor`, open for writing alone.
+async def offer(monitor: Monitor, descriptor: int) -> None:
+    """Give QEMU what `save_devices` writes to, open for writing alone; the last one counts.
+
+    Raises:
+        EngineError: QEMU failed or died.
+    """
+    await monitor.add_descriptor(descriptor, DEVICES_FDSET)
+
+
+async def save_devices(monitor: Monitor) -> None:
+    """Write the devices of a paused machine, and no RAM, to what was offered.
 
     The command is Xen's by name only: it writes the devices and leaves the machine as it was.
 
@@ -50,7 +59,6 @@ async def send_devices(monitor: Monitor, descriptor: int) -> None:
         EngineError: QEMU failed or died, or the machine is not paused (`machine_running`); what was
             written is no state.
     """
-    await monitor.add_descriptor(descriptor, DEVICES_FDSET)
     # QEMU takes commands in order: none of these need wait for the answer to the one before.
     saving = monitor.execute(
         "xen-save-devices-state", filename=f"/dev/fdset/{DEVICES_FDSET}", live=False
