@@ -16,7 +16,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmpool import snapshot
+from vmpool import descriptors, snapshot
 from vmpool.catalogue import Catalogue, Ground
 from vmpool.clone import RestoreDeadlines
 from vmpool.engine import Engine, qemu
@@ -63,10 +63,12 @@ async def open_host(
 
     Raises:
         ConflictError: `state_in_use`: another server runs on these directories.
-        HostError: QEMU or the directories (`state_unwritable`) are not fit.
+        HostError: QEMU or the directories (`state_unwritable`) are not fit, or this process may
+            have too few open files (`descriptors_few`).
         DiskFullError: There is no room for the directories or the journal.
         StoreError: The journal cannot be used.
     """
+    descriptors.raise_limit()
     clones, snapshots = settings.run / "clones", settings.state / "snapshots"
     async with contextlib.AsyncExitStack() as opened:
         await asyncio.to_thread(_make_directories, settings.state, settings.run, clones, snapshots)

@@ -59,6 +59,7 @@ WITHOUT_SVM = Processor(vendor="AuthenticAMD", features=frozenset({"sse2"}))
         (judgement.memory(16 * GIB), State.OK),
         (judgement.memory(2 * GIB), State.DEGRADED),
         (judgement.memory(GIB // 2), State.MISSING),
+        (judgement.descriptors(1023), State.MISSING),
         (judgement.descriptors(1024), State.DEGRADED),
         (judgement.descriptors(-1), State.OK),
         (judgement.run_directory(Path("/run/vmpool")), State.OK),

@@ -352,7 +352,7 @@ def test_a_qemu_that_will_not_do_is_refused_with_a_remedy(output: str, code: str
     with pytest.raises(HostError) as caught:
         probe.read_version("qemu", output)
     assert caught.value.error_code == code
-    assert ("backports" in caught.value.remedy) == (code == "qemu_too_old")
+    assert ("vmpool doctor" in caught.value.remedy) == (code == "qemu_too_old")
 
 
 async def test_a_qemu_that_is_not_there_is_said_to_be_missing() -> None:

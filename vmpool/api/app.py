@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import resource
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -145,7 +144,6 @@ async def serve(app: web.Application, listen: str | socket.socket) -> AsyncItera
             logger=_ProtocolLog(log, {}),
         )
         await runner.setup()
-        _raise_descriptor_limit()
         try:
             accepting = await _accept(runner, listening)
             try:
@@ -174,12 +172,6 @@ class _Refusal(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         log.warning("over %d connections: one more was closed", CONNECTIONS)
         transport.close()
-
-
-def _raise_descriptor_limit() -> None:
-    """Let this process have as many descriptors as it may; the usual 1024 are few for a server."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class _ProtocolLog(logging.LoggerAdapter[logging.Logger]):

@@ -121,7 +121,7 @@ def _examine_host(state: Path) -> tuple[Finding, ...]:
         judgement.cgroups(unified=Path("/sys/fs/cgroup/cgroup.controllers").is_file()),
         judgement.disk(state, shutil.disk_usage(_existing(state)).free),
         judgement.memory(_memory_available_bytes()),
-        judgement.descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
+        judgement.descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
     )
 
 

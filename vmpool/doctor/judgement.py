@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from vmpool.descriptors import NEEDED as DESCRIPTORS_NEEDED
 from vmpool.doctor.finding import Finding, State
 from vmpool.engine.qemu.isolation import Confinement
 from vmpool.model import GIB
@@ -158,14 +159,18 @@ def memory(available_bytes: int) -> Finding:
 
 
 def descriptors(limit: int) -> Finding:
-    """Judge the limit of open files, below zero when there is none."""
-    fits = limit < 0 or limit >= DESCRIPTORS_ROOMY
+    """Judge how many open files a server may give itself, below zero when there is no limit."""
+    verdict = State.OK
+    if 0 <= limit < DESCRIPTORS_ROOMY:
+        verdict = State.DEGRADED if limit >= DESCRIPTORS_NEEDED else State.MISSING
     return Finding(
         name="open files",
         purpose="sockets and files of clones and clients",
-        state=State.OK if fits else State.DEGRADED,
+        state=verdict,
         detail="unlimited" if limit < 0 else f"at most {limit}",
-        remedy="" if fits else f"ulimit -n {DESCRIPTORS_ROOMY}, or LimitNOFILE= in its unit",
+        remedy=""
+        if verdict is State.OK
+        else f"ulimit -Hn {DESCRIPTORS_ROOMY} as root, or LimitNOFILE= in its unit",
     )
 
 
