@@ -95,6 +95,9 @@ class FakeEngine:
     def version(self) -> str:
         return self._version
 
+    def shape(self, spec: MachineSpec) -> str:
+        return f"fake {spec.machine_type}"
+
     async def processor(self, spec: MachineSpec, at: Attachment) -> Processor:
         assert spec.qemu_version == self.version
         assert not list(at.directory.iterdir())

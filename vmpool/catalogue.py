@@ -330,7 +330,7 @@ class Catalogue:
 
     def _spec(self, root: Path, *, memory_bytes: int, vcpus: int, disk_bytes: int) -> MachineSpec:
         ground = self._ground
-        return MachineSpec(
+        spec = MachineSpec(
             root=root,
             memory_bytes=memory_bytes,
             accelerator=ground.accelerator,
@@ -340,6 +340,7 @@ class Catalogue:
             cpu_model=ground.settings.cpu_model or _all_of(ground.accelerator),
             qemu_version=ground.engine.version,
         )
+        return replace(spec, shape=ground.engine.shape(spec))
 
     async def _bring_up(
         self, entry: Entry, image: Image, progress: Callable[[str], None]

@@ -69,6 +69,8 @@ class MachineSpec:
         cpu_model: What QEMU's `-cpu` takes.
         qemu_version: The hypervisor's version, as `query-version` gives it; a state loads only
             into the version that saved it.
+        shape: What the engine makes of the rest, as `Engine.shape` says, for a later vmpool that
+            makes something else of it; empty where none will ask.
     """
 
     root: Path
@@ -80,6 +82,7 @@ class MachineSpec:
     disk_bytes: int = 0
     cpu_model: str = "max"
     qemu_version: str = ""
+    shape: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 FORMAT = 2
-"""Version of the manifest, and of the machine that an engine makes of its spec: raise it when
-either changes. A host refuses any other."""
+"""Version of the manifest; a host refuses any other."""
 
 PARTIAL = ".partial-"
 """What the name of a snapshot begins with while it is being written or removed."""

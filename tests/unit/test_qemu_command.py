@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,30 @@ def test_a_qemu_too_old_for_a_kvm_descriptor_opens_the_path() -> None:
 )
 def test_versions_are_read_as_numbers(version: str, parts: tuple[int, ...]) -> None:
     assert command.parse_version(version) == parts
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["_CPU_WITHOUT_NESTING", "INTERRUPTS_UNDER_KVM", "_BOARD_OPTIONS", "AGENT_PORT_NAME"],
+)
+def test_a_machine_that_is_made_otherwise_has_another_shape(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    spec = spec_of(MachineType.Q35, Accelerator.KVM, Transport.SERIAL, 0)
+    before = command.shape(spec)
+    monkeypatch.setattr(command, name, f"{getattr(command, name)}-otherwise")
+    assert command.shape(spec) != before
+
+
+def test_what_a_state_does_not_depend_on_is_no_part_of_the_shape(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = spec_of(MachineType.Q35, Accelerator.TCG, Transport.VSOCK, GIB)
+    before = command.shape(spec)
+    monkeypatch.setattr(command, "_CONSOLE_BYTES", 1)
+    moved = replace(spec, root=Path("/elsewhere"), shape=before)
+    assert command.shape(moved) == before
+    assert len({command.shape(spec_of(*shape)) for shape in SHAPES}) == len(SHAPES)
 
 
 def test_a_comma_in_a_name_stays_in_the_name() -> None:

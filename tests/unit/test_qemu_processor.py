@@ -13,7 +13,7 @@ import pytest
 
 from tests import tiny_guest, tiny_template
 from tests.tiny_template import attachment
-from vmpool.engine.qemu import QemuEngine, isolation
+from vmpool.engine.qemu import QemuEngine, command, isolation
 from vmpool.errors import HostError, SnapshotError
 from vmpool.model import MIB, Accelerator, MachineSpec, MachineType, Transport
 
@@ -78,6 +78,20 @@ async def test_a_template_fits_its_own_host_and_is_refused_by_name_where_feature
     with pytest.raises(SnapshotError, match=r": avx2, bmi2 \(make") as caught:
         await fits(less_able(run, "bmi2", "avx2"))
     assert caught.value.error_code == "snapshot_processor_unfit"
+
+
+async def test_a_template_of_a_machine_that_is_made_otherwise_by_now_is_refused(
+    engine: QemuEngine, spec: MachineSpec, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(spec, shape=engine.shape(spec))
+    template = await tiny_template.make(engine, spec, tiny_guest.IDLE, run=run, snapshots=run)
+    with attachment(run) as at:
+        shell = await engine.prepare(template, at)
+        await shell.kill()
+    monkeypatch.setattr(command, "_CPU_WITHOUT_NESTING", "-vmx")
+    with attachment(run) as at, pytest.raises(SnapshotError, match="makes otherwise") as caught:
+        await engine.prepare(template, at)
+    assert caught.value.error_code == "snapshot_unfit"
 
 
 async def test_a_guest_has_what_its_command_line_gave_it_and_cannot_nest(

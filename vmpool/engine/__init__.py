@@ -171,6 +171,9 @@ class Engine(Protocol):
     def version(self) -> str:
         """The hypervisor's version, as it stands in `MachineSpec.qemu_version`."""
 
+    def shape(self, spec: MachineSpec) -> str:
+        """Return a digest of all in the machine of `spec` that a saved state depends on."""
+
     async def processor(self, spec: MachineSpec, at: Attachment) -> Processor:
         """Return all that this host can make the virtual CPUs of guests under `spec`'s accelerator.
 
@@ -192,5 +195,7 @@ class Engine(Protocol):
         """Start a hypervisor that waits for `template`'s state or one that descends from it.
 
         Raises:
+            SnapshotError: This engine makes another machine of its spec than it was saved from;
+                code `snapshot_unfit`.
             EngineError: The hypervisor did not start; nothing is left but files in `at.directory`.
         """

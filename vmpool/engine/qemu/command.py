@@ -7,6 +7,9 @@ device list: a state loads only into the devices that it was saved from.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -61,6 +64,8 @@ _CPU_WITH_FOUR_LEVELS = "-la57"
 
 # A guest that cannot start guests cannot attack what emulates their instructions.
 _CPU_WITHOUT_NESTING = "-vmx,-svm"
+
+_SHAPING = frozenset({"-accel", "-cpu", "-device", "-global", "-m", "-machine", "-serial", "-smp"})
 
 _CONSOLE_BYTES = 64 << 10
 
@@ -122,6 +127,17 @@ def restore(spec: MachineSpec, instance: Instance) -> list[str]:
         *(_overlay() if spec.disk_bytes else []),
         *_devices(spec, instance),
     ]
+
+
+def shape(spec: MachineSpec) -> str:
+    """Return a digest of all options that a state depends on: 16 hex digits.
+
+    Another `-cpu` or `-device` under the same spec is another machine: a state that was saved from
+    the one may load into the other, and the guest fail later.
+    """
+    argv = restore(spec, Instance(name="", cid=0))
+    parts = [pair for pair in itertools.pairwise(argv) if pair[0] in _SHAPING]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def bare(spec: MachineSpec, instance: Instance) -> list[str]:

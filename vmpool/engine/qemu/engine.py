@@ -23,7 +23,7 @@ from vmpool.engine.qemu.handover import (
     open_file,
 )
 from vmpool.engine.qemu.machine import OVERLAY, QemuMachine, QemuShell
-from vmpool.errors import EngineError
+from vmpool.errors import EngineError, SnapshotError
 from vmpool.model import Accelerator
 from vmpool.snapshot import DISK, MEMORY
 
@@ -70,6 +70,10 @@ class QemuEngine:
         """What every QEMU is cut off from."""
         return self._isolation
 
+    def shape(self, spec: MachineSpec) -> str:
+        """Return a digest of the command line's options that a state depends on."""
+        return command.shape(spec)
+
     async def processor(self, spec: MachineSpec, at: Attachment) -> Processor:
         """Return what this host can make virtual CPUs, as `Engine.processor`."""
         with Handover(spec, at) as handover:
@@ -115,6 +119,7 @@ class QemuEngine:
         """Start a waiting hypervisor, as `Engine.prepare`."""
         spec = template.spec
         self._require_version(spec)
+        _require_shape(template)
         with Handover(spec, at) as handover:
             handover.put(Slot.MEMORY, open_file(template.memory, os.O_RDONLY))
             if template.disk is not None:
@@ -154,3 +159,12 @@ class QemuEngine:
                 f"the machine is for QEMU {spec.qemu_version!r}, this is {self._version!r}",
                 code="qemu_version_differs",
             )
+
+
+def _require_shape(template: Snapshot) -> None:
+    if template.spec.shape not in {"", command.shape(template.spec)}:
+        raise SnapshotError(
+            f"snapshot {template.manifest.id!r} is of a machine that this vmpool makes otherwise",
+            code="snapshot_unfit",
+            remedy="make the template again",
+        )
