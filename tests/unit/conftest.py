@@ -1,4 +1,4 @@
-"""Hosts over a fake engine, for the modules between the engine and the edges."""
+"""Hosts over a fake engine, for the modules between the engine and the edges; and fake guests."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import fake_host
+from tests import fake_guest, fake_host
 from tests.fakes import FakeEngine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from vmpool.host import Host
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of a guest that all tests of a module share."""
+    with fake_guest.running(tmp_path_factory.mktemp("guest")) as path:
+        yield path
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import fake_guest
-from vmpool.agent import Agent, answers, connect
+from tests.connected_agent import connected
+from vmpool.agent import Agent, answers
 from vmpool.errors import ConflictError, GuestError, InvalidRequestError
-from vmpool.model import Code, Command, Exited, Output, Raised, Result, SerialAddress, Started
+from vmpool.model import Code, Command, Exited, Output, Raised, Result, Started
 from vmpool_agent import wire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from vmpool.agent import Execution
@@ -25,18 +26,6 @@ if TYPE_CHECKING:
 
 # An agent that outlives a test forks spares when it likes.
 pytestmark = pytest.mark.shares_host
-
-
-@pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with fake_guest.running(tmp_path_factory.mktemp("guest")) as path:
-        yield path
-
-
-@asynccontextmanager
-async def connected(guest: Path) -> AsyncIterator[Agent]:
-    async with await connect(SerialAddress(path=guest), key=fake_guest.KEY, timeout=10) as agent:
-        yield agent
 
 
 async def run(agent: Agent, what: Command | Code) -> list[ExecutionEvent]:
@@ -348,16 +337,24 @@ async def test_every_generator_is_seeded_anew_before_source_runs(tmp_path: Path)
     """A fork that waited in a snapshot holds the same state in all clones until it is seeded."""
     script = tmp_path / "warm.py"
     script.write_text(ALIKE)
-    source = "import random, ssl, uuid\nprint(random.random(), uuid.uuid1().node, *seeded)"
     with fake_guest.running(tmp_path, "--warm-up", str(script)) as path:
         async with connected(path) as agent:
-            drawn = [output(await run(agent, Code(source=source))).split() for _ in range(3)]
-    assert len({number for number, *_ in drawn}) == 3
-    assert [added for _, _, *added in drawn] == [[b"openssl", b"uuid"]] * 3
+            drawn = [output(await run(agent, Code(source=DRAW))).split() for _ in range(3)]
+    for what in range(3):  # a number, a name, a key
+        assert len({of_one[what] for of_one in drawn}) == 3
+    assert [added for _, _, _, *added in drawn] == [[b"openssl", b"uuid"]] * 3
 
+
+DRAW = """
+import random, tempfile
+from multiprocessing import process
+names = tempfile._get_candidate_names()
+print(random.random(), next(names), process.current_process().authkey.hex(), *seeded)
+"""
 
 ALIKE = """
-import builtins, random, ssl, uuid
+import builtins, os, random, ssl, tempfile, uuid
+from multiprocessing import process
 from vmpool_agent import generators
 builtins.seeded = []
 ssl.RAND_add = lambda material, entropy: seeded.append("openssl") if any(material) else None
@@ -371,6 +368,9 @@ def reseed():
         seeded.clear()
         random.seed(1)
         uuid._node = 1
+        names = tempfile._get_candidate_names()
+        names._rng, names._rng_pid = random.Random(1), os.getpid()
+        process.current_process().authkey = b"the same"
 rehearsed = []
 generators.reseed = reseed
 """

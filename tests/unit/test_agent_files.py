@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 import stat
 import subprocess
 import tempfile
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests import fake_guest
-from vmpool.agent import Agent, connect
+from tests.connected_agent import connected
+from vmpool.agent import Agent
 from vmpool.errors import GuestFileError, InvalidRequestError, TooLargeError
-from vmpool.model import Command, FileKind, SerialAddress
+from vmpool.model import Command, FileKind
+from vmpool_agent import wire
+from vmpool_agent.message import decode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 # An agent that outlives a test forks spares when it likes.
 pytestmark = pytest.mark.shares_host
-
-
-@pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with fake_guest.running(tmp_path_factory.mktemp("guest")) as path:
-        yield path
-
-
-@asynccontextmanager
-async def connected(guest: Path) -> AsyncIterator[Agent]:
-    async with await connect(SerialAddress(path=guest), key=fake_guest.KEY, timeout=10) as agent:
-        yield agent
 
 
 async def pieces(data: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
@@ -119,6 +112,44 @@ async def test_a_directory_beyond_the_limit_is_refused(guest: Path) -> None:
         assert len(await agent.list_directory("crowd", user="user")) == 10_000
         await agent.remove("crowd", user="user")
     assert not crowd.exists()
+
+
+async def answers_to(agent: Agent, request: dict[str, object]) -> list[dict[str, Any]]:
+    """Return what the guest itself says, past what the host makes of it."""
+    said = []
+    async with asyncio.timeout(60), agent._link.open() as channel:
+        await channel.send_message(request)
+        while message := await channel.receive():
+            assert isinstance(message, wire.Message)
+            said.append(decode(message.document))
+    return said
+
+
+async def test_a_guest_ends_a_listing_of_too_many_entries_itself(guest: Path) -> None:
+    crowd = guest.parent / "home" / "many-entries"
+    crowd.mkdir()
+    for number in range(10_001):
+        (crowd / str(number)).touch()
+    async with connected(guest) as agent:
+        said = await answers_to(
+            agent, {"op": "list", "path": "many-entries", "user": "user", "depth": 1}
+        )
+    shutil.rmtree(crowd)
+    assert (said[-1]["type"], said[-1].get("code")) == ("error", "too_many_entries")
+
+
+async def test_a_guest_ends_a_listing_of_long_paths_itself(guest: Path) -> None:
+    top = guest.parent / "home" / "lengthy"
+    deep = top.joinpath(*["d" * 250] * 14)
+    deep.mkdir(parents=True)
+    for number in range(2_400):
+        (deep / f"{number:0250}").touch()
+    async with connected(guest) as agent:
+        said = await answers_to(
+            agent, {"op": "list", "path": str(deep), "user": "user", "depth": 1}
+        )
+    shutil.rmtree(top)
+    assert (said[-1]["type"], said[-1].get("code")) == ("error", "too_many_entries")
 
 
 async def test_moving_makes_parents_and_replaces(guest: Path) -> None:
