@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PAGE = 100
+"""Sandboxes that are asked for at once."""
+
 FAREWELL_SECONDS = 30.0
 """How long the end of a block waits for its sandbox's."""
 
@@ -173,7 +176,7 @@ class AsyncClient:
         wanted = [f"{name}={value}" for name, value in (metadata or {}).items()]
         cursor: str | None = None
         while True:
-            path = path_of("sandboxes", metadata=wanted, cursor=cursor)
+            path = path_of("sandboxes", metadata=wanted, limit=PAGE, cursor=cursor)
             page = read(await self._ask(path), SandboxPage)
             for info in page.sandboxes:
                 yield info

@@ -236,14 +236,17 @@ class Connection:
 
     def _session(self) -> aiohttp.ClientSession:
         if self._opened is None:
-            url = urlsplit(self.endpoint.url)
-            if url.scheme not in {"http", "https"} or not url.hostname:
+            if not _is_address(self.endpoint.url):
                 raise InvalidRequestError(
                     f"{self.endpoint.url!r} is no server's address",
                     code="invalid_server",
                     remedy="give one like http://127.0.0.1:8700",
                 )
             headers = {"Accept-Encoding": "identity"}
+            if not (self.endpoint.token.isascii() and self.endpoint.token.isprintable()):
+                raise UnauthorizedError(
+                    "the token holds what none can", code="token_invalid", remedy=WHERE_FROM
+                )
             if self.endpoint.token:
                 headers["Authorization"] = f"Bearer {self.endpoint.token}"
             self._opened = aiohttp.ClientSession(
@@ -253,6 +256,7 @@ class Connection:
                     total=None, sock_connect=CONNECT_TIMEOUT, sock_read=self._timeout
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                middlewares=(_send_once,),
             )
         return self._opened
 
@@ -292,10 +296,8 @@ class Connection:
                 code="server_silent",
                 remedy="whether the request took effect is unknown; give the client more time",
             ) from err
-        except aiohttp.InvalidURL as err:
-            raise InvalidRequestError(
-                f"{self.endpoint.url!r} is no server's address", code="invalid_server"
-            ) from err
+        except _LostError as err:
+            raise self._lost(err.cause) from err.cause
         except (aiohttp.ClientError, ConnectionError) as err:
             raise self._lost(err) from err
 
@@ -312,6 +314,37 @@ class Connection:
             code="not_vmpool",
             remedy=OTHER_SERVER,
         )
+
+
+class _LostError(Exception):
+    """The connection broke before an answer came."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+async def _send_once(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending a PUT or DELETE again by itself, which it does for its own errors.
+
+    A removal would be told to have failed, and an upload would go on in the middle.
+    """
+    try:
+        return await handler(request)
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as err:
+        raise _LostError(err) from err
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def path_of(*segments: str, **query: str | int | list[str] | None) -> str:

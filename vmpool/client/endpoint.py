@@ -64,9 +64,8 @@ def find_endpoint(
     """
     state = found_state() if state is None else state
     found = local.read_server(state)
-    url = (server or environ.get(SERVER_VARIABLE) or found or DEFAULT_SERVER).rstrip("/")
-    if "://" not in url:
-        url = f"http://{url}"
+    url = server or environ.get(SERVER_VARIABLE) or found or DEFAULT_SERVER
+    url = (url if "://" in url else f"http://{url}").rstrip("/")
     if token:
         return Endpoint(url=url, token=token)
     if token_file is not None:
@@ -101,10 +100,8 @@ def _read_token_file(path: Path) -> str:
 
 
 def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
