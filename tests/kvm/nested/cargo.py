@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from importlib.metadata import distribution
 from pathlib import Path
+from subprocess import PIPE
 from typing import TYPE_CHECKING
 
 from tests.kvm.nested.place import ROOT
@@ -36,7 +37,7 @@ _INODES = 65536
 def checkout_files(root: Path = ROOT) -> list[Path]:
     """Return the files of the checkout, relative to it: all that git tracks or would."""
     argv = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(argv, check=True, capture_output=True, text=True, cwd=root).stdout
+    listed = subprocess.run(argv, check=True, stdout=PIPE, text=True, cwd=root).stdout
     paths = sorted({Path(name) for name in listed.split("\0") if name})
     return [path for path in paths if (root / path).is_symlink() or (root / path).is_file()]
 
