@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shutil
@@ -31,7 +32,7 @@ from vmpool.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from vmpool.engine import Machine
     from vmpool.snapshot import Base, Snapshot
@@ -102,20 +103,29 @@ class Bench:
 
 @pytest.fixture(params=["fake", "q35", "q35-disk", "microvm"])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
-    root = tmp_path / "root"
-    root.write_bytes(bytes(4096))
     engine: Engine = (
         FakeEngine(Faults(load_delay=0.01))
         if request.param == "fake"
         else await QemuEngine.detect()
     )
+    with opened(engine, request.param, Accelerator.TCG, Transport.SERIAL, tmp_path) as bench:
+        yield bench
+
+
+@contextlib.contextmanager
+def opened(
+    engine: Engine, shape: str, accelerator: Accelerator, transport: Transport, tmp_path: Path
+) -> Iterator[Bench]:
+    """Yield a bench for machines of a shape: `q35`, `q35-disk` or `microvm`."""
+    root = tmp_path / "root"
+    root.write_bytes(bytes(4096))
     spec = MachineSpec(
         root=root,
         memory_bytes=32 * MIB,
-        accelerator=Accelerator.TCG,
-        transport=Transport.SERIAL,
-        machine_type=MachineType.MICROVM if request.param == "microvm" else MachineType.Q35,
-        disk_bytes=8 * MIB if request.param == "q35-disk" else 0,
+        accelerator=accelerator,
+        transport=transport,
+        machine_type=MachineType.MICROVM if shape == "microvm" else MachineType.Q35,
+        disk_bytes=8 * MIB if shape == "q35-disk" else 0,
         qemu_version=engine.version,
     )
     # A short name: a socket's path has at most 107 bytes.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.tcg.conftest import Api
+from tests.serving import Api
 
 pytestmark = [pytest.mark.tcg, pytest.mark.shares_host, pytest.mark.timeout(900)]
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tcg.conftest import Ground, UpServer, client
+from tests.serving import Ground, client
+from tests.tcg.conftest import UpServer
 
 pytestmark = [pytest.mark.tcg, pytest.mark.shares_host, pytest.mark.timeout(900)]
 

@@ -6,13 +6,13 @@ import base64
 
 import pytest
 
-from tests.tcg.conftest import Api, UpServer, until
+from tests.serving import Api, Server, until
 
 pytestmark = [pytest.mark.tcg, pytest.mark.shares_host]
 
 
 async def test_a_request_runs_python_in_a_machine_that_is_gone_afterwards(
-    api: Api, server: UpServer
+    api: Api, server: Server
 ) -> None:
     answer = await api.run(code="import os; print(os.uname().nodename, 6 * 7)")
     hostname, product = answer["stdout"].split()
@@ -108,7 +108,7 @@ async def test_a_guest_that_panics_is_infrastructure_with_its_own_code(api: Api)
     status, problem = await api.call(
         "POST",
         "/v1/run",
-        json={"template": "python", "argv": ["/bin/sh", "-c", panic], "user": "root"},
+        json={"template": api.template, "argv": ["/bin/sh", "-c", panic], "user": "root"},
     )
     assert status == 502, problem
     assert problem["code"] == "guest_panicked"

@@ -10,13 +10,13 @@ import os
 
 import pytest
 
-from tests.tcg.conftest import Api, UpServer, until
+from tests.serving import Api, Server, until
 
 pytestmark = [pytest.mark.tcg, pytest.mark.shares_host]
 
 
 async def test_what_one_clone_writes_to_disk_and_memory_no_other_sees(
-    api: Api, server: UpServer
+    api: Api, server: Server
 ) -> None:
     secret = os.urandom(16).hex()
     leave = f"echo {secret} > /home/user/mark; echo {secret} | sudo tee /etc/mark /dev/shm/mark"
@@ -122,7 +122,7 @@ async def test_a_flood_on_one_execution_does_not_block_another(api: Api) -> None
 
 
 async def test_a_sandbox_ends_at_its_deadline_and_is_told_from_one_that_never_was(
-    api: Api, server: UpServer
+    api: Api, server: Server
 ) -> None:
     async with api.sandbox(timeout=300) as sandbox:
         status, _ = await api.call("POST", f"/v1/sandboxes/{sandbox}/timeout", json={"timeout": 0})
@@ -139,7 +139,7 @@ async def test_a_sandbox_ends_at_its_deadline_and_is_told_from_one_that_never_wa
     assert (status, problem["code"]) == (404, "sandbox_not_found")
 
 
-async def test_a_hypervisor_that_dies_ends_its_sandbox_at_once(api: Api, server: UpServer) -> None:
+async def test_a_hypervisor_that_dies_ends_its_sandbox_at_once(api: Api, server: Server) -> None:
     async with api.sandbox() as sandbox:
         hostname = (await api.call("GET", f"/v1/sandboxes/{sandbox}"))[1]["identity"]["hostname"]
         clone = server.ground.state / "run/clones" / hostname
