@@ -83,12 +83,14 @@ class FakeEngine:
     Attributes:
         boots: How many machines it has booted.
         offered: What it says that its host can give.
+        make: Another one makes other machines of the same specs.
     """
 
     def __init__(self, faults: Faults | None = None, *, version: str = VERSION) -> None:
         self.faults = faults or Faults()
         self.boots = 0
         self.offered = PROCESSOR
+        self.make = "first"
         self._version = version
 
     @property
@@ -96,7 +98,7 @@ class FakeEngine:
         return self._version
 
     def shape(self, spec: MachineSpec) -> str:
-        return f"fake {spec.machine_type}"
+        return f"{self.make} {spec.machine_type}"
 
     async def processor(self, spec: MachineSpec, at: Attachment) -> Processor:
         assert spec.qemu_version == self.version
@@ -194,6 +196,7 @@ class FakeMachine:
             raise self._faults.pause
         self._guest.signal(signal.SIGSTOP)
         self.paused = True
+        await asyncio.sleep(0)  # stopped, and nobody knows it yet
 
     async def resume(self) -> None:
         if self._faults.resume is not None:
@@ -249,6 +252,7 @@ class FakeCapture:
 
     async def __aenter__(self) -> FakeCapture:
         self._machine.require_alive()
+        await asyncio.sleep(0)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -260,10 +264,12 @@ class FakeCapture:
             raise self._faults.take
         if not self._machine.paused:
             raise EngineError("only a paused machine can be saved", code="machine_running")
+        await asyncio.sleep(0)
         self._taken = True
 
     async def write(self) -> None:
         assert self._taken
+        await asyncio.sleep(0)
         if self._faults.write is not None:
             raise self._faults.write
         self._path.write_bytes(STATE)

@@ -118,6 +118,21 @@ async def test_a_snapshot_of_another_qemu_is_replaced_by_one_of_this(
         assert row.snapshot_id == new
 
 
+async def test_a_snapshot_of_a_machine_that_is_made_otherwise_by_now_is_replaced(
+    host: Host, state: Path
+) -> None:
+    (old,) = snapshots(state)
+    await host.catalogue.close()
+    other = shutil.copytree(state, state.with_name(f"{state.name}-o"))
+    engine = FakeEngine()
+    engine.make = "second"
+    async with opened(other, engine) as again:
+        assert (await again.catalogue.settled(IMAGE)).state is TemplateState.READY
+        assert engine.boots == 1
+        (new,) = snapshots(other)
+        assert new != old
+
+
 async def test_a_snapshot_of_a_better_processor_is_refused_by_name_and_made_again(
     host: Host, state: Path
 ) -> None:

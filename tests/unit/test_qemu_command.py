@@ -142,6 +142,21 @@ def test_what_a_state_does_not_depend_on_is_no_part_of_the_shape(
     assert len({command.shape(spec_of(*shape)) for shape in SHAPES}) == len(SHAPES)
 
 
+@pytest.mark.parametrize(
+    ("model", "cpu"),
+    [
+        ("host", "host,-vmx,-svm"),
+        ("host,arch-capabilities=off", "host,arch-capabilities=off,-vmx,-svm"),
+        ("max", "max,-vmx,-svm"),
+        ("EPYC-v4", "EPYC-v4,-vmx,-svm,enforce"),
+    ],
+)
+def test_a_named_cpu_model_is_had_whole_or_not_at_all(model: str, cpu: str) -> None:
+    spec = replace(spec_of(MachineType.Q35, Accelerator.KVM, Transport.SERIAL, 0), cpu_model=model)
+    argv = command.restore(spec, Instance(name="x"))
+    assert argv[argv.index("-cpu") + 1] == cpu
+
+
 def test_a_comma_in_a_name_stays_in_the_name() -> None:
     spec = spec_of(MachineType.Q35, Accelerator.TCG, Transport.SERIAL, 0)
     argv = command.restore(spec, Instance(name="a,debug-threads=on"))
