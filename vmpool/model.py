@@ -252,7 +252,7 @@ class Output:
 class Result:
     """A value that code showed, as a MIME bundle: `text/plain` always, richer forms beside it.
 
-    Binary forms (`image/png`) are base64 text.
+    Binary forms (`image/png`) are base64 text. There are 64 at most; of more, `text/plain` tells.
     """
 
     mime: dict[str, str]

@@ -64,6 +64,8 @@ FILE_REFUSALS = frozenset(
 _MAX_TEXT = 4096
 _MAX_PATH = 4096  # PATH_MAX in linux/limits.h
 _MAX_FORMS = 64
+"""What a result has at most; a value with more is odd, but nobody's fault."""
+_PLAIN = "text/plain"
 _MAX_STRUCTURE = 20_000
 """Values in a document that only the slower decoder understands, which makes all into objects."""
 _SHOWN_TEXT = 500
@@ -146,9 +148,9 @@ def execution_event(message: dict[str, Any]) -> ExecutionEvent:
             return Started(integer(message, "pid"))
         case "result":
             mime = message.get("mime")
-            if not isinstance(mime, dict) or len(mime) > _MAX_FORMS:
+            if not isinstance(mime, dict):
                 raise _malformed("mime")
-            return Result({_clean(kind): _clean(_text(mime, kind)) for kind in mime})
+            return Result(_forms({_clean(kind): _clean(_text(mime, kind)) for kind in mime}))
         case "raised":
             name, value, trace = (
                 _clean(_text(message, key)) for key in ("name", "value", "traceback")
@@ -249,6 +251,17 @@ def integer(message: dict[str, Any], name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**64:
         raise _malformed(name)
     return value
+
+
+def _forms(mime: dict[str, str]) -> dict[str, str]:
+    """Return a result's forms, and if they are too many the first of them, which then say so."""
+    if len(mime) <= _MAX_FORMS:
+        return mime
+    plain = mime.get(_PLAIN, "")
+    first = [kind for kind in mime if kind != _PLAIN][: _MAX_FORMS - 1]
+    left_out = len(mime.keys() - {_PLAIN, *first})
+    marked = f"{plain}\n[{left_out} more forms left out]"
+    return {_PLAIN: marked, **{kind: mime[kind] for kind in first}}
 
 
 def _exited(message: dict[str, Any]) -> Exited:

@@ -1,0 +1,38 @@
+"""What a guest says of a result, turned into a value that is bounded and honest."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmpool.agent import answers
+from vmpool.model import Result
+
+MOST = 64
+kinds = st.sampled_from([f"x/{number}" for number in range(200)])
+
+
+def shown(mime: dict[str, str]) -> dict[str, str]:
+    event = answers.execution_event({"type": "result", "mime": mime})
+    assert isinstance(event, Result)
+    return event.mime
+
+
+@given(st.dictionaries(kinds, st.text(), max_size=MOST - 1), st.text())
+def test_a_result_with_few_forms_is_as_the_guest_said(mime: dict[str, str], plain: str) -> None:
+    mime = {**mime, "text/plain": plain}
+    assert shown(mime) == mime
+    assert list(shown(mime)) == list(mime)
+
+
+@given(st.dictionaries(kinds, st.text(), min_size=MOST + 1, max_size=150), st.none() | st.text())
+def test_of_too_many_forms_the_first_are_kept_and_say_so(
+    mime: dict[str, str], plain: str | None
+) -> None:
+    said = mime if plain is None else {**mime, "text/plain": plain}
+    kept = shown(said)
+    assert len(kept) == MOST
+    first = list(mime)[: MOST - 1]
+    assert {kind: kept[kind] for kind in first} == {kind: mime[kind] for kind in first}
+    left_out = len(mime) - len(first)
+    assert kept["text/plain"] == f"{plain or ''}\n[{left_out} more forms left out]"
