@@ -89,7 +89,9 @@ def test_a_host_that_lacks_what_the_ring_is_about_says_what() -> None:
         message.Lacking(what=("no working /dev/kvm: it is not there",)),
         message.Halted(code=70),
     )
-    assert verdict.objections(Ending.HALTED, record) == ["no working /dev/kvm: it is not there"]
+    assert verdict.objections(Ending.HALTED, record) == [
+        "the host has no working /dev/kvm: it is not there"
+    ]
     assert not verdict.has_died(Ending.HALTED, record)
 
 

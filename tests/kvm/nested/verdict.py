@@ -23,7 +23,7 @@ def has_died(ending: Ending, record: Record) -> bool:
 
 def objections(ending: Ending, record: Record) -> list[str]:
     """Return why the run is no success; empty when it is."""
-    found = list(record.lacking)
+    found = [f"the host has {what}" for what in record.lacking]
     if record.report is not None:
         found += report.objections(record.report.code, report.read(record.report.junit))
     elif not found:
