@@ -1,6 +1,7 @@
 """Clone: a machine restored from a snapshot, plus all that it holds.
 
-The recipe of one restore: directory, hypervisor, state, agent link, identity, a first run, rest.
+The recipe of one restore: directory, hypervisor, state, agent link, identity, a first run, rest;
+of a descent, the same without the last two.
 A clone that fails at any step is killed and nothing of it is left; one that does not confirm its
 identity is never returned. It knows no pool and no sandbox.
 """
@@ -13,7 +14,7 @@ import errno
 import logging
 import shutil
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Protocol
 
 from vmpool.agent import connect, new_key
@@ -46,8 +47,9 @@ class RestoreTimings:
         resume_ns: Letting the virtual CPUs run.
         hello_ns: Until the agent answered.
         identify_ns: Until the agent confirmed the clone's identity.
-        warm_ns: One trivial execution, so that the holder's first is not the guest's first.
-        rest_ns: Stopping the virtual CPUs again.
+        warm_ns: One trivial execution, so that the holder's first is not the guest's first; 0 for
+            a clone that goes on where another was.
+        rest_ns: Stopping the virtual CPUs again; 0 likewise.
     """
 
     spawn_ns: int
@@ -55,8 +57,8 @@ class RestoreTimings:
     resume_ns: int
     hello_ns: int
     identify_ns: int
-    warm_ns: int
-    rest_ns: int
+    warm_ns: int = 0
+    rest_ns: int = 0
 
     @property
     def total_ns(self) -> int:
@@ -90,7 +92,10 @@ class _Stopwatch:
 class Clone:
     """A restored, identified machine with its agent link and its directory.
 
-    Made by `restore`; whoever holds it calls `kill`.
+    Made by `restore` or `descend`; whoever holds it calls `kill`.
+
+    Attributes:
+        key: What its agent obeys, and that of each machine which descends from it.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class Clone:
         id: str,
         machine: Machine,
         agent: Agent,
+        key: bytes,
         directory: Path,
         receipt: IdentityReceipt,
         timings: RestoreTimings,
@@ -107,6 +113,7 @@ class Clone:
         self.id = id
         self.machine = machine
         self.agent = agent
+        self.key = key
         self.directory = directory
         self.receipt = receipt
         self.timings = timings
@@ -187,40 +194,105 @@ async def restore(
         GuestError: The guest did not answer, confirm or run in time.
         DiskFullError: There is no room for the clone's directory.
     """
-    watch = _Stopwatch()
     async with contextlib.AsyncExitStack() as undo:
-        directory = claim_directory(run)
-        clone_id = directory.name
-        undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        shell = await engine.prepare(template, Attachment(directory=directory))
-        undo.push_async_callback(_finish_kill, shell)
-        spawn_ns = watch.lap()
-        machine = await shell.load(template)
-        undo.push_async_callback(_finish_kill, machine)
-        load_ns = watch.lap()
-        await machine.resume()
-        resume_ns = watch.lap()
-        agent, receipt, identify_ns = await _introduce(machine, clone_id, deadlines)
-        undo.push_async_callback(agent.close)
-        hello_ns = watch.lap() - identify_ns
-        await warm(agent, timeout=deadlines.warm)
+        woken = await _wake(
+            undo,
+            engine,
+            template=template,
+            state=template,
+            key=new_key(),
+            run=run,
+            deadlines=deadlines,
+        )
+        watch = _Stopwatch()
+        await warm(woken.agent, timeout=deadlines.warm)
         warm_ns = watch.lap()
-        await machine.pause()
+        await woken.machine.pause()
+        woken.timings = replace(woken.timings, warm_ns=warm_ns, rest_ns=watch.lap())
         undo.pop_all()
+    log.debug("clone=%s restored in %.1f ms", woken.id, woken.timings.total_ns / 1e6)
+    return woken
+
+
+async def descend(
+    engine: Engine,
+    template: Snapshot,
+    checkpoint: Snapshot,
+    *,
+    key: bytes,
+    run: Path,
+    deadlines: RestoreDeadlines,
+) -> Clone:
+    """Restore a clone that goes on where a checkpoint was taken, under an identity of its own.
+
+    What the parent's host had running in the guest over its link ends, as it does whenever a host
+    is gone; what was started to stay goes on. The clone runs; nothing more has run in it.
+
+    On any failure and on cancellation the machine is killed and its directory removed.
+
+    Args:
+        engine: What starts the hypervisor.
+        template: What the checkpoint was written against.
+        checkpoint: The state.
+        key: Of the clone that the checkpoint was taken of.
+        run: Directory that clones' directories are made in.
+        deadlines: When to give up on the guest.
+
+    Raises:
+        VmpoolError: As `restore`.
+    """
+    async with contextlib.AsyncExitStack() as undo:
+        woken = await _wake(
+            undo,
+            engine,
+            template=template,
+            state=checkpoint,
+            key=key,
+            run=run,
+            deadlines=deadlines,
+        )
+        undo.pop_all()
+    snapshot_id = checkpoint.manifest.id
+    log.debug("clone=%s descends from checkpoint=%s", woken.id, snapshot_id)
+    return woken
+
+
+async def _wake(
+    undo: contextlib.AsyncExitStack,
+    engine: Engine,
+    *,
+    template: Snapshot,
+    state: Snapshot,
+    key: bytes,
+    run: Path,
+    deadlines: RestoreDeadlines,
+) -> Clone:
+    """Return a clone that runs and is identified; `undo` has what ends it."""
+    watch = _Stopwatch()
+    directory = claim_directory(run)
+    undo.callback(shutil.rmtree, directory, ignore_errors=True)
+    shell = await engine.prepare(template, Attachment(directory=directory))
+    undo.push_async_callback(_finish_kill, shell)
+    spawn_ns = watch.lap()
+    machine = await shell.load(state)
+    undo.push_async_callback(_finish_kill, machine)
+    load_ns = watch.lap()
+    await machine.resume()
+    resume_ns = watch.lap()
+    agent, receipt, identify_ns = await _introduce(machine, key, directory.name, deadlines)
+    undo.push_async_callback(agent.close)
     timings = RestoreTimings(
         spawn_ns=spawn_ns,
         load_ns=load_ns,
         resume_ns=resume_ns,
-        hello_ns=hello_ns,
+        hello_ns=watch.lap() - identify_ns,
         identify_ns=identify_ns,
-        warm_ns=warm_ns,
-        rest_ns=watch.lap(),
     )
-    log.debug("clone=%s restored in %.1f ms", clone_id, timings.total_ns / 1e6)
     return Clone(
-        id=clone_id,
+        id=directory.name,
         machine=machine,
         agent=agent,
+        key=key,
         directory=directory,
         receipt=receipt,
         timings=timings,
@@ -229,7 +301,7 @@ async def restore(
 
 
 async def _introduce(
-    machine: Machine, hostname: str, deadlines: RestoreDeadlines
+    machine: Machine, key: bytes, hostname: str, deadlines: RestoreDeadlines
 ) -> tuple[Agent, IdentityReceipt, int]:
     """Claim a restored machine's agent and have it take its identity.
 
@@ -242,7 +314,6 @@ async def _introduce(
     Raises:
         GuestError: It did not answer in time, obeys another, or did not confirm.
     """
-    key = new_key()
     last_try = time.monotonic() + deadlines.hello
     while True:
         agent = await connect(machine.agent_address, key=key, timeout=deadlines.hello)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import fake_guest, fake_host
+from tests.api.conftest import IMAGE
 from tests.fakes import FakeEngine
+from vmpool import snapshot, template
+from vmpool.image import Library
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from vmpool.host import Host
+    from vmpool.snapshot import Snapshot
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +51,29 @@ async def host(
         await fake_host.add_template(opened)
         fake_host.keep(state, tmp_path_factory.getbasetemp() / "furnished")
         yield opened
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """The snapshot of a template that all tests of a module restore clones of."""
+    state = tmp_path_factory.mktemp("clone")
+    fake_host.furnish(state, tmp_path_factory.getbasetemp() / "furnished")
+    for name in ("clones", "snapshots"):
+        (state / name).mkdir(exist_ok=True)
+    engine = FakeEngine()
+    image = Library(state).load(IMAGE)
+    spec = fake_host.spec_of(state, engine, image.digest)
+    directory = state / "snapshots" / template.snapshot_id(image.digest, spec)
+    if directory.exists():
+        return snapshot.load(directory)
+    return asyncio.run(
+        template.make(
+            engine,
+            image,
+            spec,
+            snapshots=state / "snapshots",
+            run=state / "clones",
+            boot_timeout=60.0,
+            progress=lambda _: None,
+        )
+    )

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import fake_host, stepping
-from tests.api.conftest import IMAGE
+from tests import stepping
 from tests.fakes import FakeEngine, Faults
-from vmpool import clone, snapshot, template
+from vmpool import clone
 from vmpool.clone import RestoreDeadlines
 from vmpool.errors import EngineError, GuestError, HostError
-from vmpool.image import Library
 from vmpool.model import Code, Exited, Output
 from vmpool.snapshot import Snapshot
 
@@ -40,32 +38,6 @@ class Bench:
         return await clone.restore(
             self.engine, self.base, run=self.clones, deadlines=replace(DEADLINES, **deadlines)
         )
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """The snapshot of a template that all tests restore clones of."""
-    state = tmp_path_factory.mktemp("clone")
-    fake_host.furnish(state, tmp_path_factory.getbasetemp() / "furnished")
-    for name in ("clones", "snapshots"):
-        (state / name).mkdir(exist_ok=True)
-    engine = FakeEngine()
-    image = Library(state).load(IMAGE)
-    spec = fake_host.spec_of(state, engine, image.digest)
-    directory = state / "snapshots" / template.snapshot_id(image.digest, spec)
-    if directory.exists():
-        return snapshot.load(directory)
-    return asyncio.run(
-        template.make(
-            engine,
-            image,
-            spec,
-            snapshots=state / "snapshots",
-            run=state / "clones",
-            boot_timeout=60.0,
-            progress=lambda _: None,
-        )
-    )
 
 
 @pytest.fixture
