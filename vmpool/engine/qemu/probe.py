@@ -32,7 +32,7 @@ MINIMUM = (8, 2)
 KVM = "/dev/kvm"
 
 _VERSION_TIMEOUT = 10.0
-# A guest that passes needs some 0.1 s, and 2 s on a host that is itself emulated.
+# A guest that passes takes a fraction of a second, and 2 s on a host that is itself emulated.
 _GUEST_TIMEOUT = 15.0
 _KVM_STUCK = b"KVM internal error"
 _WORDS_BYTES = 400
