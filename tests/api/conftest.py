@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from tests.api.stand_in import TOKEN, PaperHost
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, Faults
 from vmpool.api import make_app, serve
 from vmpool.catalogue import TemplateRequest
 from vmpool.config import RequestSettings, Settings
@@ -80,7 +80,9 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Serve:
     """Serve with other settings: with tokens or without, and what one request may ask for."""
 
     @contextlib.asynccontextmanager
-    async def start(*, tokens: bool = True, **requests: Any) -> AsyncIterator[Server]:
+    async def start(
+        *, tokens: bool = True, faults: Faults | None = None, **requests: Any
+    ) -> AsyncIterator[Server]:
         state = tmp_path_factory.mktemp("host")
         settings = Settings(
             state=state,
@@ -99,7 +101,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Serve:
             transport=Transport.SERIAL,
             qemu_version=FakeEngine().version,
         )
-        base = Base(engine=FakeEngine(), facts=facts)
+        base = Base(engine=FakeEngine(faults), facts=facts)
         async with open_host(settings, progress=lambda _: None, base=base) as host:
             await host.catalogue.add(
                 TemplateRequest(name=IMAGE, image=IMAGE, limits=Limits(ready=0)),

@@ -14,7 +14,9 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
+from tests.fakes import Faults
 from vmpool import sandbox as sandbox_module
+from vmpool.errors import GuestError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -297,3 +299,29 @@ async def test_a_socket_is_asked_for_where_none_came(server: Server) -> None:
     sandbox = await server.make_sandbox()
     status, problem = await server.call("GET", f"/v1/sandboxes/{sandbox['id']}/exec")
     assert (status, problem["code"]) == (426, "upgrade_required")
+
+
+PANICS = Faults(death=GuestError("the guest's kernel panicked", code="guest_panicked"))
+
+
+def panic(server: Server) -> None:
+    """End the only sandbox's machine, of what the faults say."""
+    (sandbox,) = server.host.sandboxes(owner=server.owner)
+    os.kill(sandbox.clone.machine.pid, signal.SIGKILL)
+
+
+async def test_a_guest_that_panics_is_told_to_those_who_read(serving: Serve) -> None:
+    async with serving(faults=PANICS) as server:
+        made = await server.make_sandbox()
+        path = f"{server.url}/v1/sandboxes/{made['id']}/exec"
+        body = {"argv": ["sleep", "600"]}
+        async with asyncio.timeout(GRACE), server.session.ws_connect(path) as socket:
+            await socket.send_json(body)
+            assert (await socket.receive_json())["type"] == "started"
+            async with server.session.post(path, json=body) as response:
+                lines = lines_of(response)
+                assert (await anext(lines))["type"] == "started"
+                panic(server)
+                for last in ([line async for line in lines][-1], await socket.receive_json()):
+                    assert last["problem"]["code"] == "guest_panicked"
+                    assert last["problem"]["fault"] == "infrastructure"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import resource
+import signal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aiohttp
 import pytest
+
+from tests.fakes import Faults
+from vmpool.errors import GuestError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -202,3 +208,51 @@ async def test_a_file_that_shrinks_while_it_is_read_is_not_taken_for_whole(
         path.write_bytes(b"")
         with pytest.raises(aiohttp.ClientPayloadError):
             await response.content.read()
+
+
+async def test_a_guest_that_panics_in_the_middle_of_an_upload_is_told(
+    serving: Serve, tmp_path: Path
+) -> None:
+    death = GuestError("the guest's kernel panicked", code="guest_panicked")
+    async with serving(faults=Faults(death=death)) as server:
+        made = await server.make_sandbox()
+        (sandbox,) = server.host.sandboxes(owner=server.owner)
+
+        async def content() -> AsyncIterator[bytes]:
+            yield bytes(MIB)
+            os.kill(sandbox.clone.machine.pid, signal.SIGKILL)
+            while True:
+                yield bytes(MIB)
+
+        path = f"{server.url}/v1/sandboxes/{made['id']}/files?path={tmp_path}/half"
+        with contextlib.suppress(aiohttp.ClientError):  # it is answered before all is sent
+            async with server.session.put(path, data=content()) as response:
+                found = await response.json(content_type=None)
+                assert (response.status, found["code"]) == (502, "guest_panicked")
+        _, shown = await server.call("GET", "/metrics")
+        route = "/v1/sandboxes/{id}/files"
+        assert f'vmpool_requests_total{{code="guest_panicked",route="{route}"}} 1.0' in str(shown)
+
+
+async def test_a_guest_that_panics_in_the_middle_of_a_download_breaks_it_off(
+    serving: Serve, tmp_path: Path
+) -> None:
+    (tmp_path / "large").write_bytes(bytes(64 * MIB))
+    death = GuestError("the guest's kernel panicked", code="guest_panicked")
+    async with serving(faults=Faults(death=death)) as server:
+        made = await server.make_sandbox()
+        (sandbox,) = server.host.sandboxes(owner=server.owner)
+        path = f"{server.url}/v1/sandboxes/{made['id']}/files?path={tmp_path}/large"
+        for headers in ({}, {"Range": "bytes=1-"}):
+            if headers:
+                await server.make_sandbox()
+                (sandbox,) = server.host.sandboxes(owner=server.owner)
+                path = f"{server.url}/v1/sandboxes/{sandbox.id}/files?path={tmp_path}/large"
+            async with server.session.get(path, headers=headers) as response:
+                await response.content.read(1)
+                os.kill(sandbox.clone.machine.pid, signal.SIGKILL)
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await response.content.read()
+        _, shown = await server.call("GET", "/metrics")
+        route = "/v1/sandboxes/{id}/files"
+        assert f'vmpool_requests_total{{code="guest_panicked",route="{route}"}} 2.0' in str(shown)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from vmpool.api.route import Call
-    from vmpool.model import Code, Command, ExecutionEvent
-    from vmpool.sandbox import Sandbox, TimedExecution
+    from vmpool.model import ExecutionEvent
+    from vmpool.sandbox import TimedExecution
 
 NDJSON = "application/x-ndjson"
 
@@ -79,7 +79,7 @@ async def execute(call: Call, body: bodies.Exec) -> web.StreamResponse:
         await outflow.send(response.write(codec.encode(line) + b"\n"), call.limits)
 
     try:
-        async with start(sandbox, task) as execution, feeding(execution, stdin):
+        async with sandbox.execute(task) as execution, feeding(execution, stdin):
             await relay(call, execution, send)
     except VmpoolError as err:
         if not response.prepared or isinstance(err, outflow.StalledError):
@@ -87,22 +87,6 @@ async def execute(call: Call, body: bodies.Exec) -> web.StreamResponse:
         await send(broken_off(call, err))
     await response.write_eof()
     return response
-
-
-@contextlib.asynccontextmanager
-async def start(sandbox: Sandbox, task: Command | Code) -> AsyncIterator[TimedExecution]:
-    """Run something for the time of a block; a guest lost with its sandbox is told as such.
-
-    Raises:
-        NotFoundError: `sandbox_ended`, also when that happened meanwhile.
-        VmpoolError: What `Sandbox.execute` raises.
-    """
-    try:
-        async with sandbox.execute(task) as execution:
-            yield execution
-    except GuestError as err:
-        sandbox.agent  # noqa: B018 -- raises when the sandbox has ended, which is the better word
-        raise err from None
 
 
 async def relay(

@@ -17,6 +17,7 @@ from vmpool.model import FileKind
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from vmpool.agent import Agent
     from vmpool.api.route import Call
 
 BINARY: Final = "application/octet-stream"
@@ -39,11 +40,14 @@ async def download(call: Call, query: bodies.FileQuery) -> web.StreamResponse:
     wanted = _RANGE.fullmatch(call.request.headers.get("Range", ""))
     if wanted is not None and wanted[0] != "bytes=-":
         return await _download_range(call, path, query.user, wanted)
-    async with aclosing(sandbox.agent.read_file(path, user=query.user)) as chunks:
+    async with (
+        sandbox.attended() as agent,
+        aclosing(agent.read_file(path, user=query.user)) as chunks,
+    ):
         head, whole = await _read_head(chunks)
         if whole:
             return web.Response(body=head, content_type=BINARY)
-        info = await sandbox.agent.stat(path, user=query.user)
+        info = await agent.stat(path, user=query.user)
         response = web.StreamResponse(headers={"Content-Type": BINARY})
         if info.kind is FileKind.FILE and info.size_bytes >= len(head):
             response.content_length = info.size_bytes
@@ -68,7 +72,14 @@ async def _download_range(
     call: Call, path: str, user: str, wanted: re.Match[str]
 ) -> web.StreamResponse:
     sandbox = await call.sandbox()
-    info = await sandbox.agent.stat(path, user=user)
+    async with sandbox.attended() as agent:
+        return await _send_range(call, agent, path, user, wanted)
+
+
+async def _send_range(
+    call: Call, agent: Agent, path: str, user: str, wanted: re.Match[str]
+) -> web.StreamResponse:
+    info = await agent.stat(path, user=user)
     size = info.size_bytes
     if wanted[1]:
         first, last = int(wanted[1]), min(int(wanted[2] or size), size - 1)
@@ -81,7 +92,7 @@ async def _download_range(
     response = web.StreamResponse(status=206, headers={"Content-Type": BINARY})
     response.headers["Content-Range"] = f"bytes {first}-{last}/{size}"
     response.content_length = last - first + 1
-    reading = sandbox.agent.read_file(path, user=user, offset=first, length=last - first + 1)
+    reading = agent.read_file(path, user=user, offset=first, length=last - first + 1)
     async with aclosing(reading) as chunks:
         await response.prepare(call.request)
         await _send_exactly(call, response, chunks, sent=0)
@@ -120,8 +131,8 @@ async def upload(call: Call, query: bodies.WriteQuery) -> web.Response:
     sandbox = await call.sandbox()
     call.host.audit(call.caller.owner, "file.write", sandbox.id, {"path": path})
     content = intake.read_file(call.request, call.limits)
-    async with aclosing(content) as chunks:
-        info = await sandbox.agent.write_file(path, chunks, user=query.user, mode=query.mode)
+    async with sandbox.attended() as agent, aclosing(content) as chunks:
+        info = await agent.write_file(path, chunks, user=query.user, mode=query.mode)
     return answer(views.file(info))
 
 
@@ -130,22 +141,26 @@ async def remove(call: Call, query: bodies.FileQuery) -> web.Response:
     path = check_path(query.path)
     sandbox = await call.sandbox()
     call.host.audit(call.caller.owner, "file.remove", sandbox.id, {"path": path})
-    await sandbox.agent.remove(path, user=query.user)
+    async with sandbox.attended() as agent:
+        await agent.remove(path, user=query.user)
     return web.Response(status=204)
 
 
 async def stat(call: Call, query: bodies.FileQuery) -> web.Response:
     """Return what a path is."""
+    path = check_path(query.path)
     sandbox = await call.sandbox()
-    return answer(views.file(await sandbox.agent.stat(check_path(query.path), user=query.user)))
+    async with sandbox.attended() as agent:
+        info = await agent.stat(path, user=query.user)
+    return answer(views.file(info))
 
 
 async def list_directory(call: Call, query: bodies.ListFilesQuery) -> web.Response:
     """Return what a directory holds."""
+    path = check_path(query.path)
     sandbox = await call.sandbox()
-    entries = await sandbox.agent.list_directory(
-        check_path(query.path), user=query.user, depth=query.depth
-    )
+    async with sandbox.attended() as agent:
+        entries = await agent.list_directory(path, user=query.user, depth=query.depth)
     return answer(bodies.FileList(entries=[views.file(entry) for entry in entries]))
 
 
@@ -154,7 +169,8 @@ async def make_directory(call: Call, body: bodies.MakeDirectory) -> web.Response
     path = check_path(body.path)
     sandbox = await call.sandbox()
     call.host.audit(call.caller.owner, "file.write", sandbox.id, {"path": path})
-    info = await sandbox.agent.make_directory(path, user=body.user)
+    async with sandbox.attended() as agent:
+        info = await agent.make_directory(path, user=body.user)
     return answer(views.file(info), status=201)
 
 
@@ -165,5 +181,6 @@ async def move(call: Call, body: bodies.MoveFile) -> web.Response:
     call.host.audit(
         call.caller.owner, "file.move", sandbox.id, {"path": source, "destination": destination}
     )
-    info = await sandbox.agent.move(source, destination, user=body.user)
+    async with sandbox.attended() as agent:
+        info = await agent.move(source, destination, user=body.user)
     return answer(views.file(info))

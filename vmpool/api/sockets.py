@@ -65,7 +65,7 @@ async def _serve(call: Call, socket: web.WebSocketResponse, sandbox: Sandbox) ->
     body = codec.decode(data, bodies.Exec)
     task = replace(task_of(body, call.limits), stdin=True)
     call.host.audit(call.caller.owner, "sandbox.exec", sandbox.id, {})
-    async with execs.start(sandbox, task) as execution:
+    async with sandbox.execute(task) as execution:
         await _converse(call, socket, execution, stdin_of(body))
 
 
