@@ -8,7 +8,6 @@ own, named so that nobody's are touched, and are removed in the end.
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,11 +18,10 @@ from vmpool.cli.listening import bound
 from vmpool.cli.running import served
 from vmpool.clone import RestoreDeadlines
 from vmpool.config import Address
-from vmpool.engine import Engine, qemu
-from vmpool.host import Host, HostFacts
-from vmpool.opening import Base, open_host
+from vmpool.engine import Engine
+from vmpool.host import Host
+from vmpool.opening import find_base, open_host
 from vmpool.policy import Limits
-from vmpool.tools import QEMU
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -80,7 +78,7 @@ async def open_stand(
         ConflictError: `state_in_use`: a server runs on this state directory.
         VmpoolError: As `open_host`.
     """
-    base = await _base(progress)
+    base = await find_base(progress)
     async with contextlib.AsyncExitStack() as opened:
         host = await opened.enter_async_context(open_host(settings, progress=progress, base=base))
         await _quieten(host, progress)
@@ -93,21 +91,6 @@ async def open_stand(
         )
         client = await opened.enter_async_context(session)
         yield Stand(host=host, engine=base.engine, client=client)
-
-
-async def _base(progress: Callable[[str], None]) -> Base:
-    """Find out what this host can do; the engine is needed here to restore past the pool."""
-    progress("probing QEMU and its accelerators")
-    binary = os.fspath(QEMU.find() or QEMU.name)
-    engine = await qemu.QemuEngine.detect(binary=binary)
-    probe = await qemu.probe_accelerator(binary, engine.isolation)
-    facts = HostFacts(
-        accelerator=probe.accelerator,
-        accelerator_reason=probe.reason,
-        transport=qemu.probe_transport(),
-        qemu_version=engine.version,
-    )
-    return Base(engine=engine, facts=facts)
 
 
 async def _quieten(host: Host, progress: Callable[[str], None]) -> None:

@@ -78,7 +78,7 @@ async def open_host(
         await _reap(clones, snapshots, images, progress)
         store = await opened.enter_async_context(Store(settings.state / "vmpool.db"))
         await _settle(store)
-        base = base or await _qemu(progress)
+        base = base or await find_base(progress)
         metrics = Metrics()
         catalogue = Catalogue(
             Ground(
@@ -110,8 +110,12 @@ async def open_host(
         yield host
 
 
-async def _qemu(progress: Callable[[str], None]) -> Base:
-    """Find out what this host can do, by doing it, and return QEMU for it."""
+async def find_base(progress: Callable[[str], None]) -> Base:
+    """Find out what this host can do, by doing it, and return QEMU for it.
+
+    Raises:
+        HostError: QEMU is missing, too old or not fit, or cannot be isolated here.
+    """
     progress("probing QEMU and its accelerators")
     binary = os.fspath(QEMU.find() or QEMU.name)
     version = await query_version(binary)
