@@ -128,6 +128,9 @@ class FakeSystem:
     def settle(self) -> None:
         """Leave the machine's caches alone."""
 
+    def clear_free_memory(self) -> None:
+        """Leave the machine's memory alone."""
+
 
 class LyingSystem(FakeSystem):
     """A machine on which one thing does not take.

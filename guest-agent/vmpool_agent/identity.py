@@ -83,6 +83,7 @@ def stock(machine: Machine, channel: Channel, _request: dict[str, Any]) -> None:
 
     def answer(_generators: list[str]) -> None:
         machine.interpreter.expect_one_run()
+        machine.system.clear_free_memory()
         channel.send_message({"type": "done"})
         channel.end()
 

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import fcntl
 import gc
+import mmap
 import os
 import pwd
 import socket
@@ -27,6 +28,10 @@ _CID_ANY = 0xFFFFFFFF
 _MS_BIND = 4096  # sys/mount.h
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _RUN = "/run/vmpool"
+_MAP_POPULATE = 0x8000  # linux/mman.h; Python has it since 3.10
+_ANONYMOUS_NOW = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_POPULATE
+_LEFT_FREE = 8 * 1024 * 1024
+"""Bytes that are not asked for: below its marks the kernel would drop caches to give us more."""
 _ACCOUNT_FILES = ("/etc/passwd", "/etc/group")
 
 
@@ -89,6 +94,9 @@ class System(Protocol):
 
     def settle(self) -> None:
         """Give freed memory back, write out and drop the page cache."""
+
+    def clear_free_memory(self) -> None:
+        """Overwrite with zeros what was freed and is not used again."""
 
 
 class LinuxSystem:
@@ -190,6 +198,14 @@ class LinuxSystem:
         with contextlib.suppress(OSError):
             _write("/proc/sys/vm/drop_caches", "3")
 
+    def clear_free_memory(self) -> None:
+        """See `System`."""
+        size = free_memory() - _LEFT_FREE
+        if size > 0:
+            # The kernel clears what it gives us; what it does not find stays as it was.
+            with contextlib.suppress(OSError):
+                mmap.mmap(-1, size, flags=_ANONYMOUS_NOW).close()
+
 
 def oom_kills() -> int:
     """Return the kernel's count of processes killed for want of memory; 0 when it has none."""
@@ -214,6 +230,15 @@ def local_cid() -> int | None:
         os.close(fd)
     cid = int.from_bytes(answer, sys.byteorder)
     return cid if _FIRST_GUEST_CID <= cid < _CID_ANY else None
+
+
+def free_memory() -> int:
+    """Return the bytes that nothing uses, not even as a cache; 0 when the kernel does not tell."""
+    with contextlib.suppress(OSError), open("/proc/meminfo", "rb") as file:  # noqa: PTH123
+        for line in file:
+            if line.startswith(b"MemFree:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def trim_heap() -> None:
