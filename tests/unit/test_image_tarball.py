@@ -168,13 +168,36 @@ def test_a_header_that_claims_a_huge_length_is_not_read(tmp_path: Path) -> None:
         read(path)
 
 
-def test_an_archive_cut_short_is_refused(tmp_path: Path) -> None:
-    path = archive(tmp_path / "t", (entry("file"), bytes(100_000)))
+@pytest.mark.parametrize("cut", [100, 512, 900, 1024, 1500, 1536, 2047])
+def test_an_archive_cut_short_is_refused(tmp_path: Path, cut: int) -> None:
+    path = archive(tmp_path / "t", (entry("one"), bytes(300)), (entry("two"), bytes(300)))
+    read(path)
     with path.open("r+b") as file:
-        file.truncate(50_000)
+        file.truncate(cut)  # in a header or a content, or after one: each has a block of 512
     with pytest.raises(ImageError) as caught:
         read(path)
     assert caught.value.error_code == "image_tarball_damaged"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "oci-layout"])
+def test_the_layers_of_an_image_are_refused_with_the_command_that_helps(
+    tmp_path: Path, name: str
+) -> None:
+    path = archive(tmp_path / "t", entry(name), entry("blobs/sha256", tarfile.DIRTYPE))
+    with pytest.raises(ImageError) as caught:
+        read(path)
+    assert caught.value.error_code == "image_tarball_layers"
+    assert "docker export" in caught.value.remedy
+    read(archive(tmp_path / "root", entry(name), entry("usr/bin/python3.13")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [(tarfile.BLKTYPE, "a device"), (tarfile.FIFOTYPE, "a named pipe"), (b"Z", "neither a file")],
+)
+def test_what_is_refused_is_named(tmp_path: Path, kind: bytes, said: str) -> None:
+    with pytest.raises(ImageError, match=f"refused 'odd': it is {said}"):
+        read(archive(tmp_path / "t", entry("odd", kind)))
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive at all" * 100, bytes(10_240)])

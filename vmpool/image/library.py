@@ -181,12 +181,16 @@ class Library:
             NotFoundError: `image_tarball_missing`.
             HostError: The kernel is not kept yet and this host cannot fetch it.
             ImageError: `image_tarball_damaged`, `image_tarball_too_large`,
-                `image_tarball_compression`, `image_path_unsafe`, `image_without_python` or
-                `image_accounts_malformed`.
+                `image_tarball_compression`, `image_tarball_layers`, `image_path_unsafe`,
+                `image_without_python` or `image_accounts_malformed`.
             DiskFullError: The disk is full.
         """
         if not NAME.fullmatch(name):
-            raise InvalidRequestError(f"not a name: {name[:100]!r}", code="image_name_invalid")
+            raise InvalidRequestError(
+                f"not a name: {name[:100]!r}",
+                code="image_name_invalid",
+                remedy="give one of lower-case letters, digits and dashes: --name NAME",
+            )
         content = Content(
             name=name,
             description=f"imported from {source.name}",

@@ -37,6 +37,12 @@ _COMPRESSIONS: dict[bytes, Callable[[Path], IO[bytes]]] = {
     b"\xfd7zXZ": lzma.open,
     b"BZh": bz2.open,
 }
+_KINDS = {
+    tarfile.BLKTYPE: "a device",
+    tarfile.CHRTYPE: "a device",
+    tarfile.FIFOTYPE: "a named pipe",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
+}
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
 
@@ -104,7 +110,8 @@ def read(source: Path, *, limits: Limits, check: Check) -> Tree:
     Devices below `/dev` and all else in directories that the guest fills itself are skipped.
 
     Raises:
-        ImageError: `image_tarball_damaged`, `image_tarball_too_large` or `image_path_unsafe`.
+        ImageError: `image_tarball_damaged`, `image_tarball_too_large`, `image_tarball_layers` or
+            `image_path_unsafe`.
         OSError: It cannot be read.
     """
     tree = Tree()
@@ -127,13 +134,29 @@ def read(source: Path, *, limits: Limits, check: Check) -> Tree:
                     raise _too_large(source, limits)
                 _add(tree, entry, source)
                 archive.members.clear()  # type: ignore[attr-defined] # would keep a million entries
+            file.seek(archive.offset)  # type: ignore[attr-defined] # where the last header ended
+            ended = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
     except (tarfile.TarError, ValueError, OverflowError) as err:
         raise _damaged(source, err) from err
     if not entries:
         raise ImageError(f"{source} holds no files", code="image_tarball_damaged")
+    if not ended:  # cut between two entries, which `tarfile` takes for the end
+        raise _damaged(source, "it breaks off")
+    _require_root(tree, source)
     for name in _LEFT_EMPTY:
         tree.empty(name)
     return tree
+
+
+def _require_root(tree: Tree, source: Path) -> None:
+    """Refuse an image's layers, which those who take `docker save` for `docker export` have."""
+    names = tree.root.children.keys()
+    if names & {"oci-layout", "manifest.json"} and not names & {"bin", "usr"}:
+        raise ImageError(
+            f"{source} holds the layers of an image and no root file system",
+            code="image_tarball_layers",
+            remedy="export a container of it: docker export $(docker create IMAGE) -o FILE.tar",
+        )
 
 
 def _add(tree: Tree, entry: tarfile.TarInfo, source: Path) -> None:
@@ -153,7 +176,8 @@ def _add(tree: Tree, entry: tarfile.TarInfo, source: Path) -> None:
         content = Slice(file=source, offset=entry.offset_data, size=entry.size)
         node = Node(mode=stat.S_IFREG, content=content)
     else:
-        raise _unsafe(name, "it is neither a file nor a directory nor a link")
+        kind = _KINDS.get(entry.type, "neither a file nor a directory nor a link")
+        raise _unsafe(name, f"it is {kind}")
     node.uid, node.gid = _id(entry.uid, name), _id(entry.gid, name)
     if not node.is_link:
         node.mode = stat.S_IFMT(node.mode) | (entry.mode & 0o7777)
@@ -205,7 +229,7 @@ def _unsafe(name: str, why: str) -> ImageError:
     return ImageError(f"refused {name[:200]!r}: {why}", code="image_path_unsafe")
 
 
-def _damaged(source: Path, err: Exception) -> ImageError:
+def _damaged(source: Path, err: Exception | str) -> ImageError:
     return ImageError(f"{source} is no sound tar archive: {err}", code="image_tarball_damaged")
 
 
