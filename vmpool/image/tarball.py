@@ -134,7 +134,7 @@ def read(source: Path, *, limits: Limits, check: Check) -> Tree:
                     raise _too_large(source, limits)
                 _add(tree, entry, source)
                 archive.members.clear()  # type: ignore[attr-defined] # would keep a million entries
-            file.seek(archive.offset)  # type: ignore[attr-defined] # where the last header ended
+            file.seek(archive.offset)  # where the last header ended
             ended = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
     except (tarfile.TarError, ValueError, OverflowError) as err:
         raise _damaged(source, err) from err
