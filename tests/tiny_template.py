@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from vmpool.model import MachineSpec
     from vmpool.snapshot import Snapshot
 
+BOOT_TIMEOUT = 40.0
+"""Seconds; half a one under emulation, but up to 15 on a KVM that interprets firmware."""
+
 
 @contextlib.contextmanager
 def attachment(run: Path) -> Iterator[Attachment]:
@@ -48,7 +51,7 @@ async def make(
         at = undo.enter_context(attachment(run))
         machine = await engine.boot(spec, kernel, at)
         undo.push_async_callback(machine.kill)
-        await watch.holds(at.directory / "console", tiny_guest.UP, timeout=10.0)
+        await watch.holds(at.directory / "console", tiny_guest.UP, BOOT_TIMEOUT)
         await machine.pause()
         processor = await machine.processor()
         partial = snapshot.begin(snapshots)

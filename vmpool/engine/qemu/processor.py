@@ -34,10 +34,7 @@ async def offered(monitor: Monitor, spec: MachineSpec) -> Processor:
     """
     await _require_model(monitor, spec)
     properties = await _expand(monitor, _ALL[spec.accelerator])
-    return Processor(
-        vendor=properties["vendor"],
-        features=frozenset(name for name, value in properties.items() if value is True),
-    )
+    return Processor(vendor=properties["vendor"], features=frozenset(_features(properties)))
 
 
 async def of_guest(monitor: Monitor) -> Processor:
@@ -51,9 +48,8 @@ async def of_guest(monitor: Monitor) -> Processor:
     async def value(name: str) -> Any:
         return await monitor.execute("qom-get", path=path, property=name)
 
-    # Its values are a model's and not this guest's, its names are those of all features there are.
-    known = await _expand(monitor, "max")
-    names = [name for name, default in known.items() if isinstance(default, bool)]
+    # No guest has more than the model that has all; which of it this one has, only its CPU knows.
+    names = _features(await _expand(monitor, "max"))
     vendor, *values = await asyncio.gather(value("vendor"), *map(value, names))
     features = frozenset(name for name, has in zip(names, values, strict=True) if has)
     return Processor(vendor=vendor, features=features)
@@ -77,6 +73,10 @@ async def _require_model(monitor: Monitor, spec: MachineSpec) -> None:
         remedy="choose another cpu_model, or none for all that this host has; "
         "`qemu-system-x86_64 -cpu help` lists them",
     )
+
+
+def _features(properties: dict[str, Any]) -> list[str]:
+    return [name for name, value in properties.items() if value is True]
 
 
 async def _expand(monitor: Monitor, model: str) -> dict[str, Any]:
