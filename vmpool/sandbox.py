@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from vmpool.errors import GuestError, NotFoundError
 from vmpool.lifecycle import End, EndReason, Life, Reaped, Started, advance
+from vmpool.model import Output, Result
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
 GRACE = 15.0
 """Seconds beyond its time that the end of an execution may take to be told: the guest kills what is
 over its time, and is not believed when it does not."""
+
+REST_BYTES = 4 << 20
+"""What may still come of an execution that is over its time by `GRACE`, for a reader who was slow:
+more than pipes, the channel's window and a last result hold once the process group is dead. What is
+over it is no rest: the guest goes on."""
+
+EVENT_BYTES = 256
+"""What one event counts at least: thousands of empty ones are not free."""
 
 CAUSE_TIMEOUT = 3.0
 """Seconds to wait for the word of what a guest died of, before its loss is all that is told."""
@@ -52,10 +61,10 @@ class Claim:
 
 
 class TimedExecution:
-    """An execution whose guest is given up when it keeps its reader waiting beyond its time.
+    """An execution whose guest is given up when it goes on beyond its time.
 
-    Only waiting for the guest counts. Who reads slowly holds the guest back, and may learn of an
-    end long after it came.
+    It may neither keep its reader waiting nor go on talking. Who reads slowly holds the guest back
+    and may learn of an end long after it came: what was left in buffers is still told.
 
     Args:
         timeout: Seconds that the guest was given; `None` for no end.
@@ -65,6 +74,8 @@ class TimedExecution:
         self._execution = execution
         self._events = aiter(execution)
         self._patience = None if timeout is None else timeout + GRACE
+        self._end = asyncio.get_running_loop().time() + (self._patience or 0.0)
+        self._rest_bytes = REST_BYTES
         self.write_stdin = execution.write_stdin
         self.close_stdin = execution.close_stdin
         self.kill = execution.kill
@@ -90,16 +101,36 @@ class TimedExecution:
         limit = asyncio.timeout(self._patience)
         try:
             async with limit:
-                return await anext(self._events)
+                event = await anext(self._events)
         except TimeoutError as err:
             if not limit.expired():
                 raise
-            raise GuestError(
-                "the guest did not end the execution when its time was up",
-                code="guest_unresponsive",
-            ) from err
+            raise _over_its_time() from err
         finally:
             self._patience -= loop.time() - began
+        if loop.time() > self._end:
+            self._rest_bytes -= _size(event)
+            if self._rest_bytes < 0:
+                raise _over_its_time()
+        return event
+
+
+def _over_its_time() -> GuestError:
+    return GuestError(
+        "the guest did not end the execution when its time was up", code="guest_unresponsive"
+    )
+
+
+def _size(event: ExecutionEvent) -> int:
+    """Return what an event counts."""
+    match event:
+        case Output(data=data):
+            size = len(data)
+        case Result(mime=mime):
+            size = sum(map(len, mime.values()))
+        case _:
+            size = 0
+    return max(size, EVENT_BYTES)
 
 
 class Sandbox:
