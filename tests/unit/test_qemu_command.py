@@ -1,4 +1,4 @@
-"""QEMU's command lines, whole, as golden files: `VMPOOL_GOLDEN=write` writes them anew."""
+"""QEMU's command lines, whole, as golden files: `UPDATE_GOLDEN=1` writes them anew."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_command_lines_are_as_recorded(
     machine_type, accelerator, transport, disk_bytes = shape
     disk = "disk" if disk_bytes else "diskless"
     path = GOLDEN / f"{act}-{machine_type}-{accelerator}-{transport}-{disk}.args"
-    if os.environ.get("VMPOOL_GOLDEN") == "write":
+    if os.environ.get("UPDATE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(as_text(argv))
     assert as_text(argv) == path.read_text()
