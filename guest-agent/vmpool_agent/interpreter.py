@@ -103,7 +103,7 @@ class Interpreter:
         self._machine.expect(pid, self._on_death)
         self._machine.reactor.watch(ours.fileno(), self._on_answer)
         for _ in self._questions:
-            self._send([])
+            self._send(spawn.COLLECT, [])
         self._refill()
 
     def run(self, channel: Channel, request: dict[str, Any]) -> Execution:
@@ -153,7 +153,7 @@ class Interpreter:
             answer()
 
         self._questions.append(renew)
-        self._send([])
+        self._send(spawn.COLLECT, [])
 
     def await_spares(self, count: int, answer: Callable[[list[str]], None]) -> None:
         """Answer once so many spares wait, with the generators that each seeds before it runs."""
@@ -171,7 +171,9 @@ class Interpreter:
         while self._socket is not None and len(self._ready) + len(self._coming) < wished:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             pipes = Pipes(execution.OUTPUTS)
-            asked = self._send([theirs.fileno(), *pipes.child])
+            urgent = len(self._ready) + len(self._coming) < len(self._runs)
+            order = spawn.FORK_AT_ONCE if urgent else spawn.FORK
+            asked = self._send(order, [theirs.fileno(), *pipes.child])
             theirs.close()
             pipes.close_child()
             if not asked:
@@ -260,12 +262,12 @@ class Interpreter:
                 self._wishes.remove(wish)
                 answer(self._generators)
 
-    def _send(self, descriptors: list[int]) -> bool:
-        """Ask for a spare on a connection, or without one for garbage to be collected."""
+    def _send(self, order: bytes, descriptors: list[int]) -> bool:
+        """Tell the warm interpreter what to do; return whether it was told."""
         if self._socket is None:
             return False
         try:
-            socket.send_fds(self._socket, [b"!"], descriptors)
+            socket.send_fds(self._socket, [order], descriptors)
         except OSError:
             return False  # it died, and we shall be told; or it has more to do than we could ask
         return True

@@ -39,19 +39,25 @@ _TEXT_LIMIT = 32 * 1024
 
 
 def serve(system: System) -> int:
-    """Make ready, say so on descriptor 4, wait there for a request and run it; returns its code.
+    """Rehearse a run, then say so on descriptor 4 and run what comes there; returns its code.
 
     From a fresh fork, whose 0 to 3 are already those of the run.
 
     Raises:
         OperationError: The working directory is missing or closed to the account.
     """
+    _open_streams()
+    with _aside():
+        _rehearse(system)
+    return serve_at_once(system)
+
+
+def serve_at_once(system: System) -> int:
+    """As `serve`, for a request that waits already: a rehearsal would only be in its way."""
     with contextlib.suppress(OSError):
         system.unprotect()
     control = socket.socket(fileno=spawn.CONTROL)
     _open_streams()
-    with _aside():
-        _rehearse(system)
     _clear_environment()
     ready = {"pid": os.getpid(), "generators": generators.names()}
     control.send(json.dumps(ready).encode("ascii"))

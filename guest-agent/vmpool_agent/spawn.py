@@ -29,6 +29,12 @@ CONTROL = 4
 """A spare's own: where its request comes from."""
 ENCLOSED = b" "
 """What is sent of a request that comes in a file; nothing at all would be the agent's end."""
+FORK = b"f"
+"""Asks the warm interpreter for a spare on the connection and pipes that come with it."""
+FORK_AT_ONCE = b"o"
+"""The same for a run that waits already: it is to make ready for nothing but that."""
+COLLECT = b"c"
+"""Asks it to collect garbage, and to say when it has."""
 PACKET = 32 * 1024
 """Bytes of a request that goes to a spare in one packet; a larger one goes in a file."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

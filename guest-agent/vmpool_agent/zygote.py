@@ -16,6 +16,8 @@ from vmpool_agent import runner, spawn
 from vmpool_agent.reactor import report
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmpool_agent.system import System
 
 
@@ -36,17 +38,18 @@ def main(control: int, warm_up: str, system: System) -> int:
 
 
 def _serve_one(connection: socket.socket, system: System) -> bool:
-    """Fork a spare on the connection that came, or collect garbage; false at the agent's end."""
+    """Do as the agent says; false at its end."""
     data, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
     if not data:
         return False
-    if not descriptors:
+    if data == spawn.COLLECT:
         _settle()
         connection.send(data)
         return True
     # Without it the spare, and then its end, would be waited for in vain: closing tells the agent.
     try:
-        _fork_spare(descriptors, system)
+        urgent = data == spawn.FORK_AT_ONCE
+        _fork_spare(descriptors, runner.serve_at_once if urgent else runner.serve, system)
     except OSError:
         report("fork failed")
     finally:
@@ -61,11 +64,12 @@ def _settle() -> None:
     gc.freeze()
 
 
-def _fork_spare(descriptors: list[int], system: System) -> None:
+def _fork_spare(descriptors: list[int], serve: Callable[[System], int], system: System) -> None:
     """Fork twice: an orphan is handed to the agent, which then learns of its end by itself.
 
     Args:
         descriptors: Where its request will come from, and its 1, 2 and 3.
+        serve: What it does.
     """
     control, *pipes = descriptors
     between = os.fork()
@@ -74,6 +78,6 @@ def _fork_spare(descriptors: list[int], system: System) -> None:
         return
     try:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        spawn.fork((null, *pipes, control), lambda: runner.serve(system))
+        spawn.fork((null, *pipes, control), lambda: serve(system))
     finally:
         os._exit(0)

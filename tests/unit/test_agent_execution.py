@@ -327,7 +327,10 @@ async def test_every_generator_is_seeded_anew_before_source_runs(tmp_path: Path)
     script.write_text(ALIKE)
     with fake_guest.running(tmp_path, "--warm-up", str(script)) as path:
         async with connected(path) as agent:
-            drawn = [output(await run(agent, Code(source=DRAW))).split() for _ in range(3)]
+            drawn = []
+            for _ in range(3):
+                await agent.stock(timeout=10)  # forks that have rehearsed
+                drawn.append(output(await run(agent, Code(source=DRAW))).split())
     for what in range(3):  # a number, a name, a key
         assert len({of_one[what] for of_one in drawn}) == 3
     assert [added for _, _, _, *added in drawn] == [[b"openssl", b"uuid"]] * 3

@@ -13,7 +13,7 @@ from tests import fake_guest
 from tests.connected_agent import connected, output, run
 from vmpool.agent import Agent, answers
 from vmpool.errors import GuestError
-from vmpool.model import Code, Exited, Result, Started
+from vmpool.model import Code, Command, Exited, Result, Started
 from vmpool_agent import wire
 
 if TYPE_CHECKING:
@@ -98,12 +98,40 @@ spawn.enter = enter
 
 async def test_a_guest_in_which_no_spare_comes_up_says_why(tmp_path: Path) -> None:
     warm_up = tmp_path / "warm.py"
-    warm_up.write_text("from vmpool_agent import generators\ngenerators.reseed = lambda: 1 / 0\n")
+    warm_up.write_text("from vmpool_agent import generators\ngenerators.names = lambda: 1 / 0\n")
     with fake_guest.running(tmp_path, "--warm-up", str(warm_up)) as path:
         async with connected(path) as agent:
             with pytest.raises(GuestError, match="came up: ZeroDivisionError") as raised:
                 await run(agent, Code(source="print(1)"))
     assert raised.value.error_code == "guest_failed"
+
+
+async def test_only_a_spare_for_which_no_run_waits_rehearses(tmp_path: Path) -> None:
+    warm_up = tmp_path / "warm.py"
+    warm_up.write_text(COUNT_SEEDINGS)
+    seedings = Code(source="import builtins\nprint(builtins.seedings)")
+    with fake_guest.running(tmp_path, "--warm-up", str(warm_up)) as path:
+        async with connected(path) as agent:
+            await agent.stock(timeout=10)
+            printed = [output(await run(agent, seedings)) for _ in range(2)]
+            await run(agent, A_WHILE)
+            printed.append(output(await run(agent, seedings)))
+            await run(agent, A_WHILE)
+            printed.append(output(await run(agent, seedings)))
+    assert printed == [b"2\n", b"2\n", b"1\n", b"2\n"]  # the third found none, the last did
+
+
+A_WHILE = Command(argv=("sleep", "0.5"))
+COUNT_SEEDINGS = """
+import builtins
+from vmpool_agent import generators
+builtins.seedings = 0
+honest = generators.reseed
+def reseed():
+    builtins.seedings += 1
+    honest()
+generators.reseed = reseed
+"""
 
 
 async def test_a_silent_run_has_started_all_the_same(guest: Path) -> None:
