@@ -6,12 +6,15 @@ import contextlib
 import errno
 import os
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmpool_agent.session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmpool_agent.reactor import Reactor
     from vmpool_agent.session import Service
 
@@ -19,6 +22,8 @@ PORT_NAME = "vmpool.agent"
 VSOCK_PORT = 1024
 _VMADDR_CID_HOST = 2  # linux/vm_sockets.h
 _BACKLOG = 16
+_DEVICE_WAIT = 10.0
+_DEVICE_POLL = 0.02
 _PORTS = Path("/sys/class/virtio-ports")
 
 
@@ -72,16 +77,34 @@ class Listener:
         self._reactor.soon(self._accept)
 
 
-def listen_on_vsock(reactor: Reactor, service: Service) -> bool:
-    """Listen for the host over vsock; return whether this kernel has it."""
+def open_streams(reactor: Reactor, service: Service, cid: Callable[[], int | None]) -> None:
+    """Serve the host over whatever this machine has, once it is there.
+
+    Drivers announce their devices by and by, and nothing tells of it but udev, which is not here.
+    That the kernel lets us listen over vsock says nothing: it does so without a device, too.
+
+    Args:
+        reactor: Calls back when the host says something.
+        service: What each stream offers.
+        cid: Returns the context id of the vsock device, `None` as long as there is none.
+    """
+    listen_on_vsock(reactor, service)
+    deadline = time.monotonic() + _DEVICE_WAIT
+    while not open_serial_port(reactor, service):
+        if cid() is not None or time.monotonic() >= deadline:
+            return
+        time.sleep(_DEVICE_POLL)
+
+
+def listen_on_vsock(reactor: Reactor, service: Service) -> None:
+    """Listen for the host over vsock where this kernel has it, with a device or without."""
     try:
         listening = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
         listening.bind((socket.VMADDR_CID_ANY, VSOCK_PORT))
         listening.listen(_BACKLOG)
     except (OSError, AttributeError):
-        return False
+        return
     Listener(reactor, listening, service, _BACKLOG)
-    return True
 
 
 def open_serial_port(reactor: Reactor, service: Service) -> bool:

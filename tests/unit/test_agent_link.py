@@ -79,6 +79,29 @@ async def expect_failure(address: SerialAddress, code: str) -> None:
     assert raised.value.error_code == code
 
 
+async def test_a_connection_that_hangs_is_given_up_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tries = link._open_stream, 0
+
+    async def hang_once(
+        address: SerialAddress,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            await asyncio.Event().wait()
+        return await real(address)
+
+    monkeypatch.setattr(link, "_CONNECT", 0.01)
+    monkeypatch.setattr(link, "_open_stream", hang_once)
+    with fake_guest.running(tmp_path) as path:
+        address = SerialAddress(path=path)
+        async with await connect(address, key=fake_guest.KEY, timeout=10) as agent:
+            assert (await agent.stat("/", user="user")).path == "/"
+    assert tries > 1
+
+
 async def test_nobody_there_is_unreachable(tmp_path: Path) -> None:
     with pytest.raises(GuestError) as raised:
         await connect(SerialAddress(path=tmp_path / "none"), key=fake_guest.KEY, timeout=0.05)

@@ -40,10 +40,11 @@ def claim(wanted: int | None = None) -> Claim:
     try:
         descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as err:
+        missing = isinstance(err, FileNotFoundError)
         raise HostError(
             f"cannot open {DEVICE}: {err.strerror}",
             code="vsock_missing",
-            remedy="modprobe vhost_vsock",
+            remedy="modprobe vhost_vsock" if missing else "run as an account that may open it",
         ) from err
     candidates = [_drawn() for _ in range(_ATTEMPTS)] if wanted is None else [wanted]
     try:
