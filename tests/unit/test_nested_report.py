@@ -123,6 +123,7 @@ def test_what_is_no_message_is_a_failure() -> None:
         (Ending.STUCK_IN_RING, (message.Began(),), False),
         (Ending.DIED, (message.Began(), message.Failed(test="a")), False),
         (Ending.DIED, (message.Began(), message.Report(code=0, junit="")), False),
+        (Ending.DIED, (message.Lacking(what=("no working /dev/kvm",)),), False),
         (Ending.HALTED, (message.Halted(code=0),), False),
     ],
 )

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def has_died(ending: Ending, record: Record) -> bool:
     """Whether the host's kernel died, and not a test: only then the run counts for nothing.
 
-    Once a test has failed it stays failed, whatever became of the host afterwards.
+    Once it said what it lacks, or a test has failed, that stands, whatever became of it afterwards.
     """
-    if record.failed or record.report is not None:
+    if record.lacking or record.failed or record.report is not None:
         return False
     return ending in {Ending.DIED, Ending.STUCK_AT_BOOT}
 
