@@ -13,6 +13,7 @@ import pytest
 from vmpool.client import connection
 from vmpool.client.asynchronous import AsyncClient
 from vmpool.client.endpoint import find_endpoint
+from vmpool.client.events import Exited
 from vmpool.errors import (
     HostError,
     InfrastructureError,
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 Stage = Callable[["Leak"], Awaitable[None]]
 
 BODY = '{"ok": true, "version": "1", "later": []}'
+EXIT = (
+    b'{"type":"exit","exit_code":0,"signal":null,"timed_out":false,"out_of_memory":false,'
+    b'"duration_ms":1,"later":1}\n'
+)
 HEALTHY = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}".encode()
 
 
@@ -147,6 +152,31 @@ async def test_what_cannot_be_repeated_is_asked_once(server: Server) -> None:
                 await call
             assert lost.value.error_code == "server_lost"
         assert leak.asked == 2
+
+
+async def test_an_execution_leaves_its_connection_to_the_next() -> None:
+    told, connections = asyncio.Event(), 0
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(head + b"%x\r\n%s\r\n" % (len(EXIT), EXIT))
+                await told.wait()
+                writer.write(b"0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        async with AsyncClient(f"127.0.0.1:{port}", token="t") as client:
+            async with client.attach("x").exec("1") as running:
+                async for event in running:
+                    assert isinstance(event, Exited)
+                    told.set()
+            assert (await client.attach("x").run("1")).ok
+    assert connections == 1
 
 
 async def test_a_server_that_loses_everything_is_given_up(server: Server) -> None:
@@ -296,10 +326,7 @@ async def test_a_stream_that_breaks_off_or_breaks_its_form_is_no_end(
 
 
 async def test_events_of_a_later_server_are_passed_over() -> None:
-    sent = (
-        b'{"type":"weather","rain":true}\n{"type":"exit","exit_code":0,"signal":null,'
-        b'"timed_out":false,"out_of_memory":false,"duration_ms":1,"later":1}'
-    )
+    sent = b'{"type":"weather","rain":true}\n' + EXIT
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(sent)
     async with answering(head + sent) as url, AsyncClient(url, token="t") as client:
         assert (await client.attach("x").run("1")).ok

@@ -5,6 +5,7 @@ Iterating is streaming: who takes the next event late holds the program back.
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -69,12 +70,19 @@ class AsyncExecution:
             self._gathering.add(event)
             yield event
             if isinstance(event, Exited):
+                await self._take_end()
                 return
         raise InfrastructureError(
             "lost the server: its stream broke off before the program's end",
             code="server_lost",
             remedy="whether the program still runs is unknown; look at the server's log",
         )
+
+    async def _take_end(self) -> None:
+        """Take the stream's end, so that its connection can serve the next request."""
+        with contextlib.suppress(InfrastructureError):  # all that matters was told
+            async for _ in self._lines:
+                pass
 
 
 class AsyncInteraction:
