@@ -45,7 +45,7 @@ OWNERS = {
     "multidict": ("vmpool.api*",),  # aiohttp's own type of headers and queries
     "prometheus_client": ("vmpool.metrics*",),
     "qemu": ("vmpool.engine.qemu.monitor",),
-    "sqlite_utils": ("vmpool.journal", "vmpool.store"),
+    "sqlite_utils": ("vmpool.journal", "vmpool.store.*"),
 }
 """Libraries, and the modules that own each: all others meet it through them alone."""
 

@@ -350,7 +350,7 @@ class Host:
         self, owner: str, action: str, subject: str, detail: dict[str, str], outcome: str
     ) -> None:
         try:
-            await self.store.audit(
+            await self.store.audit.record(
                 action,
                 subject=subject,
                 token_id=_token_id(owner),

@@ -26,6 +26,7 @@ from vmpool.image.manifest import FILES, MANIFEST, FileRecord, Manifest
 from vmpool.model import Accelerator, Transport
 from vmpool.opening import Base, open_host
 from vmpool.policy import Limits
+from vmpool.store import Role
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,8 +120,8 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Serve:
 @contextlib.asynccontextmanager
 async def served(host: Host, *, tokens: bool) -> AsyncIterator[Server]:
     """Serve a host on loopback."""
-    token, row = await host.store.add_token("first")
-    other_token, _ = await host.store.add_token("second")
+    token, row = await host.store.tokens.add("first", Role.ADMIN)
+    other_token, _ = await host.store.tokens.add("second", Role.USE)
     headers = {"Authorization": f"Bearer {token}"} if tokens else {}
     async with (
         serve(make_app(host), "127.0.0.1:0") as address,

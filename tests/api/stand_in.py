@@ -29,6 +29,7 @@ from vmpool.model import (
     new_id,
 )
 from vmpool.sandbox import Claim, Sandbox
+from vmpool.store import Role
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator
@@ -119,6 +120,13 @@ class PaperClone:
     receipt: IdentityReceipt = RECEIPT
 
 
+class PaperAudit:
+    """Knows of nothing that was done."""
+
+    async def entries(self, *_: Any) -> list[Any]:
+        return []
+
+
 class PaperHost:
     """What the API asks of a host, without machines, pools and journal."""
 
@@ -128,13 +136,13 @@ class PaperHost:
         self.facts = SimpleNamespace(accelerator=Accelerator.TCG, transport=Transport.SERIAL)
         self.images = SimpleNamespace(list=list)
         self.catalogue = self
-        self.store = self
+        self.store = SimpleNamespace(tokens=self, audit=PaperAudit())
         self.statuses: list[Any] = []
         self._live: dict[str, Sandbox] = {}
         self._ended: dict[str, str] = {}
 
-    async def find_token(self, token: str) -> Any:
-        return SimpleNamespace(id="paper") if token == TOKEN else None
+    async def find(self, token: str) -> Any:
+        return SimpleNamespace(id="paper", role=Role.ADMIN) if token == TOKEN else None
 
     def status(self, name: str) -> Any:
         raise NotFoundError(f"there is no template {name!r}", code="template_not_found")

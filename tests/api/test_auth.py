@@ -26,7 +26,7 @@ def paths(*kinds: Access) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize(("method", "path"), paths(Access.OWNER, Access.SANDBOX))
+@pytest.mark.parametrize(("method", "path"), paths(Access.OWNER, Access.SANDBOX, Access.ADMIN))
 async def test_nothing_is_done_without_a_token(server: Server, method: str, path: str) -> None:
     for header, code in (
         ("", "token_missing"),
@@ -98,7 +98,7 @@ async def test_without_tokens_web_pages_are_kept_out(
         body = {"argv": ["true"]}
         status, problem = await server.call("POST", "/v1/run", json=body, headers=headers)
         assert (status, problem["code"]) == (403, code)
-        assert await server.host.store.audit_log(10) == []
+        assert await server.host.store.audit.entries(10) == []
 
 
 async def test_without_tokens_the_servers_own_pages_are_let_in(serving: Serve) -> None:
@@ -180,3 +180,27 @@ async def test_without_a_token_nothing_is_told_of_what_anybody_made(server: Serv
         stranger.get(f"{server.url}/healthz") as response,
     ):
         assert (await response.json()).keys() == {"ok", "version"}
+
+
+@pytest.mark.parametrize(("method", "path"), paths(Access.ADMIN))
+async def test_a_token_that_may_only_use_administers_nothing(
+    server: Server, method: str, path: str
+) -> None:
+    status, problem = await server.call(method, path, headers=server.as_other())
+    assert (status, problem["code"]) == (403, "role_insufficient")
+    assert "--role admin" in problem["remedy"]
+    _, problem = await server.call(method, path)
+    assert "code" not in problem or problem["code"] != "role_insufficient"
+
+
+async def test_a_token_that_may_only_use_runs_and_holds_sandboxes(server: Server) -> None:
+    own = server.as_other()
+    body = {"argv": ["true"]}
+    assert (await server.call("POST", "/v1/run", json=body, headers=own))[0] == 200
+    assert (await server.call("POST", "/v1/sandboxes", json={}, headers=own))[0] == 201
+    assert (await server.call("GET", "/v1/templates", headers=own))[0] == 200
+
+
+def test_what_changes_things_for_all_takes_an_admin() -> None:
+    wanted = {"create_template", "remove_template", "read_audit"}
+    assert wanted == {route.name for route in ROUTES if route.access is Access.ADMIN}

@@ -25,6 +25,7 @@ from vmpool.errors import (
 from vmpool.lifecycle import EndReason, SandboxState
 from vmpool.model import Code, Command, Exited
 from vmpool.policy import Limits
+from vmpool.store import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -77,7 +78,7 @@ def break_ends(state: Path) -> None:
 
 
 async def test_a_sandbox_is_on_record_from_its_making_to_its_end(host: Host) -> None:
-    token, token_row = await host.store.add_token("alice")
+    token, token_row = await host.store.tokens.add("alice", Role.ADMIN)
     del token
     made = await host.create(wanted(metadata={"k": "v"}), owner=token_row.id)
     row = await row_of(host, made)
@@ -90,7 +91,7 @@ async def test_a_sandbox_is_on_record_from_its_making_to_its_end(host: Host) -> 
     row = await row_of(host, made)
     assert (row.state, row.end_reason) == (SandboxState.ENDED, EndReason.KILLED)
     await host.close()
-    audit = await host.store.audit_log(10)
+    audit = await host.store.audit.entries(10)
     assert {(entry.action, entry.token_id) for entry in audit if entry.subject == made.id} == {
         ("sandbox.create", token_row.id),
         ("sandbox.kill", token_row.id),
@@ -98,8 +99,8 @@ async def test_a_sandbox_is_on_record_from_its_making_to_its_end(host: Host) -> 
 
 
 async def test_a_killed_sandbox_has_ended_and_a_strangers_was_never_there(host: Host) -> None:
-    _, alice = await host.store.add_token("alice")
-    _, bob = await host.store.add_token("bob")
+    _, alice = await host.store.tokens.add("alice", Role.ADMIN)
+    _, bob = await host.store.tokens.add("bob", Role.ADMIN)
     made = await host.create(wanted(), owner=alice.id)
     for asking in (host.sandbox, host.kill):
         with pytest.raises(NotFoundError) as raised:
@@ -315,7 +316,9 @@ async def test_a_run_that_fails_or_is_cancelled_is_on_the_audit_log(host: Host) 
     running.cancel()
     await asyncio.wait({running})
     await host.close()
-    outcomes = [entry.outcome for entry in await host.store.audit_log(10) if entry.action == "run"]
+    outcomes = [
+        entry.outcome for entry in await host.store.audit.entries(10) if entry.action == "run"
+    ]
     assert outcomes == ["cancelled", "program_not_found"]
 
 
@@ -326,7 +329,9 @@ async def test_audit_entries_that_the_journal_cannot_follow_are_bounded(
     for number in range(5):
         host.audit(OWNER, "x", str(number), {})
     await host.close()
-    assert [entry.subject for entry in await host.store.audit_log(10) if entry.action == "x"] == [
+    assert [
+        entry.subject for entry in await host.store.audit.entries(10) if entry.action == "x"
+    ] == [
         "2",
         "1",
         "0",
@@ -334,4 +339,4 @@ async def test_audit_entries_that_the_journal_cannot_follow_are_bounded(
     assert caplog.text.count("audit log is behind") == 2
     host.audit(OWNER, "x", "later", {})
     await host.close()
-    assert (await host.store.audit_log(1))[0].subject == "later"
+    assert (await host.store.audit.entries(1))[0].subject == "later"

@@ -19,14 +19,10 @@ import pytest
 from vmpool.errors import ConflictError, DiskFullError, NotFoundError, StoreError
 from vmpool.journal import Journal
 from vmpool.lifecycle import EndReason, SandboxState
-from vmpool.store import (
-    DETAIL_BYTES,
-    LAST_USED_STEP_NS,
-    ImageRow,
-    SandboxRow,
-    Store,
-    TemplateRow,
-)
+from vmpool.store import AuditFilter, ImageRow, Role, SandboxRow, Store, TemplateRow
+from vmpool.store.audit import DETAIL_BYTES
+from vmpool.store.schema import SCHEMA
+from vmpool.store.tokens import LAST_USED_STEP_NS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,7 +117,7 @@ async def test_what_is_not_there_is_named(tmp_path: Path) -> None:
             store.remove_template("x"),
             store.remove_image("x"),
             store.save_template(TEMPLATE),
-            store.revoke_token("x"),
+            store.tokens.revoke("x"),
             store.sandbox("x"),
             store.end_sandbox("x", EndReason.KILLED),
             store.set_deadline("x", 1),
@@ -140,15 +136,15 @@ async def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 async def test_a_token_is_found_until_it_is_revoked(tmp_path: Path) -> None:
     clock = Clock()
     async with Store(tmp_path / "db", now_ns=clock) as store:
-        token, row = await store.add_token("ci")
+        token, row = await store.tokens.add("ci", Role.ADMIN)
         assert len(token) == 44
-        assert await store.find_token(token) == row
-        await store.revoke_token(row.id)
-        assert await store.find_token(token) is None
-        revoked = (await store.tokens())[0].revoked_ns
+        assert await store.tokens.find(token) == row
+        await store.tokens.revoke(row.id)
+        assert await store.tokens.find(token) is None
+        revoked = (await store.tokens.list())[0].revoked_ns
         clock.now_ns += 5
-        await store.revoke_token(row.id)
-        assert (await store.tokens())[0].revoked_ns == revoked == 1_000_000_000
+        await store.tokens.revoke(row.id)
+        assert (await store.tokens.list())[0].revoked_ns == revoked == 1_000_000_000
 
 
 @pytest.mark.parametrize(
@@ -156,13 +152,13 @@ async def test_a_token_is_found_until_it_is_revoked(tmp_path: Path) -> None:
 )
 async def test_what_is_no_token_finds_nothing(tmp_path: Path, token: str) -> None:
     async with Store(tmp_path / "db") as store:
-        await store.add_token("ci")
-        assert await store.find_token(token) is None
+        await store.tokens.add("ci", Role.ADMIN)
+        assert await store.tokens.find(token) is None
 
 
 async def test_no_token_is_in_the_file(tmp_path: Path) -> None:
     async with Store(tmp_path / "db") as store:
-        token, _ = await store.add_token("ci")
+        token, _ = await store.tokens.add("ci", Role.ADMIN)
         files = contents(tmp_path)
         assert b"ci" in files
         assert token.removeprefix("e2b_").encode() not in files
@@ -172,15 +168,15 @@ async def test_no_token_is_in_the_file(tmp_path: Path) -> None:
 async def test_the_last_use_of_a_token_is_written_once_a_minute(tmp_path: Path) -> None:
     clock = Clock()
     async with Store(tmp_path / "db", now_ns=clock) as store:
-        token, _ = await store.add_token("ci")
-        await store.find_token(token)
+        token, _ = await store.tokens.add("ci", Role.ADMIN)
+        await store.tokens.find(token)
         first = clock.now_ns
         clock.now_ns += LAST_USED_STEP_NS - 1
-        await store.find_token(token)
-        assert (await store.tokens())[0].last_used_ns == first
+        await store.tokens.find(token)
+        assert (await store.tokens.list())[0].last_used_ns == first
         clock.now_ns += 1
-        await store.find_token(token)
-        assert (await store.tokens())[0].last_used_ns == first + LAST_USED_STEP_NS
+        await store.tokens.find(token)
+        assert (await store.tokens.list())[0].last_used_ns == first + LAST_USED_STEP_NS
 
 
 async def test_an_ended_sandbox_is_known_with_its_first_reason(tmp_path: Path) -> None:
@@ -233,42 +229,75 @@ async def test_pruning_forgets_by_age_and_by_number_and_never_an_open_one(tmp_pa
 async def test_the_audit_log_tells_the_newest_first_and_can_be_cut(tmp_path: Path) -> None:
     async with Store(tmp_path / "db") as store:
         for number in range(5):
-            await store.audit("create", subject=str(number), token_id=None, detail={"n": number})
-        await store.audit("kill", subject="x", token_id="t", outcome="not_found")
-        log = await store.audit_log(2)
+            detail = {"n": number}
+            await store.audit.record("create", subject=str(number), token_id=None, detail=detail)
+        await store.audit.record("kill", subject="x", token_id="t", outcome="not_found")
+        log = await store.audit.entries(2)
         assert [(row.action, row.outcome) for row in log] == [
             ("kill", "not_found"),
             ("create", "ok"),
         ]
         assert log[1].detail == {"n": 4}
-        assert await store.prune_audit(keep=1) == 5
-        assert len(await store.audit_log(100)) == 1
+        assert await store.audit.prune(keep=1) == 5
+        assert len(await store.audit.entries(100)) == 1
 
 
 async def test_the_past_is_forgotten_while_new_rows_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vmpool.store.PRUNE_EVERY", 5)
-    monkeypatch.setattr("vmpool.store.KEEP_ENDED", 2)
-    monkeypatch.setattr("vmpool.store.KEEP_AUDIT", 3)
+    monkeypatch.setattr("vmpool.store.store.PRUNE_EVERY", 5)
+    monkeypatch.setattr("vmpool.store.audit.PRUNE_EVERY", 5)
+    monkeypatch.setattr("vmpool.store.store.KEEP_ENDED", 2)
+    monkeypatch.setattr("vmpool.store.audit.KEEP_AUDIT", 3)
     async with Store(tmp_path / "db") as store:
         for number in range(20):
             await store.record_sandbox(sandbox(str(number)))
             await store.end_sandbox(str(number), EndReason.KILLED)
-            await store.audit("x", subject=str(number), token_id=None)
-            assert len(await store.audit_log(100)) <= 3 + 5
+            await store.audit.record("x", subject=str(number), token_id=None)
+            assert len(await store.audit.entries(100)) <= 3 + 5
         with pytest.raises(NotFoundError):
             await store.sandbox("10")
         assert (await store.sandbox("19")).end_reason is EndReason.KILLED
 
 
+async def test_entries_are_found_by_who_what_and_on_which(tmp_path: Path) -> None:
+    async with Store(tmp_path / "db") as store:
+        for number in range(12):
+            await store.audit.record(
+                ("run", "kill")[number % 2],
+                subject=str(number % 3),
+                token_id=("t", None)[number // 6],
+            )
+
+        async def found(**wanted: object) -> list[int]:
+            entries = await store.audit.entries(100, AuditFilter(**wanted))  # type: ignore[arg-type]
+            return [entry.id for entry in entries]
+
+        assert await found() == list(range(12, 0, -1))
+        assert await found(token_id="t") == [6, 5, 4, 3, 2, 1]
+        assert await found(action="kill", subject="1") == [8, 2]
+        assert await found(action="kill", subject="1", before=8) == [2]
+        assert await found(subject="' OR 1=1 --") == []
+
+
+async def test_a_token_made_before_there_were_roles_stays_an_admin(tmp_path: Path) -> None:
+    async with Journal(tmp_path / "db", SCHEMA[:1]) as journal:
+        row = {"id": "old", "name": "ci", "hash": b"h", "created_ns": 1}
+        await journal.run(lambda db: db.table("tokens").insert(row))
+    async with Store(tmp_path / "db") as store:
+        (token,) = await store.tokens.list()
+        assert (token.id, token.role) == ("old", Role.ADMIN)
+        _, made = await store.tokens.add("new", Role.USE)
+        assert (await store.tokens.list())[1] == made
+
+
 @pytest.mark.parametrize("word", ["x", '"', "\\", "é", "\0"])
 async def test_an_audit_entrys_detail_is_cut(tmp_path: Path, word: str) -> None:
     async with Store(tmp_path / "db") as store:
-        await store.audit("x", subject="y", token_id=None, detail={"image": word * 100_000})
+        await store.audit.record("x", subject="y", token_id=None, detail={"image": word * 100_000})
         (row,) = await store._rows("audit", "id")
         assert len(row["detail"]) <= DETAIL_BYTES
-        (entry,) = await store.audit_log(1)
+        (entry,) = await store.audit.entries(1)
         assert str(entry.detail["cut"]).startswith('{"image": ')
 
 
@@ -372,9 +401,9 @@ async def test_a_full_disk_has_its_own_error_and_the_file_stays_good(tmp_path: P
         await store.save_image(IMAGE)
         await store._journal.run(lambda db: list(db.query("PRAGMA max_page_count = 1")))
         with pytest.raises(DiskFullError):
-            await store.audit("x", subject="y" * 100_000, token_id=None)
+            await store.audit.record("x", subject="y" * 100_000, token_id=None)
         assert await store.images() == [IMAGE]
-        assert await store.audit_log(1) == []
+        assert await store.audit.entries(1) == []
 
 
 async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
@@ -417,7 +446,7 @@ async def test_a_damaged_page_is_found_when_the_store_is_opened(tmp_path: Path) 
     path = tmp_path / "db"
     async with Store(path) as store:
         for number in range(200):
-            await store.audit("x" * 100, subject=str(number), token_id=None)
+            await store.audit.record("x" * 100, subject=str(number), token_id=None)
     data = bytearray(path.read_bytes())
     page = 4096 * (len(data) // 4096 - 3)
     data[page : page + 512] = os.urandom(512)

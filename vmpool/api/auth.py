@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from vmpool.config import Address
 from vmpool.errors import ForbiddenError, HostError, UnauthorizedError
 from vmpool.sandbox import Sandbox
+from vmpool.store import Role, TokenRow
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -39,6 +40,7 @@ class Access(Enum):
     OPEN = "anyone"
     OWNER = "whoever holds a token"
     SANDBOX = "whoever holds a token, or the sandbox's own access token"
+    ADMIN = "whoever holds a token of the role admin"
 
 
 class Admission(Enum):
@@ -72,14 +74,15 @@ class Gate:
     def __init__(self, host: Host, admission: Admission) -> None:
         self._host = host
         self._admission = admission
-        self._recent: dict[bytes, tuple[str, float]] = {}
+        self._recent: dict[bytes, tuple[TokenRow, float]] = {}
 
     async def admit(self, request: web.Request, access: Access) -> Caller:
         """Return who is calling.
 
         Raises:
             UnauthorizedError: `token_missing` or `token_invalid`.
-            ForbiddenError: `foreign_host` or `cross_origin`, on a server without tokens.
+            ForbiddenError: `role_insufficient`; or `foreign_host` or `cross_origin`, on a server
+                without tokens.
         """
         if self._admission is Admission.LOOPBACK:
             _refuse_browsers(request)
@@ -91,15 +94,22 @@ class Gate:
             sandbox = await self._host.sandbox_by_access_token(request.match_info["id"], token)
             if sandbox is not None:
                 return Caller(owner=sandbox.owner, sandbox=sandbox)
-        return Caller(owner=await self._owner(token))
+        row = await self._row(token)
+        if access is Access.ADMIN and row.role is not Role.ADMIN:
+            raise ForbiddenError(
+                f"this takes a token of the role 'admin'; yours has {row.role.value!r}",
+                code="role_insufficient",
+                remedy="make one on the server's host: vmpool token create --role admin",
+            )
+        return Caller(owner=row.id)
 
-    async def _owner(self, token: str) -> str:
-        """Return the id of a good token; the journal is asked once in `RECENT_SECONDS`."""
+    async def _row(self, token: str) -> TokenRow:
+        """Return a good token's row; the journal is asked once in `RECENT_SECONDS`."""
         digest, now = hashlib.sha256(token.encode()).digest(), time.monotonic()
-        owner, until = self._recent.get(digest, ("", 0.0))
-        if now < until:
-            return owner
-        row = await self._host.store.find_token(token)
+        recent = self._recent.get(digest)
+        if recent is not None and now < recent[1]:
+            return recent[0]
+        row = await self._host.store.tokens.find(token)
         if row is None:
             self._recent.pop(digest, None)
             raise UnauthorizedError(
@@ -109,8 +119,8 @@ class Gate:
             )
         if len(self._recent) >= RECENT_TOKENS:
             self._recent.clear()
-        self._recent[digest] = row.id, now + RECENT_SECONDS
-        return row.id
+        self._recent[digest] = row, now + RECENT_SECONDS
+        return row
 
 
 def _bearer(request: web.Request) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vmpool.api import bodies, execs, files, sandboxes, sockets, status, templates
+from vmpool.api import audit, bodies, execs, files, sandboxes, sockets, status, templates
 from vmpool.api.auth import Access
 from vmpool.api.idempotency import takes_once
 from vmpool.api.route import Answer, Route, reads, takes
@@ -184,7 +184,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         path="/v1/templates",
         name="create_template",
         summary="Make a template of an image; it is ready when the answer comes",
-        access=Access.OWNER,
+        access=Access.ADMIN,
         answers=(Answer(status=201, body=bodies.TemplateAnswer, media=JSON),),
         problems=(404, 409, 502, 507),
         **takes(bodies.CreateTemplate, templates.create),
@@ -204,7 +204,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         path="/v1/templates/{name}",
         name="remove_template",
         summary="Remove a template with its snapshot; its sandboxes live on",
-        access=Access.OWNER,
+        access=Access.ADMIN,
         answers=(Answer(status=204),),
         problems=(404, 409),
         **reads(bodies.Nothing, templates.remove),
@@ -217,6 +217,15 @@ ROUTES: Final[tuple[Route, ...]] = (
         access=Access.OWNER,
         answers=(Answer(body=bodies.ImageList, media=JSON),),
         **reads(bodies.Nothing, templates.list_images),
+    ),
+    Route(
+        method="GET",
+        path="/v1/audit",
+        name="read_audit",
+        summary="Return who did what, the newest first",
+        access=Access.ADMIN,
+        answers=(Answer(body=audit.AuditList, media=JSON),),
+        **reads(audit.AuditQuery, audit.read),
     ),
     Route(
         method="GET",

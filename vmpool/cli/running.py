@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vmpool import api, local
 from vmpool.cli.listening import url_of
 from vmpool.client.endpoint import Endpoint
+from vmpool.store import Role
 
 if TYPE_CHECKING:
     import socket
@@ -41,8 +42,8 @@ async def served(host: Host, listener: socket.socket) -> AsyncIterator[Endpoint]
 async def _local_token(store: Store, state: Path) -> str:
     """Return the token for this host's command line: the one kept, if it is still good."""
     kept = local.read_token(state)
-    if kept and await store.find_token(kept) is not None:
+    if kept and await store.tokens.find(kept) is not None:
         return kept
-    token, _ = await store.add_token(LOCAL_TOKEN_NAME)
+    token, _ = await store.tokens.add(LOCAL_TOKEN_NAME, Role.ADMIN)
     local.write_token(state, token)
     return token

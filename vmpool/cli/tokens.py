@@ -13,7 +13,7 @@ import click
 from vmpool.cli import table
 from vmpool.cli.state import journal_path, state_option, usable
 from vmpool.errors import NotFoundError
-from vmpool.store import Store
+from vmpool.store import Role, Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,9 +30,16 @@ def command() -> None:
 
 @command.command()
 @click.argument("name", default="unnamed")
+@click.option(
+    "--role",
+    type=click.Choice([role.value for role in Role]),
+    default=Role.USE.value,
+    show_default=True,
+    help="What it may do: run and hold sandboxes, or make templates and read the audit log too.",
+)
 @state_option
 @json_option
-def create(*, name: str, state: Path, as_json: bool) -> None:
+def create(*, name: str, role: str, state: Path, as_json: bool) -> None:
     """Make a token and print it.
 
     It is shown this once: the server keeps nothing of it but a hash. NAME is for you.
@@ -40,9 +47,9 @@ def create(*, name: str, state: Path, as_json: bool) -> None:
     \b
       export VMPOOL_TOKEN=$(vmpool token create ci)
     """
-    token, row = asyncio.run(_create(usable(state), name))
+    token, row = asyncio.run(_create(usable(state), name, Role(role)))
     if as_json:
-        table.print_json({"id": row.id, "name": row.name, "token": token})
+        table.print_json({"id": row.id, "name": row.name, "role": row.role.value, "token": token})
     else:
         click.echo(token)
 
@@ -57,11 +64,12 @@ def list_(*, state: Path, as_json: bool) -> None:
         table.print_json([_document(row) for row in rows])
         return
     table.print_table(
-        ("ID", "NAME", "CREATED", "LAST USED", "REVOKED"),
+        ("ID", "NAME", "ROLE", "CREATED", "LAST USED", "REVOKED"),
         [
             (
                 row.id,
                 row.name,
+                row.role.value,
                 table.unix_moment(row.created_ns),
                 table.unix_moment(row.last_used_ns),
                 table.unix_moment(row.revoked_ns),
@@ -79,19 +87,19 @@ def revoke(*, tokens: tuple[str, ...], state: Path) -> None:
     asyncio.run(_revoke(usable(state), tokens))
 
 
-async def _create(state: Path, name: str) -> tuple[str, TokenRow]:
+async def _create(state: Path, name: str, role: Role) -> tuple[str, TokenRow]:
     async with Store(journal_path(state)) as store:
-        return await store.add_token(name)
+        return await store.tokens.add(name, role)
 
 
 async def _list(state: Path) -> list[TokenRow]:
     async with Store(journal_path(state)) as store:
-        return await store.tokens()
+        return await store.tokens.list()
 
 
 async def _revoke(state: Path, wanted: tuple[str, ...]) -> None:
     async with Store(journal_path(state)) as store:
-        rows = await store.tokens()
+        rows = await store.tokens.list()
         for one in wanted:
             ids = [
                 row.id
@@ -105,13 +113,14 @@ async def _revoke(state: Path, wanted: tuple[str, ...]) -> None:
                     remedy="see what there is: vmpool token list",
                 )
             for token_id in ids:
-                await store.revoke_token(token_id)
+                await store.tokens.revoke(token_id)
 
 
 def _document(row: TokenRow) -> dict[str, object]:
     return {
         "id": row.id,
         "name": row.name,
+        "role": row.role.value,
         "created_ns": row.created_ns,
         "last_used_ns": row.last_used_ns,
         "revoked_ns": row.revoked_ns,

@@ -1,0 +1,123 @@
+"""Audit: who did what, or tried, as a log that forgets its oldest entries."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmpool.journal import Journal
+
+DETAIL_BYTES = 512
+"""What an entry's detail may take; one that would take more is cut."""
+
+KEEP_AUDIT = 1_000_000
+"""Entries that are kept."""
+
+PRUNE_EVERY = 1000
+"""New entries between two prunings, while the journal is open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRow:
+    """One thing that somebody did or tried.
+
+    Attributes:
+        outcome: `ok` or the code of the error.
+        id: Grows from entry to entry; 0 before it is written.
+    """
+
+    time_ns: int
+    token_id: str | None
+    action: str
+    subject: str
+    detail: dict[str, Any] = field(default_factory=dict)
+    outcome: str = "ok"
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditFilter:
+    """Which entries are wanted; `None` for all.
+
+    Attributes:
+        before: Only entries of a smaller id.
+    """
+
+    token_id: str | None = None
+    action: str | None = None
+    subject: str | None = None
+    before: int | None = None
+
+
+class Audit:
+    """The audit log of a journal; all verbs raise as `Journal.run` does."""
+
+    def __init__(self, journal: Journal, now_ns: Callable[[], int]) -> None:
+        self._journal = journal
+        self._now_ns = now_ns
+        self._grown = 0
+
+    async def record(
+        self,
+        action: str,
+        *,
+        subject: str,
+        token_id: str | None,
+        outcome: str = "ok",
+        detail: dict[str, Any] | None = None,
+    ) -> None:
+        """Record that somebody did or tried something. *Not idempotent.*"""
+        self._grown += 1
+        if self._grown >= PRUNE_EVERY:
+            self._grown = 0
+            await self.prune(keep=KEEP_AUDIT)  # first: who meets an error has no row
+        entry = AuditRow(
+            time_ns=self._now_ns(),
+            token_id=token_id,
+            action=action,
+            subject=subject,
+            outcome=outcome,
+        )
+        row = asdict(entry) | {"detail": _detail(detail or {})}
+        del row["id"]  # SQLite counts
+        await self._journal.run(lambda db: db.table("audit").insert(row))
+
+    async def entries(self, limit: int, wanted: AuditFilter | None = None) -> list[AuditRow]:
+        """Return the last `limit` entries that are wanted, the newest first."""
+        members = {} if wanted is None else asdict(wanted)
+        before = members.pop("before", None)
+        given = {name: value for name, value in members.items() if value is not None}
+        where = [f"{name} = ?" for name in given] + ["id < ?"] * (before is not None)
+        arguments = [*given.values(), *([] if before is None else [before])]
+        rows = await self._journal.run(
+            lambda db: [
+                *db.table("audit").rows_where(
+                    " AND ".join(where) or None, arguments, order_by="id DESC", limit=limit
+                )
+            ]
+        )
+        return [AuditRow(**row | {"detail": json.loads(row["detail"])}) for row in rows]
+
+    async def prune(self, *, keep: int) -> int:
+        """Forget all but the last `keep` entries; return how many."""
+        return await self._journal.run(
+            lambda db: (
+                db.execute(
+                    """DELETE FROM audit WHERE id IN (
+                    SELECT id FROM audit ORDER BY id DESC LIMIT -1 OFFSET ?)""",
+                    [keep],
+                ).rowcount
+            )
+        )
+
+
+def _detail(detail: dict[str, Any]) -> str:
+    """Return an audit entry's detail as JSON within `DETAIL_BYTES`."""
+    text = json.dumps(detail)
+    if len(text) <= DETAIL_BYTES:
+        return text
+    return json.dumps({"cut": text[: DETAIL_BYTES // 2 - 16]})  # escaped, it may double

@@ -1,0 +1,37 @@
+"""Schema: the journal's tables, version by version; a version that was released never changes."""
+
+from __future__ import annotations
+
+SCHEMA = (
+    (
+        """CREATE TABLE images (
+            digest TEXT PRIMARY KEY, name TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+            created_ns INTEGER NOT NULL) STRICT""",
+        """CREATE TABLE templates (
+            name TEXT PRIMARY KEY, image_digest TEXT NOT NULL REFERENCES images (digest),
+            snapshot_id TEXT NOT NULL, limits TEXT NOT NULL, memory_bytes INTEGER NOT NULL,
+            vcpus INTEGER NOT NULL, disk_bytes INTEGER NOT NULL,
+            created_ns INTEGER NOT NULL) STRICT""",
+        """CREATE TABLE tokens (
+            id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL UNIQUE,
+            created_ns INTEGER NOT NULL, last_used_ns INTEGER, revoked_ns INTEGER) STRICT""",
+        """CREATE TABLE sandboxes (
+            id TEXT PRIMARY KEY, template TEXT NOT NULL, clone_id TEXT NOT NULL,
+            token_id TEXT REFERENCES tokens (id), state TEXT NOT NULL, created_ns INTEGER NOT NULL,
+            deadline_ns INTEGER, metadata TEXT NOT NULL, ended_ns INTEGER, end_reason TEXT,
+            CHECK ((state = 'ended') = (ended_ns IS NOT NULL AND end_reason IS NOT NULL))
+            ) STRICT""",
+        "CREATE INDEX sandboxes_by_end ON sandboxes (ended_ns)",
+        """CREATE TABLE audit (
+            id INTEGER PRIMARY KEY, time_ns INTEGER NOT NULL, token_id TEXT, action TEXT NOT NULL,
+            subject TEXT NOT NULL, detail TEXT NOT NULL, outcome TEXT NOT NULL) STRICT""",
+    ),
+    (
+        # Who had a token before there were roles could do everything, and goes on to.
+        """ALTER TABLE tokens ADD COLUMN role TEXT NOT NULL DEFAULT 'admin'
+            CHECK (role IN ('use', 'admin'))""",
+        "CREATE INDEX audit_by_token ON audit (token_id)",
+        "CREATE INDEX audit_by_action ON audit (action)",
+        "CREATE INDEX audit_by_subject ON audit (subject)",
+    ),
+)
