@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,11 @@ from vmpool import template
 from vmpool.errors import DiskFullError, EngineError, GuestError
 from vmpool.image import Image, Library
 from vmpool.model import MIB, MachineSpec
+from vmpool_agent import wire
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmpool.snapshot import Snapshot
 
 FAILED = EngineError("as the test wants it", code="qmp_refused")
@@ -35,7 +39,9 @@ class Bench:
     state: Path
     said: list[str]
 
-    async def make(self, *, boot_timeout: float = 60.0) -> Snapshot:
+    async def make(
+        self, *, boot_timeout: float = 60.0, progress: Callable[[str], None] | None = None
+    ) -> Snapshot:
         return await template.make(
             self.engine,
             self.image,
@@ -43,7 +49,7 @@ class Bench:
             snapshots=self.state / "snapshots",
             run=self.state / "clones",
             boot_timeout=boot_timeout,
-            progress=self.said.append,
+            progress=progress or self.said.append,
         )
 
     @property
@@ -196,3 +202,22 @@ async def test_a_full_disk_is_told_as_such_and_holds_nothing_of_it(
         with pytest.raises(DiskFullError):
             await bench.make()
         assert not bench.left
+
+
+async def test_a_template_obeys_nobody_yet_when_it_is_saved(bench: Bench) -> None:
+    obeyed = []
+
+    def progress(step: str) -> None:
+        if step.startswith("saving"):
+            (machine,) = (bench.state / "clones").iterdir()
+            host = wire.Connection(wire.Role.HOST)
+            host.synchronise(bytes(wire.NONCE_SIZE), bytes(wire.KEY_SIZE))
+            with socket.socket(socket.AF_UNIX) as stream:
+                stream.settimeout(10)
+                stream.connect(str(machine / "agent"))
+                stream.sendall(host.take())
+                host.receive(stream.recv(4096))
+            obeyed.append(host.synchronised)
+
+    await bench.make(progress=progress)
+    assert obeyed == [True]
