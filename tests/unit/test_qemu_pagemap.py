@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import mmap
 import os
+import resource
 import struct
 import subprocess
 import sys
@@ -159,6 +160,21 @@ def test_pages_are_copied_one_behind_the_other(
         buffer.fill(os.getpid(), [(private.start, private.start + 17 * PAGE_BYTES)])
     buffer.close()
     private.memory.close()
+
+
+@pytest.mark.parametrize("request_number", [23, 9999], ids=["asked", "touched"])
+def test_a_buffer_is_there_before_it_is_filled(
+    monkeypatch: pytest.MonkeyPatch, request_number: int
+) -> None:
+    monkeypatch.setattr(pages, "_MADV_POPULATE_WRITE", request_number)
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", mmap.MADV_NOHUGEPAGE)  # one fault for each page
+    buffer = Buffer(512 * PAGE_BYTES)
+    faults_before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    with buffer.view(buffer.size_bytes) as view:
+        for at in range(0, len(view), PAGE_BYTES):
+            view[at] = 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults_before < 256
+    buffer.close()
 
 
 def test_what_is_gone_is_told_apart_from_what_may_not_be_read() -> None:

@@ -7,6 +7,7 @@ while a guest waits. It knows addresses, not what lies there.
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import mmap
 import os
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vmpool.engine.qemu.pagemap import Span
 
 _IOV_MAX = 1024  # linux/uio.h: UIO_MAXIOV
+_MADV_POPULATE_WRITE = 23  # asm-generic/mman-common.h
 
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
 _READ = _LIBRARY.process_vm_readv
@@ -38,8 +40,7 @@ class Buffer:
     """
 
     def __init__(self, size_bytes: int) -> None:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        self._memory = mmap.mmap(-1, size_bytes, flags=flags)
+        self._memory = _populated(size_bytes)
         self._first: ctypes.c_char | None = ctypes.c_char.from_buffer(self._memory)
         self.size_bytes = size_bytes
 
@@ -79,6 +80,18 @@ class Buffer:
         """Give the memory back. *Idempotent.*"""
         self._first = None
         self._memory.close()
+
+
+def _populated(size_bytes: int) -> mmap.mmap:
+    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)  # several times as fast to get, and faster to fill
+    try:
+        memory.madvise(_MADV_POPULATE_WRITE)
+    except OSError:  # a kernel before 5.14
+        for page in range(0, size_bytes, mmap.PAGESIZE):
+            memory[page] = 0
+    return memory
 
 
 def batches(spans: Sequence[Span], limit_bytes: int) -> Iterator[list[Span]]:
