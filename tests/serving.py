@@ -71,8 +71,10 @@ def opened_ground(*kept: str) -> Iterator[Ground]:
     for name in kept:
         (cache / name).mkdir(parents=True, exist_ok=True)
         (state / name).symlink_to(cache / name)
-    yield Ground(state)
-    shutil.rmtree(state)
+    try:
+        yield Ground(state)
+    finally:
+        shutil.rmtree(state)
 
 
 class Server:

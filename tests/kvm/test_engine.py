@@ -1,0 +1,51 @@
+"""The contract of an engine, held by QEMU on KVM with its agents on vsock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.contract.test_engine import (
+    Bench,
+    opened,
+    test_a_booted_machine_runs_until_it_is_killed,
+    test_a_cancelled_load_leaves_nothing,
+    test_a_crash_ends_every_wait_at_once,
+    test_a_machine_runs_on_after_its_checkpoint_which_shells_load,
+    test_a_shell_dies_alone_and_says_so,
+    test_a_state_that_is_none_is_refused_and_leaves_nothing,
+    test_a_stranger_to_the_template_is_refused,
+    test_clones_are_restored_paused_from_what_was_saved,
+    test_only_a_paused_machine_is_saved,
+    test_pause_resume_and_kill_are_idempotent,
+)
+from vmpool.engine.qemu import QemuEngine
+from vmpool.model import Accelerator, Transport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = [
+    "test_a_booted_machine_runs_until_it_is_killed",
+    "test_a_cancelled_load_leaves_nothing",
+    "test_a_crash_ends_every_wait_at_once",
+    "test_a_machine_runs_on_after_its_checkpoint_which_shells_load",
+    "test_a_shell_dies_alone_and_says_so",
+    "test_a_state_that_is_none_is_refused_and_leaves_nothing",
+    "test_a_stranger_to_the_template_is_refused",
+    "test_clones_are_restored_paused_from_what_was_saved",
+    "test_only_a_paused_machine_is_saved",
+    "test_pause_resume_and_kill_are_idempotent",
+]
+
+pytestmark = pytest.mark.kvm
+
+
+@pytest.fixture(params=["q35-disk", "microvm"])
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+    """Stand in for the contract's own bench."""
+    engine = await QemuEngine.detect()
+    with opened(engine, request.param, Accelerator.KVM, Transport.VSOCK, tmp_path) as bench:
+        yield bench
