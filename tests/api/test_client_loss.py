@@ -263,7 +263,8 @@ async def test_a_server_that_is_not_there_is_said_in_words() -> None:
             with pytest.raises(HostError) as missing:
                 await client.run("1")
     assert missing.value.error_code == "no_server"
-    assert f"no server answers at http://127.0.0.1:{port}" in missing.value.message
+    said = f"no server answers at http://127.0.0.1:{port}: Connection refused"
+    assert missing.value.message == said
     assert "vmpool up" in missing.value.remedy
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -16,15 +17,19 @@ from vmpool.client.portal import Portal
 from vmpool.errors import InvalidRequestError
 
 
+async def nothing() -> None:
+    """Say no farewell."""
+
+
 async def add(one: int, other: int) -> int:
     return one + other
 
 
 def test_work_is_done_in_one_loop_until_it_is_closed() -> None:
-    portal = Portal()
+    portal = Portal(nothing)
     before = threading.active_count()
     portal.close()  # it never ran
-    portal = Portal()
+    portal = Portal(nothing)
     assert portal.call(add(1, 2)) == 3
     assert portal.call(add(3, 4)) == 7
     assert threading.active_count() == before + 1
@@ -39,7 +44,7 @@ def test_an_error_of_the_work_is_the_callers() -> None:
     async def fail() -> None:
         raise LookupError
 
-    portal = Portal()
+    portal = Portal(nothing)
     with pytest.raises(LookupError):
         portal.call(fail())
     portal.close()
@@ -57,7 +62,7 @@ def test_an_interrupted_wait_cancels_the_work() -> None:
         finally:
             cancelled.set()
 
-    portal = Portal()
+    portal = Portal(nothing)
     with pytest.raises(KeyboardInterrupt):
         portal.call(wait())
     assert cancelled.wait(20)
@@ -68,7 +73,7 @@ def test_an_interrupted_wait_cancels_the_work() -> None:
 def test_closing_ends_what_other_threads_wait_for() -> None:
     begun = threading.Event()
     told: list[BaseException] = []
-    portal = Portal()
+    portal = Portal(nothing)
 
     async def wait() -> None:
         begun.set()
@@ -90,7 +95,7 @@ def test_closing_ends_what_other_threads_wait_for() -> None:
 
 def test_it_works_where_another_loop_runs() -> None:
     async def inside() -> int:
-        portal = Portal()
+        portal = Portal(nothing)
         try:
             return portal.call(add(1, 2))  # blocks this loop, as a notebook's cell does
         finally:
@@ -100,7 +105,7 @@ def test_it_works_where_another_loop_runs() -> None:
 
 
 def test_after_a_fork_it_says_so() -> None:
-    portal = Portal()
+    portal = Portal(nothing)
     portal.call(add(1, 2))
     pid = os.fork()
     if pid == 0:
@@ -116,9 +121,33 @@ def test_after_a_fork_it_says_so() -> None:
     portal.close()
 
 
-def test_a_client_that_is_forgotten_does_not_hold_up_the_end() -> None:
-    program = "import vmpool, asyncio; c = vmpool.Client(); c._portal.call(asyncio.sleep(0))"
-    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
+def test_a_portal_that_is_forgotten_says_farewell_and_ends() -> None:
+    said = threading.Event()
+
+    async def farewell() -> None:
+        said.set()
+
+    before = threading.active_count()
+    portal = Portal(farewell)
+    portal.call(add(1, 2))
+    del portal
+    gc.collect()
+    assert said.is_set()
+    assert threading.active_count() == before
+
+
+def test_a_client_that_is_forgotten_ends_with_the_interpreter() -> None:
+    program = (
+        "import vmpool\n"
+        "c = vmpool.Client('127.0.0.1:1')\n"
+        "try: c.health()\n"
+        "except vmpool.VmpoolError as err: print(err.error_code)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", program], check=False, capture_output=True, timeout=60
+    )
+    assert (ended.returncode, ended.stdout) == (0, b"no_server\n")
+    assert ended.stderr == b""
 
 
 def test_importing_vmpool_imports_no_library() -> None:

@@ -57,7 +57,7 @@ class Client:
         self._behind = AsyncClient(
             server, token=token, token_file=token_file, state=state, timeout=timeout
         )
-        self._portal = Portal()
+        self._portal = Portal(self._behind.close)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
@@ -82,8 +82,6 @@ class Client:
 
     def close(self) -> None:
         """As `AsyncClient.close`; calls that other threads are in are cancelled. *Idempotent.*"""
-        if self._portal.running:
-            self._portal.call(self._behind.close())
         self._portal.close()
 
     def run(self, code: str | None = None, **options: Unpack[RunOptions]) -> Result:

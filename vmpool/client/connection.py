@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import random
 import socket
 import sys
@@ -374,4 +375,6 @@ def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
 
 
 def _words(err: BaseException) -> str:
+    if isinstance(err, OSError) and err.errno is not None and err.errno > 0:
+        return os.strerror(err.errno)  # asyncio's own words name a call and a tuple
     return (err.strerror if isinstance(err, OSError) else None) or str(err) or type(err).__name__

@@ -9,33 +9,40 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmpool.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
 
 
 class Portal:
-    """A loop that starts with the first call; close it when done. May be used by many threads."""
+    """A loop that starts with the first call; close it when done. May be used by many threads.
 
-    def __init__(self) -> None:
+    One that is forgotten is closed when nothing refers to it any more, or the interpreter ends.
+
+    Args:
+        farewell: Done in the loop before it ends; refers to no portal.
+    """
+
+    def __init__(self, farewell: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._farewell = farewell
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closing: asyncio.Event | None = None
-        self._thread: threading.Thread | None = None
+        self._end: weakref.finalize[..., Portal] | None = None
         self._closed = False
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` to its end; whatever interrupts the wait, like Ctrl-C, cancels it.
 
         Raises:
-            InvalidRequestError: `client_forked`; or `conflict` when it was closed.
+            InvalidRequestError: It was closed; `client_forked`.
         """
         try:
             loop = self._started()
@@ -49,21 +56,12 @@ class Portal:
             doing.cancel()  # changes nothing when the work has ended
             raise
 
-    @property
-    def running(self) -> bool:
-        """Whether the loop has started in this process, and was not closed."""
-        return self._loop is not None and self._process == os.getpid()
-
     def close(self) -> None:
-        """Cancel what runs and end the loop and its thread. *Idempotent.*"""
+        """Say farewell, cancel what runs, and end the loop and its thread. *Idempotent.*"""
         with self._lock:
             self._closed = True
-            loop, closing, thread = self._loop, self._closing, self._thread
-            self._loop = self._closing = self._thread = None
-        if loop is None or closing is None or thread is None or self._process != os.getpid():
-            return
-        loop.call_soon_threadsafe(closing.set)
-        thread.join()
+        if self._end is not None:
+            self._end()
 
     def _started(self) -> asyncio.AbstractEventLoop:
         if self._process != os.getpid():
@@ -77,17 +75,32 @@ class Portal:
                 raise InvalidRequestError("the client is closed", remedy="make another one")
             if self._loop is None:
                 running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-                # A thread that nobody waits for: a client that is forgotten must not hold up the
-                # interpreter's end.
-                self._thread = threading.Thread(
-                    target=asyncio.run, args=(_serve(running),), name="vmpool client", daemon=True
+                # A thread that nobody waits for: should the end fail, the interpreter's does not.
+                thread = threading.Thread(
+                    target=asyncio.run,
+                    args=(_serve(running, self._farewell),),
+                    name="vmpool client",
+                    daemon=True,
                 )
-                self._thread.start()
-                self._loop, self._closing = running.result()
+                thread.start()
+                self._loop, closing = running.result()
+                self._end = weakref.finalize(self, _end, self._loop, closing, thread)
             return self._loop
 
 
-async def _serve(running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+async def _serve(
+    running: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]],
+    farewell: Callable[[], Coroutine[Any, Any, None]],
+) -> None:
     closing = asyncio.Event()
     running.set_result((asyncio.get_running_loop(), closing))
     await closing.wait()
+    await farewell()
+
+
+def _end(loop: asyncio.AbstractEventLoop, closing: asyncio.Event, thread: threading.Thread) -> None:
+    """End a loop. In a fork of its process there is no such thread, and nothing is done."""
+    if thread.is_alive():
+        loop.call_soon_threadsafe(closing.set)
+        if thread is not threading.current_thread():  # a collector runs in any
+            thread.join()
