@@ -103,6 +103,22 @@ class RequestSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
     ] = 300.0
 
 
+class ApiSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """`[api]`: what all clients of the HTTP interface together may take."""
+
+    connections: Annotated[
+        int,
+        Meta(ge=1, description="Open connections at most, idle ones too, each a descriptor."),
+    ] = 1000
+    stranger_timeout: Annotated[
+        Seconds,
+        Meta(description="Time after which a connection that has shown no good token is closed."),
+    ] = 30.0
+    bodies_bytes: Annotated[
+        Size, Meta(description="JSON bodies of all requests that are worked on or wait.")
+    ] = 256 * MIB
+
+
 class DeadlineSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """`[deadlines]`: when a machine that does not answer is given up."""
 
@@ -144,6 +160,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
         ),
     ] = None
     pool: PoolSettings = PoolSettings()
+    api: ApiSettings = ApiSettings()
     requests: RequestSettings = RequestSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     templates: Annotated[
@@ -295,6 +312,8 @@ def _check(settings: Settings, source: Path | None) -> None:
             remedy="listen on 127.0.0.1, or make tokens: vmpool token create",
         )
     requests = settings.requests
+    if requests.body_bytes > settings.api.bodies_bytes:
+        raise _invalid("requests.body_bytes is above api.bodies_bytes", source)
     if requests.exec_timeout > requests.exec_timeout_most:
         raise _invalid("requests.exec_timeout is above requests.exec_timeout_most", source)
     if requests.sandbox_timeout > requests.sandbox_timeout_most:

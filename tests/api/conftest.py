@@ -19,7 +19,7 @@ from tests.api.stand_in import TOKEN, PaperHost
 from tests.fakes import FakeEngine, Faults
 from vmpool.api import make_app, serve
 from vmpool.catalogue import TemplateRequest
-from vmpool.config import RequestSettings, Settings
+from vmpool.config import ApiSettings, RequestSettings, Settings
 from vmpool.host import Host, HostFacts
 from vmpool.image import Defaults
 from vmpool.image.manifest import FILES, MANIFEST, FileRecord, Manifest
@@ -82,13 +82,18 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Serve:
 
     @contextlib.asynccontextmanager
     async def start(
-        *, tokens: bool = True, faults: Faults | None = None, **requests: Any
+        *,
+        tokens: bool = True,
+        faults: Faults | None = None,
+        api: ApiSettings | None = None,
+        **requests: Any,
     ) -> AsyncIterator[Server]:
         state = tmp_path_factory.mktemp("host")
         settings = Settings(
             state=state,
             run=state / "run",
             insecure_no_tokens=not tokens,
+            api=api or ApiSettings(),
             requests=RequestSettings(**requests),
         )
         made = tmp_path_factory.getbasetemp() / "made"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vmpool import errors
-from vmpool.api import app, problem
+from vmpool.api import problem
+from vmpool.config import ApiSettings
 
 if TYPE_CHECKING:
     from tests.api.conftest import Serve, Server
@@ -194,10 +196,13 @@ async def test_a_connection_serves_one_request_after_another(server: Server) -> 
             await raw.reader.readexactly(int(headers["content-length"]))
 
 
-async def test_a_connection_over_the_limit_is_closed_and_the_others_serve(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(app, "CONNECTIONS", 2)
+async def test_a_connection_over_the_limit_is_closed_and_the_others_serve(serving: Serve) -> None:
+    async with serving(api=ApiSettings(connections=2)) as server:
+        await server.session.close()
+        await _fill_and_free(server)
+
+
+async def _fill_and_free(server: Server) -> None:
     async with Raw(server) as first:
         async with Raw(server) as second:
             for raw in (first, second):
@@ -211,6 +216,68 @@ async def test_a_connection_over_the_limit_is_closed_and_the_others_serve(
         async with Raw(server) as fourth:
             fourth.send("GET /healthz HTTP/1.1", "Host: 127.0.0.1")
             assert "200" in (await fourth.head())[0]
+
+
+async def test_a_stranger_may_not_stay_and_who_has_a_token_may(serving: Serve) -> None:
+    async with (
+        serving(api=ApiSettings(stranger_timeout=0.4)) as server,
+        Raw(server) as silent,
+        Raw(server) as slow,
+        Raw(server) as known,
+    ):
+        asking = (
+            "GET /v1/images HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {server.token}",
+        )  # fmt: skip
+        known.send(*asking)
+        assert "200" in (await known.head())[0]
+        await known.reader.readexactly(len(await image_list(server)))
+        slow.writer.write(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")
+        for stranger in (silent, slow):
+            async with asyncio.timeout(20):
+                with contextlib.suppress(ConnectionResetError):
+                    assert await stranger.reader.read() == b""
+        known.send(*asking)
+        assert "200" in (await known.head())[0]
+
+
+async def image_list(server: Server) -> bytes:
+    async with server.session.get(f"{server.url}/v1/images") as response:
+        return await response.read()
+
+
+async def test_bodies_that_are_too_much_together_are_put_off(serving: Serve) -> None:
+    async with serving(api=ApiSettings(bodies_bytes=3000), body_bytes=2000) as server:
+        head = (
+            "POST /v1/run HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {server.token}",
+            "Content-Type: application/json", "Content-Length: 2000", "Expect: 100-continue",
+        )  # fmt: skip
+        async with Raw(server) as first:
+            first.send(*head)
+            assert "100 Continue" in (await first.head())[0]
+            async with Raw(server) as second:
+                second.send(*head)
+                status, headers = await second.head()
+                assert ("503" in status, headers["retry-after"]) == (True, "1")
+        async with asyncio.timeout(20):  # the first has left: its bytes are free again
+            while (await server.call("POST", "/v1/run", json={"x": "x" * 1900}))[0] != 400:
+                pass
+
+
+async def test_a_file_that_trickles_in_is_given_up(serving: Serve, tmp_path: Any) -> None:
+    async with serving(body_timeout=0.5) as server:
+        sandbox = await server.make_sandbox()
+        async with Raw(server) as raw:
+            raw.send(
+                f"PUT /v1/sandboxes/{sandbox['id']}/files?path={tmp_path}/x HTTP/1.1",
+                "Host: 127.0.0.1", f"Authorization: Bearer {server.token}",
+                "Content-Length: 100000",
+            )  # fmt: skip
+            answered = asyncio.create_task(raw.head())
+            async with asyncio.timeout(20):
+                while not answered.done():
+                    raw.writer.write(b"x")
+                    await asyncio.wait({answered}, timeout=0.05)
+            assert "408" in answered.result()[0]
 
 
 async def test_requests_are_counted_by_route_and_status(server: Server) -> None:

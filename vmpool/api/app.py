@@ -16,6 +16,8 @@ from aiohttp import web
 
 from vmpool.api import edge, openapi, outflow, status
 from vmpool.api.auth import Admission, Gate, check_listen
+from vmpool.api.budget import BUDGET, Budget
+from vmpool.api.door import DOOR, Door
 from vmpool.api.idempotency import LEDGER, Ledger
 from vmpool.api.intake import continue_later
 from vmpool.api.limits import Limits
@@ -37,9 +39,6 @@ KEEPALIVE_SECONDS: Final = 640.0
 """Longer than clients pool idle connections: one closed under a POST cannot be sent again."""
 
 BACKLOG: Final = 1024
-
-CONNECTIONS: Final = 1000
-"""Open at most, idle ones too: who has no token may open them as well, and each is a descriptor."""
 
 LINE_BYTES: Final = 1 << 15
 """A request's first line: the longest path in the guest, each byte escaped, and then some."""
@@ -73,6 +72,8 @@ def make_app(host: Host) -> web.Application:
     app.on_response_prepare.append(edge.mark)
     app[ADMISSION] = admission
     app[LEDGER] = Ledger()
+    app[BUDGET] = Budget(host.settings.api.bodies_bytes)
+    app[DOOR] = Door(host.settings.api)
     app[status.DOCUMENT] = openapi.document(
         ROUTES, limits, admission=admission, version=status.VERSION
     )
@@ -93,6 +94,8 @@ def _endpoint(
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def endpoint(request: web.Request) -> web.StreamResponse:
         caller = await gate.admit(request, route.access)
+        if caller.owner:
+            request.app[DOOR].admit(request)
         request[edge.OWNER] = caller.owner or "-"
         response = await route.run(
             Call(
@@ -145,33 +148,21 @@ async def serve(app: web.Application, listen: str | socket.socket) -> AsyncItera
         )
         await runner.setup()
         try:
-            accepting = await _accept(runner, listening)
+            accepting = await _accept(runner, listening, app[DOOR])
             try:
                 yield BoundAddress(host=host, port=port)
             finally:
                 accepting.close()
+                app[DOOR].close()
         finally:
             await runner.cleanup()
 
 
-async def _accept(runner: web.AppRunner, listening: socket.socket) -> asyncio.Server:
-    """Take connections, up to `CONNECTIONS`; one more is closed at once."""
+async def _accept(runner: web.AppRunner, listening: socket.socket, door: Door) -> asyncio.Server:
     serving = runner.server
     assert serving is not None
-
-    def meet() -> asyncio.Protocol:
-        return _Refusal() if len(serving.connections) >= CONNECTIONS else serving()
-
     loop = asyncio.get_running_loop()
-    return await loop.create_server(meet, sock=listening, backlog=BACKLOG)
-
-
-class _Refusal(asyncio.Protocol):
-    """Closes a connection as soon as it is made."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        log.warning("over %d connections: one more was closed", CONNECTIONS)
-        transport.close()
+    return await loop.create_server(lambda: door.meet(serving), sock=listening, backlog=BACKLOG)
 
 
 class _ProtocolLog(logging.LoggerAdapter[logging.Logger]):

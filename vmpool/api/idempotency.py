@@ -23,6 +23,7 @@ from aiohttp import web
 
 from vmpool.api import codec, intake
 from vmpool.api.bodies import Nothing
+from vmpool.api.budget import BUDGET, Loan
 from vmpool.api.route import Call, Source
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import ConflictError, InvalidRequestError
@@ -207,8 +208,12 @@ def takes_once(
 
     async def run(call: Call) -> web.StreamResponse:
         codec.parse_query(call.request.query, Nothing)
+        with call.request.app[BUDGET].lend() as loan:
+            return await run_on(call, loan)
+
+    async def run_on(call: Call, loan: Loan) -> web.StreamResponse:
         key = _key_of(call.request)
-        data = await intake.read_json(call.request, call.limits)
+        data = await intake.read_json(call.request, call.limits, loan)
         asked = codec.decode(data, body)
         if key is None:
             return await endpoint(call, asked)

@@ -17,9 +17,13 @@ from vmpool.errors import CallerError, InvalidRequestError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from vmpool.api.budget import Loan
     from vmpool.api.limits import Limits
 
 CHUNK_BYTES = 1 << 16
+
+LEAST_BYTES_A_SECOND = 4096
+"""How slowly a file may come, counting only the time in which we wait for it."""
 
 
 async def continue_later(request: web.Request) -> None:
@@ -32,13 +36,14 @@ async def _continue(request: web.Request) -> None:
         request.writer.output_size = 0  # the response proper has not begun
 
 
-async def read_json(request: web.Request, limits: Limits) -> bytes:
+async def read_json(request: web.Request, limits: Limits, loan: Loan) -> bytes:
     """Return the whole body of a JSON request.
 
     Raises:
         InvalidRequestError: `unsupported_media_type`, or `invalid_body` when its framing is broken.
         TooLargeError: `body_too_large`.
         CallerError: `body_timeout` when it took too long to come.
+        CapacityError: `bodies_busy`; all bodies together are too large.
     """
     if request.content_type != "application/json":
         raise InvalidRequestError(
@@ -47,6 +52,7 @@ async def read_json(request: web.Request, limits: Limits) -> bytes:
             remedy="send the header 'Content-Type: application/json'",
         )
     limits.check_body_size(request.content_length or 0)
+    loan.grow_to(request.content_length or 0)
     await _continue(request)
     body = bytearray()
     try:
@@ -54,6 +60,7 @@ async def read_json(request: web.Request, limits: Limits) -> bytes:
             async for chunk in request.content.iter_chunked(CHUNK_BYTES):
                 body += chunk
                 limits.check_body_size(len(body))
+                loan.grow_to(len(body))
     except TimeoutError as err:
         raise _too_slow(limits) from err
     except web.RequestPayloadError as err:
@@ -67,23 +74,32 @@ async def read_file(request: web.Request, limits: Limits) -> AsyncGenerator[byte
     Raises:
         InvalidRequestError: `invalid_body` when its framing is broken.
         TooLargeError: `file_too_large`.
-        CallerError: `body_timeout` when the client stopped sending.
+        CallerError: `body_timeout` when the client stopped sending, or sends a trickle.
     """
     await _continue(request)
-    received = 0
+    loop = asyncio.get_running_loop()
+    received, waited = 0, 0.0
     for _ in itertools.count():
+        patience = limits.published.body_seconds
+        began = loop.time()
         try:
-            async with asyncio.timeout(limits.published.body_seconds):
+            async with asyncio.timeout(min(patience, _left(patience, received, waited))):
                 chunk = await request.content.read(CHUNK_BYTES)
         except TimeoutError as err:
             raise _too_slow(limits) from err
         except web.RequestPayloadError as err:
             raise _broken(err) from err
+        waited += loop.time() - began
         if not chunk:
             return
         received += len(chunk)
         limits.check_file_size(received)
         yield chunk
+
+
+def _left(patience: float, received: int, waited: float) -> float:
+    """Return how long the client may still keep us waiting, for what it has sent so far."""
+    return patience + received / LEAST_BYTES_A_SECOND - waited
 
 
 def _too_slow(limits: Limits) -> CallerError:

@@ -23,7 +23,7 @@ Json = dict[str, Any]
 REF: Final = "#/components/schemas/{name}"
 
 PROBLEMS_OF_ALL: Final = (400, 403, 500)
-PROBLEMS_OF_BODIES: Final = (408, 413, 415)
+PROBLEMS_OF_BODIES: Final = (408, 413, 415, 503)
 
 _PATH_PARAMETERS: Final[Json] = {
     "id": {"type": "string", "pattern": "^[a-z0-9]{1,64}$", "description": "A sandbox's id"},

@@ -17,6 +17,7 @@ from aiohttp import web
 from vmpool.api import codec, intake
 from vmpool.api.auth import Access, Caller
 from vmpool.api.bodies import Nothing
+from vmpool.api.budget import BUDGET
 from vmpool.api.limits import Limits
 from vmpool.host import Host
 
@@ -118,8 +119,9 @@ def takes(
 
     async def run(call: Call) -> web.StreamResponse:
         codec.parse_query(call.request.query, Nothing)
-        data = await intake.read_json(call.request, call.limits)
-        return await endpoint(call, codec.decode(data, body))
+        with call.request.app[BUDGET].lend() as loan:
+            data = await intake.read_json(call.request, call.limits, loan)
+            return await endpoint(call, codec.decode(data, body))
 
     return {"takes": body, "source": Source.BODY, "run": run}
 
