@@ -329,6 +329,23 @@ async def test_an_error_has_the_class_the_code_and_the_remedy_of_the_servers(
     assert "vmpool token create" in refused.value.remedy
 
 
+async def test_a_client_that_is_closed_says_so(client: Any) -> None:
+    await client.health()
+    await client.close()
+    await client.close()
+    with pytest.raises(InvalidRequestError, match="closed"):
+        await client.health()
+
+
+async def test_threads_share_a_blocking_client(server: Server) -> None:
+    def square(number: int) -> str:
+        return blocking_client.run(f"print({number} ** 2)").stdout
+
+    with vmpool.Client(server.url, token=server.token) as blocking_client:
+        told = await asyncio.gather(*(asyncio.to_thread(square, n) for n in range(4)))
+    assert told == ["0\n", "1\n", "4\n", "9\n"]
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

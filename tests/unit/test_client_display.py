@@ -130,6 +130,14 @@ def test_a_result_is_of_bounded_size_and_says_that_it_is_cut(
     assert not gathered(Output(Stream.STDOUT, b"x" * 700)).truncated
 
 
+def test_one_line_of_a_prompt_is_short_whatever_was_said() -> None:
+    result = gathered(Output(Stream.STDOUT, b"\x1b" + b"x" * 10_000_000), FIGURE)
+    assert repr(result).startswith(r"<Result ok, stdout '\x1bxxx")
+    assert repr(result).endswith("xx' and 9999941 bytes more, displays 1>")
+    assert len(repr(result)) < 200
+    assert repr(FIGURE) == "<Display ['image/png', 'text/plain']>"
+
+
 def test_memory_that_is_used_up_is_an_error_of_its_own_when_checked() -> None:
     end = Exited(exit_code=None, signal=9, timed_out=False, out_of_memory=True, duration_ms=1.0)
     with pytest.raises(TaskMemoryError):

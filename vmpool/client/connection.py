@@ -259,6 +259,8 @@ class Connection:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 middlewares=(_send_once,),
             )
+        if self._opened.closed:
+            raise InvalidRequestError("the client is closed", remedy="make another one")
         return self._opened
 
     async def read(self, response: aiohttp.ClientResponse) -> bytes:

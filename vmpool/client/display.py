@@ -39,6 +39,9 @@ class Display:
 
     mime: dict[str, str]
 
+    def __repr__(self) -> str:
+        return f"<Display {list(self.mime)!r}>"
+
     @property
     def text(self) -> str:
         """Its plain form, empty when it has none."""

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 GATHERED_BYTES = 16 << 20
 """Of an execution's output, and of what it shows, the most that is kept for a result, each."""
 
+REPR_BYTES = 60
+"""Of stdout, what a result's one line shows."""
+
 _OVERHEAD = 512
 """What a display costs that holds nothing."""
 
@@ -58,6 +61,13 @@ class Result:
     missing: dict[str, GuestFileError] = field(default_factory=dict)
     sandbox_id: str | None = None
     identity: Receipt | None = None
+
+    def __repr__(self) -> str:
+        how = "ok" if self.ok else self._epitaph()
+        begun = self.stdout_bytes[:REPR_BYTES].decode(errors="replace")
+        rest = len(self.stdout_bytes) - REPR_BYTES
+        more = f" and {rest} bytes more" if rest > 0 else ""
+        return f"<Result {how}, stdout {begun!r}{more}, displays {len(self.displays)}>"
 
     @property
     def stdout(self) -> str:
