@@ -27,6 +27,7 @@ from vmpool.model import Accelerator, Transport
 from vmpool.opening import Base, open_host
 from vmpool.policy import Limits
 from vmpool.store import Role
+from vmpool_agent.wire import VERSIONS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,6 +168,7 @@ def place_image(state: Path) -> None:
             builder="tests",
             kernel_release="0",
             python="/usr/bin/python3",
+            agent_protocol=VERSIONS[1],
             command_line="",
             defaults=Defaults(),
             files=dict.fromkeys(FILES, record),

@@ -395,13 +395,25 @@ async def test_a_short_or_missing_file_is_noticed_without_reading_it(world: Worl
     assert world.library.list() == []
 
 
-async def test_an_image_of_a_later_vmpool_is_refused(world: World) -> None:
+@pytest.mark.parametrize(
+    ("mine", "theirs", "said"),
+    [
+        ('"format": 2', '"format": 3', "has format 3, this vmpool reads 2"),
+        ('"format": 2', '"format": 1', "has format 1"),
+        ('"agent_protocol": 1', '"agent_protocol": 2', "an agent that speaks protocol 2"),
+        ('"agent_protocol": 1', '"agent_protocol": 0', "protocol 0, this vmpool speaks 1"),
+    ],
+)
+async def test_an_image_of_another_vmpool_is_refused(
+    world: World, mine: str, theirs: str, said: str
+) -> None:
     image = await world.library.build(world.recipe, agent=b"agent")
     path = image.directory / "manifest.json"
-    data = path.read_text().replace('"format": 1', '"format": 2')
+    data = path.read_text()
+    assert mine in data
     path.unlink()
-    path.write_text(data)
-    with pytest.raises(ImageError) as caught:
+    path.write_text(data.replace(mine, theirs))
+    with pytest.raises(ImageError, match=said) as caught:
         world.library.load("mine")
     assert caught.value.error_code == "image_unfit"
 

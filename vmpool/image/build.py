@@ -26,6 +26,7 @@ from vmpool.errors import NotFoundError
 from vmpool.image import debian, erofs, furnish, initrd, kernel, manifest, shelf, tarball
 from vmpool.image.recipe import Defaults
 from vmpool.image.work import Step, full_disk_told, in_thread, shown
+from vmpool_agent.wire import VERSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from vmpool.image.recipe import Recipe, Source
     from vmpool.image.tree import Check, Tree
 
-_ROOT_STAGE, _KERNEL_STAGE, _IMAGE_STAGE = "root 1", "kernel 1", "image 3"
+_ROOT_STAGE, _KERNEL_STAGE, _IMAGE_STAGE = "root 1", "kernel 1", "image 4"
 """Part of the keys: raise a number when its stage gives other results for the same inputs."""
 
 # Quiet, for a console is slow; stop on panic, so that a dead guest is noticed. Freed memory is not
@@ -228,6 +229,7 @@ def _pack(content: Content, archive: Path, kernel_at: Path, bench: Bench, check:
                 builder=_builder(),
                 kernel_release=(kernel_at / _RELEASE).read_text(encoding="utf-8"),
                 python=python.path,
+                agent_protocol=VERSIONS[1],
                 command_line=f"{_COMMAND_LINE} {initrd.PYTHON_OPTION}={python.path}",
                 defaults=content.defaults,
                 files={name: manifest.record_of(made / name) for name in manifest.FILES},

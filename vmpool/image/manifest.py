@@ -16,9 +16,10 @@ import msgspec
 
 from vmpool.errors import ImageError
 from vmpool.image.recipe import Defaults
+from vmpool_agent.wire import VERSIONS
 
-FORMAT = 1
-"""Version of the manifest; a host refuses what a later vmpool wrote."""
+FORMAT = 2
+"""Version of the manifest; a host refuses what another one wrote."""
 
 MANIFEST = "manifest.json"
 ROOT = "root.erofs"
@@ -44,6 +45,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         builder: The vmpool that made it.
         kernel_release: As in `uname -r`.
         python: Path of the Python that runs the agent.
+        agent_protocol: Version of the agent protocol that its agent speaks.
         command_line: What the guest's kernel is told in any case; an engine adds to it.
         packages: Versions of Debian packages by name; empty for an image without dpkg.
     """
@@ -54,6 +56,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     builder: str
     kernel_release: str
     python: str
+    agent_protocol: int
     command_line: str
     defaults: Defaults
     files: dict[str, FileRecord]
@@ -153,8 +156,8 @@ def load(directory: Path) -> Image:
     """Read the image in `directory`; the sizes of its files are checked, their digests are not.
 
     Raises:
-        ImageError: There is none (`image_missing`), it is damaged (`image_damaged`), or a later
-            vmpool made it (`image_unfit`).
+        ImageError: There is none (`image_missing`), it is damaged (`image_damaged`), or another
+            vmpool made it, whose format or agent this one does not understand (`image_unfit`).
     """
     path = directory / MANIFEST
     try:
@@ -175,15 +178,15 @@ def _decode(path: Path, data: bytes) -> Manifest:
         raise _damaged(path, f"it is longer than {_MANIFEST_LIMIT_BYTES} bytes")
     try:
         version = msgspec.json.decode(data, type=_Header).format
-        if version > FORMAT:
-            raise ImageError(
-                f"{str(path)!r} has format {version}, this vmpool reads {FORMAT}",
-                code="image_unfit",
-                remedy="upgrade vmpool, or build the image again",
-            )
+        if version != FORMAT:
+            raise _unfit(path, f"has format {version}", f"reads {FORMAT}")
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
         raise _damaged(path, str(err)) from err
+    if not VERSIONS[0] <= manifest.agent_protocol <= VERSIONS[1]:
+        spoken = " to ".join(map(str, sorted(set(VERSIONS))))
+        agent = f"has an agent that speaks protocol {manifest.agent_protocol}"
+        raise _unfit(path, agent, f"speaks {spoken}")
     if set(manifest.files) != set(FILES):
         raise _damaged(path, f"it lists {sorted(manifest.files)}, not {sorted(FILES)}")
     return manifest
@@ -202,6 +205,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _unfit(path: Path, what: str, ours: str) -> ImageError:
+    return ImageError(
+        f"{str(path)!r} {what}, this vmpool {ours}",
+        code="image_unfit",
+        remedy="build or import the image again with this vmpool",
+    )
 
 
 def _damaged(path: Path, what: str) -> ImageError:
