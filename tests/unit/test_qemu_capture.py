@@ -9,6 +9,8 @@ import random
 import secrets
 import shutil
 import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -204,6 +206,22 @@ async def test_checkpoints_leave_nothing_open_in_the_hypervisor(bench: Bench) ->
     for _ in range(3):
         await bench.captured(parent)
     assert len(list(descriptors.iterdir())) == opened_before
+    await parent.kill()
+
+
+async def test_a_machine_is_not_held_still_for_others_who_keep_the_loops_threads_busy(
+    bench: Bench,
+) -> None:
+    parent, _ = await bench.restored(bench.template)
+    busy, done = ThreadPoolExecutor(max_workers=1), threading.Event()
+    asyncio.get_running_loop().set_default_executor(busy)
+    waiting = asyncio.ensure_future(asyncio.to_thread(done.wait, 60))
+    partial = snapshot.begin(bench.directory)
+    async with asyncio.timeout(20), parent.capture(partial) as taken:
+        await taken.take()
+        await taken.write()
+    done.set()
+    await waiting
     await parent.kill()
 
 

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from vmpool.cancellation import uninterrupted
@@ -65,6 +66,8 @@ class QemuCapture:
         self._layers = layers
         self._frozen: tuple[Path, ...] = ()
         self._held = contextlib.ExitStack()
+        # Its own: the loop's may be all at work, and a machine that is paused cannot wait for them.
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vmpool-capture")
         self._written = False
         self._pending: list[Span] = []
         self._devices = b""
@@ -85,13 +88,17 @@ class QemuCapture:
                 await self._layers.prepare()
         except BaseException as err:
             self._held.close()
+            self._worker.shutdown()
             if isinstance(err, EngineError):
                 raise self._hypervisor.explained(err) from err
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await uninterrupted(asyncio.to_thread(self._held.close))
+        try:
+            await self._in_thread(self._held.close)
+        finally:
+            self._worker.shutdown()
 
     async def take(self) -> None:
         """Copy what differs, as `engine.Capture.take`."""
@@ -112,7 +119,8 @@ class QemuCapture:
 
     async def _in_thread(self, step: Callable[[], None]) -> None:
         # Not cut short: what the thread works on must not be given back meanwhile.
-        await uninterrupted(asyncio.to_thread(step))
+        loop = asyncio.get_running_loop()
+        await uninterrupted(loop.run_in_executor(self._worker, step))
 
     def _prepare(self) -> None:
         with contextlib.ExitStack() as undo:
