@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmpool.image import Image
 
 PORT_NAME = "vmpool.report"
-RING_SECONDS = 900.0
+RING_SECONDS = 1200.0
 _CHUNK = 64 * 1024
 
 
