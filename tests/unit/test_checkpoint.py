@@ -126,7 +126,7 @@ async def test_a_name_that_is_taken_is_refused_and_the_first_stays(bench: Bench)
 
 async def test_a_dead_clone_is_not_saved(bench: Bench) -> None:
     os.kill(bench.parent.machine.pid, signal.SIGKILL)
-    await bench.parent.wait_dead()
+    await bench.parent.machine.wait()
     with pytest.raises(EngineError) as caught:
         await bench.save()
     assert caught.value.error_code == "qemu_died"
