@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import json
 import os
 import re
 import stat
@@ -395,25 +396,14 @@ async def test_a_short_or_missing_file_is_noticed_without_reading_it(world: Worl
     assert world.library.list() == []
 
 
-@pytest.mark.parametrize(
-    ("mine", "theirs", "said"),
-    [
-        ('"format": 2', '"format": 3', "has format 3, this vmpool reads 2"),
-        ('"format": 2', '"format": 1', "has format 1"),
-        ('"agent_protocol": 1', '"agent_protocol": 2', "an agent that speaks protocol 2"),
-        ('"agent_protocol": 1', '"agent_protocol": 0', "protocol 0, this vmpool speaks 1"),
-    ],
-)
-async def test_an_image_of_another_vmpool_is_refused(
-    world: World, mine: str, theirs: str, said: str
-) -> None:
+@pytest.mark.parametrize(("field", "value"), [("format", 3), ("format", 1), ("agent_protocol", 2)])
+async def test_an_image_of_another_vmpool_is_refused(world: World, field: str, value: int) -> None:
     image = await world.library.build(world.recipe, agent=b"agent")
     path = image.directory / "manifest.json"
-    data = path.read_text()
-    assert mine in data
+    told = json.loads(path.read_text()) | {field: value}
     path.unlink()
-    path.write_text(data.replace(mine, theirs))
-    with pytest.raises(ImageError, match=said) as caught:
+    path.write_text(json.dumps(told))
+    with pytest.raises(ImageError, match="this vmpool") as caught:
         world.library.load("mine")
     assert caught.value.error_code == "image_unfit"
 
