@@ -43,7 +43,22 @@ __all__ = [
 pytestmark = pytest.mark.kvm
 
 
-@pytest.fixture(params=["q35-disk", "microvm"])
+ON_EVERY_BOARD = {
+    "test_clones_are_restored_paused_from_what_was_saved",
+    "test_a_machine_runs_on_after_its_checkpoint_which_shells_load",
+}
+"""What depends on the board; for all else one will do: an emulated host has time for no more."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the machines of each test."""
+    if "bench" in metafunc.fixturenames:
+        every = metafunc.definition.originalname in ON_EVERY_BOARD
+        shapes = ("q35-disk", "microvm") if every else ("q35-disk",)
+        metafunc.parametrize("bench", shapes, indirect=True)
+
+
+@pytest.fixture
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     """Stand in for the contract's own bench."""
     engine = await QemuEngine.detect()
