@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import CancelledError
+from typing import Any
 
 import pytest
 
@@ -91,6 +94,24 @@ def test_closing_ends_what_other_threads_wait_for() -> None:
     portal.close()
     thread.join(20)
     assert len(told) == 1
+
+
+def test_work_that_comes_as_it_closes_is_told_of_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    portal = Portal(nothing)
+    portal.call(add(1, 2))
+    closing = threading.Thread(target=portal.close)
+    submit = asyncio.run_coroutine_threadsafe
+
+    def submit_late(work: Any, loop: asyncio.AbstractEventLoop) -> Any:
+        closing.start()
+        closing.join(0.2)  # it ends the loop, unless it waits for us
+        return submit(work, loop)
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", submit_late)
+    with contextlib.suppress(CancelledError):
+        assert portal.call(add(3, 4)) == 7
+    closing.join(20)
+    assert not closing.is_alive()
 
 
 def test_it_works_where_another_loop_runs() -> None:

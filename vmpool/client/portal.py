@@ -45,11 +45,10 @@ class Portal:
             InvalidRequestError: It was closed; `client_forked`.
         """
         try:
-            loop = self._started()
+            doing = self._begin(work)
         except BaseException:
             work.close()
             raise
-        doing = asyncio.run_coroutine_threadsafe(work, loop)
         try:
             return doing.result()
         except BaseException:
@@ -63,7 +62,7 @@ class Portal:
         if self._end is not None:
             self._end()
 
-    def _started(self) -> asyncio.AbstractEventLoop:
+    def _begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         if self._process != os.getpid():
             raise InvalidRequestError(
                 "a client does not survive a fork: its loop runs in the other process",
@@ -85,7 +84,8 @@ class Portal:
                 thread.start()
                 self._loop, closing = running.result()
                 self._end = weakref.finalize(self, _end, self._loop, closing, thread)
-            return self._loop
+            # Not outside of the lock: a loop that is ending takes work and never begins it.
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
 
 
 async def _serve(
