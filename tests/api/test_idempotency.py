@@ -153,6 +153,22 @@ async def test_all_who_wait_are_told_of_a_failure_and_the_next_begins_anew() -> 
     assert await asking(ledger, Work()) == (Kept(status=201, body=b"1"), False)
 
 
+async def test_work_that_is_cancelled_from_within_is_not_begun_again() -> None:
+    begun = 0
+
+    async def broken() -> Kept:
+        nonlocal begun
+        begun += 1
+        assert begun < 10, "it is begun again and again"
+        raise asyncio.CancelledError
+
+    ledger = Ledger()
+    with pytest.raises(asyncio.CancelledError):
+        await asking(ledger, broken)
+    assert begun == 1
+    assert await asking(ledger, Work()) == (Kept(status=201, body=b"1"), False)
+
+
 async def test_one_who_leaves_does_not_take_it_from_one_who_stays() -> None:
     gate = asyncio.Event()
     ledger, work = Ledger(), Work(gate=gate)

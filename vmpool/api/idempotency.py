@@ -68,6 +68,7 @@ class _Entry:
         asked: Digest of what was asked with it.
         work: Does it; `None` when it is done.
         waiting: Requests that wait for it; with the last of them it is given up.
+        given_up: Whether it was, so that whoever comes while it is undone begins anew.
         answer: What came of it; `None` when it is not done yet, or was too large to be kept.
         until: When it is forgotten, on the monotonic clock, once it is done.
     """
@@ -75,6 +76,7 @@ class _Entry:
     asked: bytes
     work: asyncio.Task[Kept] | None = None
     waiting: int = 0
+    given_up: bool = False
     answer: Kept | None = None
     until: float = 0.0
 
@@ -119,7 +121,7 @@ class Ledger:
                 return _answer_of(entry), True
             doing = entry.work
             await _wait(entry, doing)
-            if not doing.cancelled():
+            if not (doing.cancelled() and entry.given_up):
                 return doing.result(), replayed
             # Whoever had begun it left, and this request came while it was being undone.
 
@@ -182,6 +184,7 @@ async def _wait(entry: _Entry, doing: asyncio.Task[Kept]) -> None:
     finally:
         entry.waiting -= 1
         if not entry.waiting and not doing.done():
+            entry.given_up = True
             doing.cancel()
             await uninterrupted(asyncio.wait((doing,)))
             if not doing.cancelled():
