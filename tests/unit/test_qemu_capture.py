@@ -19,7 +19,7 @@ import pytest
 
 from tests import tiny_guest, watch
 from vmpool import snapshot
-from vmpool.engine.qemu import QemuEngine, QemuMachine, capture, layers, pagemap
+from vmpool.engine.qemu import QemuEngine, QemuMachine, capture, layers, pagemap, sparse
 from vmpool.errors import DiskFullError, EngineError, HostError, SnapshotError
 from vmpool.model import MIB, Accelerator, Attachment, MachineSpec, MachineType, Transport
 from vmpool.snapshot import Snapshot
@@ -413,6 +413,30 @@ async def test_an_overlay_that_leads_elsewhere_is_not_kept(disk_bench: Bench) ->
         with overlay.open("r+b") as file:
             file.seek(8)  # the offset of a backing file's name
             file.write(struct.pack(">Q", 512))
+        with pytest.raises(EngineError) as caught:
+            await taken.write()
+    assert caught.value.error_code == "disk_layer_unfit"
+    assert list(partial.iterdir()) == []
+    await parent.kill()
+
+
+async def test_an_overlay_that_is_changed_as_it_is_copied_is_not_kept(
+    disk_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent, _ = await disk_bench.restored(disk_bench.template)
+    partial = snapshot.begin(disk_bench.directory)
+    copy = sparse.copy
+
+    def change_first(source: int, target: Path) -> None:
+        (overlay,) = disk_bench.directory.glob("*/overlay")
+        with overlay.open("r+b") as file:
+            file.seek(8)  # the offset of a backing file's name
+            file.write(struct.pack(">Q", 512))
+        copy(source, target)
+
+    monkeypatch.setattr(sparse, "copy", change_first)
+    async with parent.capture(partial) as taken:
+        await taken.take()
         with pytest.raises(EngineError) as caught:
             await taken.write()
     assert caught.value.error_code == "disk_layer_unfit"

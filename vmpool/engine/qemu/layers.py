@@ -184,12 +184,13 @@ def _keep(file: Path, target: Path) -> None:
 
 
 def _copy(file: Path, target: Path, size_bytes: int) -> None:
-    with file.open("rb") as frozen:
+    _copy_sparse(file, target)
+    # The copy: a hostile QEMU could write to the overlay again once that was found good.
+    with target.open("rb") as copied:
         try:
-            disk.require_plain(frozen.read(disk.HEADER_BYTES), size_bytes)
+            disk.require_plain(copied.read(disk.HEADER_BYTES), size_bytes)
         except InfrastructureError as err:
             raise EngineError(err.message, code="disk_layer_unfit") from err
-    _copy_sparse(file, target)
 
 
 def _copy_sparse(file: Path, target: Path) -> None:
