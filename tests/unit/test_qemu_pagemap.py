@@ -113,6 +113,11 @@ MAPS = (
     b"7f0000010000-7f0000014000 rw-p 00000000 fe:00 12    /s/a b/memory-not\n"
     b"7f0000020000-7f0000024000 rw-p 00000000 00:00 0 \n"
 )
+CRUMBS = b"".join(
+    b"%x-%x rw-p %x fe:00 12    /s/a b/memory\n"
+    % (0x7F0000000000 + 2 * offset, 0x7F0000000000 + 2 * offset + PAGE_BYTES, offset)
+    for offset in range(0, 257 * PAGE_BYTES, PAGE_BYTES)
+)
 
 
 def test_mappings_come_in_the_order_of_the_guests_memory() -> None:
@@ -128,6 +133,7 @@ def test_mappings_come_in_the_order_of_the_guests_memory() -> None:
         pytest.param(b"", 0x6000, id="none"),
         pytest.param(MAPS, 0x7000, id="too-short"),
         pytest.param(MAPS, 0x4000, id="too-long"),
+        pytest.param(CRUMBS, 257 * PAGE_BYTES, id="crumbs"),
         pytest.param(MAPS + MAPS.splitlines()[0] + b"\n", 0x6000, id="twice"),
         pytest.param(MAPS.replace(b"rw-p", b"rw-s"), 0x6000, id="shared"),
         pytest.param(MAPS.replace(b" 00004000 ", b" 00005000 "), 0x6000, id="a-gap"),

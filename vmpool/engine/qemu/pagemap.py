@@ -39,6 +39,7 @@ _ENTRY = struct.Struct("<Q")
 _ENTRY_PRESENT, _ENTRY_SWAPPED, _ENTRY_FILE = 1 << 63, 1 << 62, 1 << 61
 _ENTRIES = 64 << 10
 
+_MAPPINGS_MOST = 256  # a QEMU maps a guest's memory in one; each page is looked up among them
 _MAPS_LIMIT_BYTES = 4 << 20  # a QEMU has some hundred mappings of about a hundred bytes each
 
 
@@ -82,7 +83,8 @@ def parse_mappings(maps: bytes, memory: str, size_bytes: int) -> tuple[Mapping, 
         maps: What /proc/PID/maps says.
 
     Raises:
-        EngineError: They do not cover `size_bytes` once; code `memory_unmapped`.
+        EngineError: They do not cover `size_bytes` once, or are in crumbs; code
+            `memory_unmapped`.
     """
     wanted = os.fsencode(memory).replace(b"\n", b"\\012")  # the one byte that is escaped there
     found = []
@@ -98,7 +100,7 @@ def parse_mappings(maps: bytes, memory: str, size_bytes: int) -> tuple[Mapping, 
             break
         reached += mapping.end - mapping.start
     else:
-        if reached == size_bytes:
+        if reached == size_bytes and len(found) <= _MAPPINGS_MOST:
             return tuple(found)
     raise EngineError(
         "QEMU does not map its template's memory once and whole", code="memory_unmapped"
