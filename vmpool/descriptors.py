@@ -13,9 +13,13 @@ from vmpool.errors import HostError
 NEEDED = 1024
 """Enough for a hundred clones and their clients; a machine is handed its files over number 512."""
 
+MOST = 1 << 20
+"""What Linux allows unless told otherwise. In some containers it is a thousand times as many, and
+programs that we start and that close all they might have open would be at it for minutes."""
+
 
 def raise_limit() -> None:
-    """Let this process have as many descriptors as it may. *Idempotent.*
+    """Let this process have as many descriptors as it may, and `MOST` at most. *Idempotent.*
 
     Raises:
         HostError: `descriptors_few`: those are too few.
@@ -27,4 +31,5 @@ def raise_limit() -> None:
             code="descriptors_few",
             remedy="raise its hard limit: ulimit -Hn as root, or LimitNOFILE= in its unit",
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    wanted = MOST if most == resource.RLIM_INFINITY else min(most, MOST)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
