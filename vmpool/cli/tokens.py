@@ -83,7 +83,7 @@ def list_(*, state: Path, as_json: bool) -> None:
 @click.argument("tokens", nargs=-1, required=True, metavar="ID_OR_NAME...")
 @state_option
 def revoke(*, tokens: tuple[str, ...], state: Path) -> None:
-    """Make tokens useless, at once and for good; a name stands for all good tokens of it."""
+    """Make tokens useless within two seconds, for good; a name stands for all good tokens of it."""
     asyncio.run(_revoke(usable(state), tokens))
 
 
