@@ -115,7 +115,11 @@ class ApiSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
         Meta(description="Time after which a connection that has shown no good token is closed."),
     ] = 30.0
     bodies_bytes: Annotated[
-        Size, Meta(description="JSON bodies of all requests that are worked on or wait.")
+        Size,
+        Meta(
+            description="JSON bodies of all requests that are worked on or wait; each caller may"
+            " hold as much as is left for the others. At least twice `requests.body_bytes`."
+        ),
     ] = 256 * MIB
 
 
@@ -312,8 +316,8 @@ def _check(settings: Settings, source: Path | None) -> None:
             remedy="listen on 127.0.0.1, or make tokens: vmpool token create",
         )
     requests = settings.requests
-    if requests.body_bytes > settings.api.bodies_bytes:
-        raise _invalid("requests.body_bytes is above api.bodies_bytes", source)
+    if requests.body_bytes > settings.api.bodies_bytes // 2:
+        raise _invalid("requests.body_bytes is above half of api.bodies_bytes", source)
     if requests.exec_timeout > requests.exec_timeout_most:
         raise _invalid("requests.exec_timeout is above requests.exec_timeout_most", source)
     if requests.sandbox_timeout > requests.sandbox_timeout_most:

@@ -245,8 +245,10 @@ async def image_list(server: Server) -> bytes:
         return await response.read()
 
 
-async def test_bodies_that_are_too_much_together_are_put_off(serving: Serve) -> None:
-    async with serving(api=ApiSettings(bodies_bytes=3000), body_bytes=2000) as server:
+async def test_bodies_over_a_callers_share_are_put_off_and_another_finds_room(
+    serving: Serve,
+) -> None:
+    async with serving(api=ApiSettings(bodies_bytes=4000), body_bytes=2000) as server:
         head = (
             "POST /v1/run HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {server.token}",
             "Content-Type: application/json", "Content-Length: 2000", "Expect: 100-continue",
@@ -258,6 +260,10 @@ async def test_bodies_that_are_too_much_together_are_put_off(serving: Serve) -> 
                 second.send(*head)
                 status, headers = await second.head()
                 assert ("503" in status, headers["retry-after"]) == (True, "1")
+            other = {"Authorization": f"Bearer {server.other_token}"}
+            for size, wanted in ((800, 400), (1500, 503)):
+                asked = await server.call("POST", "/v1/run", json={"x": "x" * size}, headers=other)
+                assert asked[0] == wanted
         async with asyncio.timeout(20):  # the first has left: its bytes are free again
             while (await server.call("POST", "/v1/run", json={"x": "x" * 1900}))[0] != 400:
                 pass

@@ -92,6 +92,7 @@ def test_a_template_inherits_what_it_does_not_say(tmp_path: Path) -> None:
         ("[requests]\nexec_timeout = 7200", "exec_timeout_most"),
         ("[requests]\nsandbox_timeout = 1e9", "sandbox_timeout_most"),
         ("[requests]\nqueue_wait = 601", "queue_wait_most"),
+        ("[api]\nbodies_bytes = 33554431", "bodies_bytes"),
         ("state = 3", "$.state"),
         ("cpu_model = 'host,kvm=off'", "$.cpu_model"),
         ("state = 'here'", "state"),

@@ -211,7 +211,7 @@ def takes_once(
 
     async def run(call: Call) -> web.StreamResponse:
         codec.parse_query(call.request.query, Nothing)
-        with call.request.app[BUDGET].lend() as loan:
+        with call.request.app[BUDGET].lend(call.caller.owner) as loan:
             return await run_on(call, loan)
 
     async def run_on(call: Call, loan: Loan) -> web.StreamResponse:

@@ -119,7 +119,7 @@ def takes(
 
     async def run(call: Call) -> web.StreamResponse:
         codec.parse_query(call.request.query, Nothing)
-        with call.request.app[BUDGET].lend() as loan:
+        with call.request.app[BUDGET].lend(call.caller.owner) as loan:
             data = await intake.read_json(call.request, call.limits, loan)
             return await endpoint(call, codec.decode(data, body))
 
