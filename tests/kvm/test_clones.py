@@ -108,7 +108,7 @@ async def test_a_clones_clocks_are_right_and_run_at_the_hosts_pace(stock: Stock)
     assert before - 1 < began[0] < ended[0] < after + 1
     wall, monotonic = (end - begin for begin, end in zip(began, ended, strict=True))
     assert 1 <= monotonic < after - before
-    assert abs(wall - monotonic) < 0.1
+    assert abs(wall - monotonic) < 0.5
 
 
 async def test_a_connection_that_was_open_at_the_snapshot_is_in_no_clone(stock: Stock) -> None:
