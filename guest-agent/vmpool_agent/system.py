@@ -18,7 +18,10 @@ import socket
 import struct
 import sys
 import time
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _RNDADDENTROPY = 0x40085203  # linux/random.h
 _RNDRESEEDCRNG = 0x5207  # linux/random.h
@@ -31,7 +34,9 @@ _RUN = "/run/vmpool"
 _MAP_POPULATE = 0x8000  # linux/mman.h; Python has it since 3.10
 _ANONYMOUS_NOW = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_POPULATE
 _LEFT_FREE = 8 * 1024 * 1024
-"""Bytes that are not asked for: below its marks the kernel would drop caches to give us more."""
+_PAGE_TABLE_SHARE = 256
+"""Bytes that are not asked for, beside the kernel's reserve and the page tables of what is: below
+its reserve the kernel drops caches and then kills. A page table takes a 512th of what it maps."""
 _ACCOUNT_FILES = ("/etc/passwd", "/etc/group")
 
 
@@ -200,10 +205,11 @@ class LinuxSystem:
 
     def clear_free_memory(self) -> None:
         """See `System`."""
-        size = free_memory() - _LEFT_FREE
-        if size > 0:
-            # The kernel clears what it gives us; what it does not find stays as it was.
-            with contextlib.suppress(OSError):
+        # The kernel clears what it gives us; what it does not find stays as it was.
+        with contextlib.suppress(OSError):
+            with open("/proc/zoneinfo", "rb") as file:  # noqa: PTH123
+                reserve = reserved_pages(file) * mmap.PAGESIZE
+            if (size := clearable(free_memory(), reserve)) > 0:
                 mmap.mmap(-1, size, flags=_ANONYMOUS_NOW).close()
 
 
@@ -239,6 +245,23 @@ def free_memory() -> int:
             if line.startswith(b"MemFree:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+def reserved_pages(zoneinfo: Iterable[bytes]) -> int:
+    """Return the pages that the kernel keeps free: its high marks, and zones' for others' sake."""
+    pages = 0
+    for line in zoneinfo:
+        name, _, rest = line.strip().partition(b" ")
+        if name == b"high":
+            pages += int(rest)
+        elif name == b"protection:":
+            pages += max(int(share) for share in rest.strip(b" ()").split(b","))
+    return pages
+
+
+def clearable(free: int, reserve: int) -> int:
+    """Return how many of the free bytes can be asked for without harm; 0 or less for none."""
+    return free - reserve - _LEFT_FREE - free // _PAGE_TABLE_SHARE
 
 
 def trim_heap() -> None:
