@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.serving import until
+from tests.serving import Api, until
 from tests.tcg.conftest import TEMPLATE, UpServer
 from vmpool import checkpoint, clone, snapshot
 from vmpool.clone import Clone, RestoreDeadlines
 from vmpool.engine.qemu import QemuEngine
-from vmpool.image import Library
 from vmpool.model import MIB, Code, Command, Exited, Output
 from vmpool.snapshot import Snapshot
 
@@ -79,21 +78,14 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(server: UpServer) -> AsyncIterator[Bench]:
+async def bench(server: UpServer, api: Api) -> AsyncIterator[Bench]:
     state = server.ground.state
     run, kept = state / "c", state / "kept"  # beside the snapshots: roots are relative
     run.mkdir()
     kept.mkdir()
-    image = Library(state).load(TEMPLATE)
-    known = map(snapshot.load, (state / "snapshots").glob("[!.]*"))
+    _, status = await api.call("GET", f"/v1/templates/{TEMPLATE}")
+    template = snapshot.load(state / "snapshots" / status["snapshot"])
     engine = await QemuEngine.detect()
-    template = next(
-        one
-        for one in known
-        if one.manifest.image == image.digest
-        and one.spec.qemu_version == engine.version
-        and not one.spec.disk_bytes
-    )
     yield Bench(engine, template, run, kept)
     assert not list(run.iterdir())
     run.rmdir()
