@@ -25,13 +25,14 @@ MAX_MESSAGE = 8 * 1024 * 1024  # from the host
 MAX_ANSWER = 1024 * 1024  # from the agent: the host reads it on a loop that others share
 MAX_CHANNELS = 256
 MAX_DISCARD = 16 * 1024 * 1024
-VERSIONS = (1, 1)
+VERSIONS = (2, 2)
 NONCE_SIZE = 16
 KEY_SIZE = 32
 
 STDIN = 0
 STDOUT = 1
 STDERR = 2
+TERMINAL = 3
 
 _HEADER = struct.Struct("!BBHI")  # kind, stream, payload length, channel
 _SYNC = struct.Struct("!8s16s32sHH")  # magic, nonce, key, lowest and highest version

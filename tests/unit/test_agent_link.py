@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import fake_guest
-from vmpool.agent import Agent, client, connect, link
+from vmpool.agent import Agent, asking, client, connect, link
 from vmpool.errors import GuestError, InvalidRequestError, TooLargeError
 from vmpool.model import Code, Command, Exited, Identity, SerialAddress
 from vmpool_agent import wire
@@ -405,7 +405,7 @@ async def test_a_guests_words_are_one_printable_line(tmp_path: Path) -> None:
 async def test_a_request_that_a_guest_does_not_take_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "_PATIENCE", 0.05)
+    monkeypatch.setattr(asking, "PATIENCE", 0.05)
     async with answering(tmp_path) as agent:
         with pytest.raises(GuestError) as raised:
             async with asyncio.timeout(5), agent.execute(Code(source="x" * 2 * wire.WINDOW)):

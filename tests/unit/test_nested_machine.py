@@ -51,7 +51,7 @@ def image_in(directory: Path) -> Image:
         builder="",
         kernel_release="6.12",
         python="/usr/bin/python3",
-        agent_protocol=1,
+        agent_protocol=2,
         command_line="console=ttyS0 panic=-1",
         defaults=Defaults(),
         files={},

@@ -90,7 +90,7 @@ def test_garbage_is_discarded_until_the_host_synchronises(garbage: bytes, cuts: 
     host.synchronise(NONCE, KEY)
     stream = garbage + wire.FLUSH + host.take()
     events = [event for chunk in chunks(stream, cuts) for event in agent.receive(chunk)]
-    assert events == [wire.Synchronised(1)]
+    assert events == [wire.Synchronised(wire.VERSIONS[1])]
     host.receive(garbage + agent.take())
     assert host.synchronised
 
@@ -109,7 +109,7 @@ def test_a_host_that_died_inside_a_frame_is_followed_by_one_that_is_understood(
         events = agent.receive(wire.FLUSH + successor.take())
     except PeerError:  # a header cut short and filled with zeros means nothing
         events = agent.receive(b"")
-    assert events[-1] == wire.Synchronised(1)
+    assert events[-1] == wire.Synchronised(wire.VERSIONS[1])
     assert not agent.outgoing.startswith(b"what")
     successor.receive(agent.take())
     assert successor.open() == 1
@@ -138,8 +138,8 @@ def test_versions_without_overlap_are_an_error() -> None:
     host.synchronise(NONCE, KEY)
     agent.receive(host.take())
     answer = bytearray(agent.take())
-    answer[-4:] = struct.pack("!HH", 2, 3)
-    with pytest.raises(PeerError, match="versions 2 to 3"):
+    answer[-4:] = struct.pack("!HH", 3, 4)
+    with pytest.raises(PeerError, match="versions 3 to 4"):
         host.receive(bytes(answer))
 
 

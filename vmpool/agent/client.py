@@ -6,13 +6,13 @@ says is checked before it becomes a value.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal as signals
 import time
 from typing import TYPE_CHECKING, Any, Self
 
 from vmpool.agent import answers
+from vmpool.agent.asking import ask, patience
 from vmpool.agent.link import Link, LinkChannel, open_link
 from vmpool.errors import ConflictError, GuestError, TooLargeError
 from vmpool.model import (
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
     from types import TracebackType
 
-_PATIENCE = 60.0
-"""Seconds without any progress after which a guest counts as hung."""
 _STREAMS = {wire.STDOUT: Stream.STDOUT, wire.STDERR: Stream.STDERR}
 _MAX_ENTRIES = 10_000
 _MAX_LISTING = 8 * 1024 * 1024
@@ -181,7 +179,7 @@ class Agent:
         Raises:
             GuestError: It did not in time.
         """
-        await self._ask({"op": "quiesce"}, timeout)
+        await ask(self._link, {"op": "quiesce"}, timeout=timeout)
 
     async def stock(self, *, timeout: float) -> None:
         """Return once as many forks of the warm interpreter wait as a snapshot should hold.
@@ -189,7 +187,7 @@ class Agent:
         Raises:
             GuestError: They were not there in time.
         """
-        await self._ask({"op": "stock"}, timeout)
+        await ask(self._link, {"op": "stock"}, timeout=timeout)
 
     async def release(self, *, timeout: float) -> None:
         """Have the agent forget our key, for a snapshot; this link goes on to hold.
@@ -199,7 +197,7 @@ class Agent:
         Raises:
             GuestError: It did not in time.
         """
-        await self._ask({"op": "release"}, timeout)
+        await ask(self._link, {"op": "release"}, timeout=timeout)
 
     @contextlib.asynccontextmanager
     async def execute(self, what: Command | Code) -> AsyncGenerator[Execution, None]:
@@ -211,7 +209,7 @@ class Agent:
             GuestError: The guest died, hung or broke the protocol.
         """
         async with self._link.open() as channel:
-            async with _patience(_PATIENCE):
+            async with patience():
                 await channel.send_message(answers.execution_request(what))
                 first = answers.execution_event(answers.expect(await channel.receive()))
             if not isinstance(first, Started):
@@ -229,10 +227,10 @@ class Agent:
         """
         request = {"op": "read", "path": path, "user": user, "offset": offset, "length": length}
         async with self._link.open() as channel:
-            async with _patience(_PATIENCE):
+            async with patience():
                 await channel.send_message(request)
             while True:
-                async with _patience(_PATIENCE):
+                async with patience():
                     event = await channel.receive()
                 if not isinstance(event, wire.Data):
                     break
@@ -250,14 +248,14 @@ class Agent:
         """
         request = {"op": "write", "path": path, "user": user, "mode": mode}
         async with self._link.open() as channel:
-            async with _patience(_PATIENCE):
+            async with patience():
                 await channel.send_message(request)
             async for chunk in data:
-                async with _patience(_PATIENCE):
+                async with patience():
                     if not await channel.send_data(wire.STDIN, chunk):
                         break
             channel.finish()
-            async with _patience(_PATIENCE):
+            async with patience():
                 answer = answers.expect(await channel.receive())
             return answers.file_info(answers.done(answer).get("info"))
 
@@ -281,10 +279,10 @@ class Agent:
         request = {"op": "list", "path": path, "user": user, "depth": depth}
         entries: list[FileInfo] = []
         size = 0
-        async with self._link.open() as channel, _patience(_LISTING_DEADLINE):
+        async with self._link.open() as channel, patience(_LISTING_DEADLINE):
             await channel.send_message(request)
             while True:
-                async with _patience(_PATIENCE):
+                async with patience():
                     answer = answers.expect(await channel.receive())
                 if answer.get("type") != "entries":
                     answers.done(answer)
@@ -302,7 +300,7 @@ class Agent:
             GuestFileError: The guest refused; the code says why.
             GuestError: The guest died, hung or broke the protocol.
         """
-        await self._ask({"op": "remove", "path": path, "user": user}, _PATIENCE)
+        await ask(self._link, {"op": "remove", "path": path, "user": user})
 
     async def move(self, source: str, destination: str, *, user: str) -> FileInfo:
         """Rename, over what is there; makes the destination's parents.
@@ -325,27 +323,11 @@ class Agent:
         return await self._ask_for_info({"op": "make_directory", "path": path, "user": user})
 
     async def _ask_for_info(self, request: dict[str, Any]) -> FileInfo:
-        return answers.file_info((await self._ask(request, _PATIENCE)).get("info"))
-
-    async def _ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """Ask for what is answered with one message."""
-        async with self._link.open() as channel, _patience(timeout):
-            await channel.send_message(request)
-            return answers.done(answers.expect(await channel.receive()))
+        return answers.file_info((await ask(self._link, request)).get("info"))
 
     async def _ask_with_clock(
         self, request: dict[str, Any], timeout: float
     ) -> tuple[dict[str, Any], int]:
         """Ask with the host's clock; return the answer and how far the guest's is off, in ns."""
-        answer = await self._ask({**request, "clock_ns": time.time_ns()}, timeout)
+        answer = await ask(self._link, {**request, "clock_ns": time.time_ns()}, timeout=timeout)
         return answer, answers.integer(answer, "clock_ns") - time.time_ns()
-
-
-@contextlib.asynccontextmanager
-async def _patience(timeout: float) -> AsyncGenerator[None, None]:
-    """Turn a guest that does not answer in time into an error."""
-    try:
-        async with asyncio.timeout(timeout):
-            yield
-    except TimeoutError as err:
-        raise GuestError(f"guest gave no answer in {timeout} s", code="guest_unresponsive") from err
