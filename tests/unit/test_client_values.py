@@ -8,21 +8,21 @@ from typing import Any
 import msgspec
 import pytest
 
-from vmpool.api import bodies
+from vmpool.api import bodies, sandbox_bodies
 from vmpool.client import options, result, values
 from vmpool.client.events import Raised
 from vmpool.client.options import body_of
 
 SAID = [
     (values.Receipt, bodies.Receipt),
-    (values.SandboxInfo, bodies.SandboxAnswer),
+    (values.SandboxInfo, sandbox_bodies.SandboxAnswer),
     (values.FileInfo, bodies.FileEntry),
     (values.PoolCensus, bodies.PoolAnswer),
     (values.PoolLimits, bodies.LimitsAnswer),
     (values.TemplateInfo, bodies.TemplateAnswer),
     (values.ImageInfo, bodies.ImageAnswer),
     (values.Health, bodies.Health),
-    (values.SandboxPage, bodies.SandboxList),
+    (values.SandboxPage, sandbox_bodies.SandboxList),
     (values.FileListing, bodies.FileList),
     (values.TemplateListing, bodies.TemplateList),
     (values.ImageListing, bodies.ImageList),
@@ -34,7 +34,7 @@ SAID = [
 ASKED: list[tuple[Any, Any]] = [
     (options.RunOptions, bodies.Run),
     (options.ExecOptions, bodies.Exec),
-    (options.SandboxOptions, bodies.CreateSandbox),
+    (options.SandboxOptions, sandbox_bodies.CreateSandbox),
     (options.TemplateOptions, bodies.CreateTemplate),
 ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType, field
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from vmpool.model import DEFAULT_USER
 
@@ -99,22 +99,6 @@ class Exec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     timeout: Seconds | None = None
 
 
-class CreateSandbox(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What sandbox to make."""
-
-    template: Name = "python"
-    timeout: Seconds | None = None
-    metadata: Metadata = {}
-    env: Env = {}
-    wait: Annotated[float, Meta(ge=0)] | None = None
-
-
-class SetTimeout(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Seconds from now until the sandbox is killed; shortens as well as extends."""
-
-    timeout: Annotated[float, Meta(ge=0)]
-
-
 class MakeDirectory(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A directory to make, with its parents."""
 
@@ -178,16 +162,6 @@ class ListFilesQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     depth: Annotated[int, Meta(ge=1, le=64)] = 1
 
 
-class ListSandboxesQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which sandboxes; `metadata` is `key=value`, may be repeated, and all must match."""
-
-    metadata: Annotated[
-        list[Annotated[str, Meta(max_length=2048, pattern="^[^=]+=")]], Meta(max_length=64)
-    ] = []
-    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
-    cursor: Annotated[str, Meta(pattern="^[0-9]{1,20}-[a-z0-9]{1,64}$")] | None = None
-
-
 class Receipt(Struct, frozen=True, kw_only=True):
     """The guest's word that its identity took, read back after setting it."""
 
@@ -208,22 +182,6 @@ class RunTimes(Struct, frozen=True, kw_only=True):
     execute: float
     collect: float
     total: float
-
-
-class RestoreTimes(Struct, frozen=True, kw_only=True):
-    """How long making a sandbox took, in milliseconds.
-
-    `acquire` is what you waited for; the other phases were, as a rule, over before you asked.
-    """
-
-    acquire: float
-    spawn: float
-    load: float
-    resume: float
-    hello: float
-    identify: float
-    warm: float
-    rest: float
 
 
 class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -290,27 +248,6 @@ class RunAnswer(Struct, frozen=True, kw_only=True):
     identity: Receipt
     stdout_base64: bytes | UnsetType = UNSET
     stderr_base64: bytes | UnsetType = UNSET
-
-
-class SandboxAnswer(Struct, frozen=True, kw_only=True):
-    """A sandbox."""
-
-    id: str
-    template: str
-    state: str
-    created_at: str
-    expires_at: str
-    metadata: dict[str, str]
-    identity: Receipt
-    timings_ms: RestoreTimes
-    access_token: str | UnsetType = field(default=UNSET)
-
-
-class SandboxList(Struct, frozen=True, kw_only=True):
-    """Your sandboxes, newest first; `next_cursor` asks for those after them."""
-
-    sandboxes: list[SandboxAnswer]
-    next_cursor: str | None
 
 
 class Started(Struct, frozen=True, kw_only=True, tag="started", tag_field="type"):

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from vmpool.api import audit, bodies, execs, files, sandboxes, sockets, status, templates
+from vmpool.api import (
+    audit,
+    bodies,
+    execs,
+    files,
+    sandbox_bodies,
+    sandboxes,
+    sockets,
+    status,
+    templates,
+)
 from vmpool.api.auth import Access
 from vmpool.api.idempotency import takes_once
 from vmpool.api.route import Answer, Route, reads, takes
@@ -33,9 +43,9 @@ ROUTES: Final[tuple[Route, ...]] = (
         name="create_sandbox",
         summary="Make a sandbox",
         access=Access.OWNER,
-        answers=(Answer(status=201, body=bodies.SandboxAnswer, media=JSON),),
+        answers=(Answer(status=201, body=sandbox_bodies.SandboxAnswer, media=JSON),),
         problems=_CAPACITY,
-        **takes_once(bodies.CreateSandbox, sandboxes.create),
+        **takes_once(sandbox_bodies.CreateSandbox, sandboxes.create),
     ),
     Route(
         method="GET",
@@ -43,8 +53,8 @@ ROUTES: Final[tuple[Route, ...]] = (
         name="list_sandboxes",
         summary="List your sandboxes, newest first",
         access=Access.OWNER,
-        answers=(Answer(body=bodies.SandboxList, media=JSON),),
-        **reads(bodies.ListSandboxesQuery, sandboxes.list_own),
+        answers=(Answer(body=sandbox_bodies.SandboxList, media=JSON),),
+        **reads(sandbox_bodies.ListSandboxesQuery, sandboxes.list_own),
     ),
     Route(
         method="GET",
@@ -52,7 +62,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         name="look_at_sandbox",
         summary="Return one sandbox",
         access=Access.OWNER,
-        answers=(Answer(body=bodies.SandboxAnswer, media=JSON),),
+        answers=(Answer(body=sandbox_bodies.SandboxAnswer, media=JSON),),
         problems=_SANDBOX,
         **reads(bodies.Nothing, sandboxes.look),
     ),
@@ -72,9 +82,9 @@ ROUTES: Final[tuple[Route, ...]] = (
         name="set_sandbox_timeout",
         summary="Set a sandbox's deadline, counted from now",
         access=Access.OWNER,
-        answers=(Answer(body=bodies.SandboxAnswer, media=JSON),),
+        answers=(Answer(body=sandbox_bodies.SandboxAnswer, media=JSON),),
         problems=_SANDBOX,
-        **takes(bodies.SetTimeout, sandboxes.set_timeout),
+        **takes(sandbox_bodies.SetTimeout, sandboxes.set_timeout),
     ),
     Route(
         method="POST",

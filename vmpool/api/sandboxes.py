@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import web
 
-from vmpool.api import bodies, views
+from vmpool.api import bodies, sandbox_bodies, views
 from vmpool.api.limits import check_arguments, check_path
 from vmpool.api.route import Call, answer
 from vmpool.api.task import content_of, stdin_of, task_of
@@ -37,7 +37,7 @@ async def run(call: Call, body: bodies.Run) -> web.Response:
     return answer(views.run(outcome))
 
 
-async def create(call: Call, body: bodies.CreateSandbox) -> web.Response:
+async def create(call: Call, body: sandbox_bodies.CreateSandbox) -> web.Response:
     """Make a sandbox."""
     published = call.limits.published
     timeout = published.sandbox_seconds_default if body.timeout is None else body.timeout
@@ -55,7 +55,7 @@ async def create(call: Call, body: bodies.CreateSandbox) -> web.Response:
     return answer(made, status=201)
 
 
-async def list_own(call: Call, query: bodies.ListSandboxesQuery) -> web.Response:
+async def list_own(call: Call, query: sandbox_bodies.ListSandboxesQuery) -> web.Response:
     """List the caller's sandboxes, newest first."""
     wanted = dict(item.split("=", 1) for item in query.metadata)
     after = None if query.cursor is None else _parse_cursor(query.cursor)
@@ -72,7 +72,7 @@ async def list_own(call: Call, query: bodies.ListSandboxesQuery) -> web.Response
     page = found[: query.limit]
     more = len(found) > len(page)
     return answer(
-        bodies.SandboxList(
+        sandbox_bodies.SandboxList(
             sandboxes=[views.sandbox(sandbox) for sandbox in page],
             next_cursor=_cursor(page[-1]) if more else None,
         )
@@ -90,7 +90,7 @@ async def kill(call: Call, _: bodies.Nothing) -> web.Response:
     return web.Response(status=204)
 
 
-async def set_timeout(call: Call, body: bodies.SetTimeout) -> web.Response:
+async def set_timeout(call: Call, body: sandbox_bodies.SetTimeout) -> web.Response:
     """Move a sandbox's deadline."""
     call.limits.check_timeout(body.timeout, call.limits.published.sandbox_seconds)
     sandbox = await call.host.set_timeout(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import UNSET
 
-from vmpool.api import bodies, codec
+from vmpool.api import bodies, codec, sandbox_bodies
 from vmpool.errors import Fault, TaskError, TaskMemoryError, TaskTimeoutError
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def receipt(value: IdentityReceipt) -> bodies.Receipt:
     )
 
 
-def sandbox(value: Sandbox) -> bodies.SandboxAnswer:
+def sandbox(value: Sandbox) -> sandbox_bodies.SandboxAnswer:
     """Return a sandbox, without its access token."""
-    return bodies.SandboxAnswer(
+    return sandbox_bodies.SandboxAnswer(
         id=value.id,
         template=value.template,
         state=value.state.value,
@@ -72,9 +72,9 @@ def sandbox(value: Sandbox) -> bodies.SandboxAnswer:
     )
 
 
-def restore_times(value: RestoreTimings, acquire_ns: int) -> bodies.RestoreTimes:
+def restore_times(value: RestoreTimings, acquire_ns: int) -> sandbox_bodies.RestoreTimes:
     """Return how long making a sandbox took."""
-    return bodies.RestoreTimes(
+    return sandbox_bodies.RestoreTimes(
         acquire=milliseconds(acquire_ns),
         spawn=milliseconds(value.spawn_ns),
         load=milliseconds(value.load_ns),
