@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -213,6 +215,27 @@ async def test_a_sandbox_that_came_as_its_client_left_is_given_to_the_retry() ->
     leaving.cancel()
     await asyncio.wait((leaving,))
     assert await asking(ledger, Work(body=b"other")) == (Kept(status=201, body=b"1"), True)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+async def test_a_failure_that_nobody_waits_for_is_told_to_nobody(turns: int) -> None:
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: told.append(what["message"]))
+    leaving: list[asyncio.Task[Any]] = []
+
+    async def work() -> Kept:
+        for _ in range(turns):
+            leaving[0].cancel()  # and once more while it is being undone
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+        leaving[0].cancel()  # and it fails before the other one's turn
+        raise PoolBusyError("none left")
+
+    leaving.append(asyncio.create_task(asking(Ledger(), work)))
+    await asyncio.wait(leaving)
+    assert leaving.pop().cancelled()
+    gc.collect()
+    assert told == []
 
 
 async def test_an_answer_is_forgotten_in_time() -> None:

@@ -135,6 +135,7 @@ class Ledger:
             del entries[old]
         entry = entries[key] = _Entry(asked=asked)
         entry.work = asyncio.create_task(self._do(owner, key, entry, work))
+        entry.work.add_done_callback(_mark_told)
         return entry
 
     async def _do(
@@ -187,8 +188,12 @@ async def _wait(entry: _Entry, doing: asyncio.Task[Kept]) -> None:
             entry.given_up = True
             doing.cancel()
             await uninterrupted(asyncio.wait((doing,)))
-            if not doing.cancelled():
-                doing.exception()  # retrieved: nobody is left to be told
+
+
+def _mark_told(doing: asyncio.Task[Kept]) -> None:
+    """Count a failure as told: all who wait for it are, and there may be nobody left who does."""
+    if not doing.cancelled():
+        doing.exception()
 
 
 def _answer_of(entry: _Entry) -> Kept:
