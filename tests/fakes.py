@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmpool.cancellation import uninterrupted
+from vmpool.engine.qemu import orphan, record
 from vmpool.engine.qemu.record import Record
 from vmpool.errors import (
     DiskFullError,
@@ -30,6 +31,7 @@ from vmpool.model import Processor, SerialAddress
 from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY, layer_name
 
 if TYPE_CHECKING:
+    from vmpool.engine.qemu.process import Process
     from vmpool.model import Attachment, Kernel, MachineSpec
     from vmpool.snapshot import Snapshot
 
@@ -121,6 +123,16 @@ class FakeEngine:
         guest = await _Guest.start(at.directory, template.spec, "log", self.faults.guest)
         guest.signal(signal.SIGSTOP)
         return FakeShell(guest, template, self.faults)
+
+    async def adopt(self, template: Snapshot, at: Attachment) -> FakeMachine:
+        found = record.read(at.directory)
+        process = None if found is None else orphan.hold(found)
+        if process is None:
+            raise EngineError("there is no such machine", code="machine_lost")
+        guest = _Guest(_Adopted(process), at.directory / "agent")
+        machine = FakeMachine(guest, template.spec, self.faults, restored=True)
+        await machine.resume()
+        return machine
 
 
 class FakeShell:
@@ -239,6 +251,9 @@ class FakeMachine:
         if self._faults.kill is not None:
             raise self._faults.kill
 
+    async def release(self) -> None:
+        self._guest.release()
+
 
 class FakeCapture:
     """A checkpoint of a fake machine: a state like any other."""
@@ -277,13 +292,35 @@ class FakeCapture:
             self._path.with_name(layer_name(0)).write_bytes(bytes(4096))
 
 
+class _Adopted:
+    """A process that is not our child, with the verbs of one that is."""
+
+    def __init__(self, held: Process) -> None:
+        self._held = held
+        self.pid = held.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._held.exit_code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    async def wait(self) -> int:
+        return await self._held.wait()
+
+    def release(self) -> None:
+        self._held.release()
+
+
 class _Guest:
     """One agent process and what it started."""
 
-    def __init__(self, process: asyncio.subprocess.Process, socket: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | _Adopted, socket: Path) -> None:
         self._process = process
         self._expiry: asyncio.TimerHandle | None = None
         self._ended = False
+        self._released = False
         self.socket = socket
 
     @classmethod
@@ -333,6 +370,12 @@ class _Guest:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
 
+    def release(self) -> None:
+        """Let it live on; a child of ours is reaped all the same."""
+        self._ended = self._released = True
+        if isinstance(self._process, _Adopted):
+            self._process.release()
+
     def expire(self, delay: float) -> None:
         if self._expiry is None:
             self._expiry = asyncio.get_running_loop().call_later(delay, self._kill_all)
@@ -343,6 +386,8 @@ class _Guest:
     async def kill(self) -> None:
         if self._expiry is not None:
             self._expiry.cancel()
+        if self._released:
+            return
         self._kill_all()
         await uninterrupted(self._process.wait())
 

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,9 +18,11 @@ from msgspec import structs
 
 from tests import tiny_guest, watch
 from tests.fakes import FakeEngine, Faults
+from tests.lost_manager import Point
 from vmpool import snapshot
 from vmpool.engine import Engine
-from vmpool.engine.qemu import QemuEngine
+from vmpool.engine.qemu import QemuEngine, reap
+from vmpool.engine.qemu.process import UNKNOWN_EXIT
 from vmpool.errors import EngineError, SnapshotError
 from vmpool.model import (
     MIB,
@@ -296,6 +299,66 @@ async def test_a_capture_of_a_machine_that_died_fails_and_leaves_nothing(bench: 
             await capture.take()
     assert list(directory.iterdir()) == []
     await machine.kill()
+
+
+async def lost(bench: Bench, template: Snapshot, point: Point) -> Attachment:
+    """Return where a machine is whose manager was killed when it had come to `point`."""
+    at = bench.attachment()
+    name = "fake" if isinstance(bench.engine, FakeEngine) else "qemu"
+    manager = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.lost_manager", name),
+        *(template.directory, at.directory, point),
+        cwd=Path(__file__).parents[2],
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert manager.stdout is not None
+    said = await manager.stdout.readline()
+    manager.kill()
+    await manager.wait()
+    assert said == b"there\n"
+    return at
+
+
+@pytest.mark.parametrize("point", [point for point in Point if point is not Point.WAITING])
+async def test_a_machine_whose_manager_was_killed_goes_on_under_another(
+    bench: Bench, point: Point
+) -> None:
+    template = await bench.template()
+    at = await lost(bench, template, point)
+    machine = await bench.engine.adopt(template, at)
+    directory = bench.attachment().directory
+    with pytest.raises(EngineError) as caught:
+        async with machine.capture(directory) as capture:
+            await capture.take()
+    assert caught.value.error_code == "machine_running"
+    child = await bench.restored(template, await bench.checkpoint(machine, template, "one"))
+    assert machine.spec == child.spec
+    await child.kill()
+    await machine.release()
+    machine = await bench.engine.adopt(template, at)  # and once more
+    await bench.checkpoint(machine, template, "two")
+    os.kill(machine.pid, 0)
+    waiting = asyncio.ensure_future(machine.wait())
+    await machine.kill()
+    assert await waiting == UNKNOWN_EXIT
+    with pytest.raises(EngineError) as caught:
+        await bench.engine.adopt(template, at)
+    assert caught.value.error_code == "machine_lost"
+    template.verify()
+
+
+async def test_what_never_ran_is_not_adopted_and_left_as_it_is(bench: Bench) -> None:
+    template = await bench.template()
+    with pytest.raises(EngineError) as caught:
+        await bench.engine.adopt(template, bench.attachment())
+    assert caught.value.error_code == "machine_lost"
+    if isinstance(bench.engine, FakeEngine):
+        return  # an agent without a hypervisor has no state to wait for
+    at = await lost(bench, template, Point.WAITING)
+    with pytest.raises(EngineError) as caught:
+        await bench.engine.adopt(template, at)
+    assert caught.value.error_code == "machine_lost"
+    assert await reap(at.directory)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 4, 8, 16])

@@ -231,7 +231,7 @@ async def test_an_error_of_uninterrupted_work_is_raised() -> None:
 
 
 async def test_output_is_kept_within_a_limit_and_the_process_lives_on() -> None:
-    kept = Output()
+    kept = Output.create()
     script = "head -c 100000 /dev/zero | tr '\\0' x; echo; exit 7"
     child = await spawned("sh", "-c", script, log=kept.fileno())
     assert await child.wait() == 7
@@ -242,7 +242,7 @@ async def test_output_is_kept_within_a_limit_and_the_process_lives_on() -> None:
 
 
 async def test_the_last_words_of_a_process_outlive_its_output_and_are_text() -> None:
-    kept = Output()
+    kept = Output.create()
     assert kept.tail == ""
     await (await spawned("printf", "first\\n\\377last\\n", log=kept.fileno())).wait()
     kept.close()

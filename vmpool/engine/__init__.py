@@ -137,6 +137,12 @@ class Machine(Protocol):
         Files in the attachment's directory are the caller's to remove.
         """
 
+    async def release(self) -> None:
+        """Let go of the machine, which runs on for whoever adopts it. *Idempotent.*
+
+        It is of no further use here: its end is not noticed any more.
+        """
+
 
 class Shell(Protocol):
     """A hypervisor that waits for a state and costs no CPU."""
@@ -198,4 +204,19 @@ class Engine(Protocol):
             SnapshotError: This engine makes another machine of its spec than it was saved from;
                 code `snapshot_unfit`.
             EngineError: The hypervisor did not start; nothing is left but files in `at.directory`.
+        """
+
+    async def adopt(self, template: Snapshot, at: Attachment) -> Machine:
+        """Take over a machine of a manager that is gone, found by its directory; return it running.
+
+        What that manager had begun and not ended is undone: virtual CPUs that it had stopped to
+        save the machine run, half a capture is dropped.
+
+        Args:
+            template: What the machine was restored from, itself or its forebears.
+            at: What it was prepared with.
+
+        Raises:
+            EngineError: There is none, or it does not answer, or it never ran; code
+                `machine_lost`. What there is, is as it was; end it by its directory.
         """

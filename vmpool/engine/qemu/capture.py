@@ -64,7 +64,7 @@ class QemuCapture:
         self._directory = directory
         self._path = directory / DEVICE_STATE
         self._layers = layers
-        self._frozen: tuple[Path, ...] = ()
+        self._frozen = 0
         self._held = contextlib.ExitStack()
         # Its own: the loop's may be all at work, and a machine that is paused cannot wait for them.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vmpool-capture")
@@ -193,7 +193,7 @@ class QemuCapture:
     def _abandon(self) -> None:
         os.close(self._file)
         if not self._written:
-            for number in range(len(self._frozen)):
+            for number in range(self._frozen):
                 (self._directory / layer_name(number)).unlink(missing_ok=True)
             self._path.unlink(missing_ok=True)
 

@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from vmpool import disk
-from vmpool.engine.qemu import command, hypervisor, isolation, migration, probe, processor
+from vmpool.engine.qemu import adoption, command, hypervisor, isolation, migration, probe, processor
 from vmpool.engine.qemu.command import Slot
 from vmpool.engine.qemu.handover import (
     Handover,
@@ -22,7 +22,8 @@ from vmpool.engine.qemu.handover import (
     new_memory,
     open_file,
 )
-from vmpool.engine.qemu.machine import OVERLAY, QemuMachine, QemuShell
+from vmpool.engine.qemu.layers import OVERLAY
+from vmpool.engine.qemu.machine import QemuMachine, QemuShell
 from vmpool.errors import EngineError, SnapshotError
 from vmpool.model import Accelerator
 from vmpool.snapshot import DISK, MEMORY
@@ -137,6 +138,10 @@ class QemuEngine:
                 raise started.explained(err) from err
             raise
         return QemuShell(started, template, at.directory, handover.agent_address)
+
+    async def adopt(self, template: Snapshot, at: Attachment) -> QemuMachine:
+        """Take over a machine whose manager is gone, as `Engine.adopt`."""
+        return await adoption.adopt(self._binary, template, at)
 
     def _isolated(self, spec: MachineSpec) -> Isolation:
         if spec.accelerator is Accelerator.TCG or command.takes_kvm_descriptor(spec):

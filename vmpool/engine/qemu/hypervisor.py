@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vmpool.cancellation import uninterrupted
@@ -50,7 +50,7 @@ class StartTimings:
 
 
 class Hypervisor:
-    """A QEMU process that answers. Made by `start`; whoever holds it calls `kill`."""
+    """A QEMU process that answers. Made by `start` or `rejoin`; whoever holds it calls `kill`."""
 
     def __init__(
         self,
@@ -84,6 +84,12 @@ class Hypervisor:
     async def kill(self) -> None:
         """End the process and the session. *Idempotent*, completes when cancelled."""
         await uninterrupted(_end(self.process, self.monitor, self._output))
+
+    async def release(self) -> None:
+        """Let go of the process, which lives on. *Idempotent*, completes when cancelled."""
+        self.process.release()
+        self._output.close()
+        await uninterrupted(self.monitor.close())
 
     async def obituary(self) -> InfrastructureError:
         """Wait for the end and return, as an error to raise, what it was."""
@@ -120,7 +126,7 @@ async def start(
         HostError: It is missing, or cannot be isolated.
     """
     began = time.perf_counter_ns()
-    output = Output()
+    output = Output.create()
     try:
         process = await processes.spawn(argv, slots=slots, log=output.fileno(), isolation=isolation)
     except BaseException:
@@ -140,6 +146,38 @@ async def start(
     return Hypervisor(process, monitor, argv, output, timings)
 
 
+async def rejoin(
+    process: Process, *, argv: tuple[str, ...], directory: Path, deadline: float
+) -> Hypervisor:
+    """Take over a QEMU that another manager started; on failure or cancellation it is let go.
+
+    QEMU serves one manager at a time, and the next as soon as the kernel has closed the socket of
+    one that was killed.
+
+    Args:
+        process: Let go of likewise.
+        argv: What it was started with, for its errors.
+        deadline: Seconds within which it must answer.
+
+    Raises:
+        EngineError: It is gone (`qemu_died`), or does not answer (`qemu_silent`).
+    """
+    began = time.perf_counter_ns()
+    monitor = Monitor(on_flood=process.send_kill)
+    output = Output.of(process.pid)
+    timings = StartTimings(spawn_ns=0, monitor_ns=0)
+    try:
+        async with asyncio.timeout(deadline):
+            await _connect(monitor, process, directory)
+        timings = replace(timings, monitor_ns=time.perf_counter_ns() - began)
+        return Hypervisor(process, monitor, argv, output, timings)
+    except BaseException as err:
+        await Hypervisor(process, monitor, argv, output, timings).release()
+        if isinstance(err, TimeoutError):
+            raise EngineError("QEMU did not greet in time", code="qemu_silent") from err
+        raise
+
+
 async def _connect(monitor: Monitor, process: Process, directory: Path) -> None:
     """Connect, and notice at once when QEMU ends instead.
 
@@ -150,7 +188,8 @@ async def _connect(monitor: Monitor, process: Process, directory: Path) -> None:
     try:
         await asyncio.wait((connected, ended), return_when=asyncio.FIRST_COMPLETED)
         if not connected.done():
-            raise EngineError(f"QEMU ended with {ended.result()} at its start", code="qemu_died")
+            code = ended.result()
+            raise EngineError(f"QEMU ended with {code} before it answered", code="qemu_died")
         await connected
     finally:
         connected.cancel()

@@ -12,14 +12,12 @@ checkpoint that needs it, and goes with the last one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from typing import TYPE_CHECKING
 
 from vmpool import disk
 from vmpool.cancellation import uninterrupted
-from vmpool.engine.qemu import sparse
-from vmpool.engine.qemu.command import LAYERS_FDSET
+from vmpool.engine.qemu import nodes, sparse
 from vmpool.engine.qemu.handover import create_file, open_file
 from vmpool.errors import EngineError, InfrastructureError
 from vmpool.snapshot import layer_name
@@ -29,9 +27,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmpool.engine.qemu.hypervisor import Hypervisor
+    from vmpool.engine.qemu.nodes import Node
 
 LAYERS_MOST = 16
 """Layers between a template's disk and an overlay; a read may have to look through all of them."""
+
+OVERLAY = "overlay"
+"""The file that a machine's first overlay is."""
 
 
 class Layers:
@@ -39,22 +41,20 @@ class Layers:
 
     Args:
         started: The machine's process, with the nodes `golden` and, over it, `scratch`.
-        directory: The machine's own; what is frozen stays there until the machine is gone.
-        overlay: The file that `scratch` is.
+        directory: The machine's own, with the overlays; what is frozen stays there until the
+            machine is gone.
         size_bytes: Of the disk.
     """
 
-    def __init__(
-        self, started: Hypervisor, directory: Path, overlay: Path, size_bytes: int
-    ) -> None:
+    def __init__(self, started: Hypervisor, directory: Path, size_bytes: int) -> None:
         self._hypervisor = started
         self._directory = directory
         self._size_bytes = size_bytes
-        self._active = ("scratch", overlay)
-        self._spare: tuple[str, Path] | None = None
-        self._frozen: list[Path] = []
+        self._nodes = nodes.Nodes(started)
+        self._active = nodes.first()
+        self._spare: Node | None = None
+        self._frozen: list[Node] = []
         self._copied = 0
-        self._fdset = LAYERS_FDSET
 
     async def stack(self, files: Sequence[Path]) -> None:
         """Put a checkpoint's layers under the empty overlay of a machine that waits for its state.
@@ -63,16 +63,28 @@ class Layers:
             EngineError: QEMU refused them.
             DiskFullError: They are on another file system, and could not be copied.
         """
-        beneath = "golden"
+        beneath = nodes.BOTTOM
         for number, file in enumerate(files):
-            kept = self._directory / layer_name(number)
+            kept = self._kept(number)
             await uninterrupted(asyncio.to_thread(_keep, file, kept))
-            self._frozen.append(kept)
-            beneath = await self._add(f"layer{number}", kept, os.O_RDONLY, beneath)
+            name = nodes.frozen_layer(number)
+            self._frozen.append(await self._nodes.add(name, kept, os.O_RDONLY, beneath))
+            beneath = name
         self._copied = len(self._frozen)
         if files:
-            options = _qcow2("scratch", "scratch-file", beneath)
+            options = nodes.qcow2(self._active.name, beneath)
             await self._hypervisor.execute("blockdev-reopen", options=[options])
+
+    async def settle(self) -> None:
+        """Find out from QEMU and the directory how things stand, and drop what is half done.
+
+        Raises:
+            EngineError: QEMU failed or died, or has another disk (`disk_unknown`).
+        """
+        found = await self._nodes.settle()
+        self._active, self._spare, self._frozen = found.active, None, list(found.frozen)
+        kept = [self._kept(number).exists() for number in range(len(self._frozen))]
+        self._copied = kept.index(False) if False in kept else len(kept)
 
     async def prepare(self) -> None:
         """Have an empty overlay ready to go on top. *Idempotent.*
@@ -89,82 +101,53 @@ class Layers:
                 code="disk_layers_full",
                 remedy="go on in a new sandbox",
             )
-        name = f"scratch{len(self._frozen) + 1}"
+        name = self._nodes.next_overlay()
         path = self._directory / name
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()  # of an attempt that QEMU refused
+        path.unlink(missing_ok=True)  # of an attempt that was not seen to its end
         await uninterrupted(asyncio.to_thread(_write_overlay, path, self._size_bytes))
-        await self._add(name, path, os.O_RDWR, None)
-        self._spare = (name, path)
+        self._spare = await self._nodes.add(name, path, os.O_RDWR, None)
 
     async def freeze(self) -> None:
         """Let the paused machine write to the overlay from `prepare` from now on.
 
         Raises:
-            EngineError: QEMU refused it; what it writes to is then unknown.
+            EngineError: QEMU refused it, or is gone.
         """
         assert self._spare is not None
-        name, path = self._active
-        await self._hypervisor.execute("blockdev-snapshot", node=name, overlay=self._spare[0])
-        self._frozen.append(path)
+        names = {"node": self._active.name, "overlay": self._spare.name}
+        await self._hypervisor.execute("blockdev-snapshot", **names)
+        self._frozen.append(self._active)
         self._active, self._spare = self._spare, None
 
     @property
-    def frozen(self) -> tuple[Path, ...]:
-        """The files of all layers, for `copy`, whatever is frozen after."""
-        return tuple(self._frozen)
+    def frozen(self) -> int:
+        """How many layers there are, for `copy`, whatever is frozen after."""
+        return len(self._frozen)
 
-    def copy(self, frozen: Sequence[Path], directory: Path) -> None:
-        """Put the layers `frozen` into `directory`, durably. Blocks.
+    def copy(self, count: int, directory: Path) -> None:
+        """Put the lowest `count` layers into `directory`, durably. Blocks.
 
         Raises:
             EngineError: A layer is not what QEMU makes of an overlay (`disk_layer_unfit`), or
                 cannot be read.
             DiskFullError: The disk is full; what was put there is the caller's to remove.
         """
-        for number, file in enumerate(frozen):
-            target = directory / layer_name(number)
+        for number in range(count):
+            target, kept = directory / layer_name(number), self._kept(number)
             if number < self._copied:
-                _keep(file, target)
+                _keep(kept, target)
                 continue
-            _copy(file, target, self._size_bytes)
-            kept = self._directory / layer_name(number)
+            _copy(self._written(self._frozen[number]), target, self._size_bytes)
             _keep(target, kept)
-            self._frozen[number] = kept
             self._copied = number + 1
 
-    async def _add(self, name: str, path: Path, flags: int, beneath: str | None) -> str:
-        self._fdset += 1
-        descriptor = open_file(path, flags)
-        try:
-            await self._hypervisor.monitor.add_descriptor(descriptor, self._fdset)
-        finally:
-            os.close(descriptor)
-        readonly = flags == os.O_RDONLY
-        await self._hypervisor.execute(
-            "blockdev-add",
-            **{
-                "driver": "file",
-                "node-name": f"{name}-file",
-                "filename": f"/dev/fdset/{self._fdset}",
-                "read-only": readonly,
-                "cache": {"no-flush": True},
-            },
-        )
-        options = _qcow2(name, f"{name}-file", beneath)
-        await self._hypervisor.execute("blockdev-add", **options, read_only=readonly)
-        return name
+    def _kept(self, number: int) -> Path:
+        """Return where the layer of that place in the stack is kept once nothing can write it."""
+        return self._directory / layer_name(number)
 
-
-def _qcow2(name: str, file: str, beneath: str | None) -> dict[str, object]:
-    """Return a node's options; its backing is always said, whatever the file says."""
-    return {
-        "driver": "qcow2",
-        "node-name": name,
-        "file": file,
-        "backing": beneath,
-        "cache": {"no-flush": True},
-    }
+    def _written(self, node: Node) -> Path:
+        """Return the file that QEMU writes, or wrote, as `node`."""
+        return self._directory / (OVERLAY if node.name == nodes.FIRST else node.name)
 
 
 def _write_overlay(path: Path, size_bytes: int) -> None:
@@ -176,11 +159,14 @@ def _write_overlay(path: Path, size_bytes: int) -> None:
 
 
 def _keep(file: Path, target: Path) -> None:
-    """Make `target` the same immutable file, or a copy where that cannot be."""
+    """Make `target` the same immutable file, or a copy where that cannot be; whole or not there."""
     try:
         os.link(file, target)
     except OSError:  # another file system, or one without links
-        _copy_sparse(file, target)
+        partial = target.with_name(f".{target.name}")
+        partial.unlink(missing_ok=True)
+        _copy_sparse(file, partial)
+        partial.rename(target)
 
 
 def _copy(file: Path, target: Path, size_bytes: int) -> None:

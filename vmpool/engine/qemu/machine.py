@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from vmpool.model import AgentAddress, MachineSpec, Processor
     from vmpool.snapshot import Snapshot
 
-OVERLAY = "overlay"
-
 
 class QemuShell:
     """A QEMU that waits for a state, as `engine.Shell`.
@@ -46,7 +44,7 @@ class QemuShell:
         self._agent_address = address
         self._layers: Layers | None = None
         if disk_bytes := template.spec.disk_bytes:
-            self._layers = Layers(started, directory, directory / OVERLAY, disk_bytes)
+            self._layers = Layers(started, directory, disk_bytes)
         self.timings: StartTimings = started.timings
 
     @property
@@ -209,6 +207,10 @@ class QemuMachine:
         finally:
             if self._console is not None:
                 self._console.close()
+
+    async def release(self) -> None:
+        """Let go of QEMU, which runs on, as `Machine.release`."""
+        await self._hypervisor.release()
 
     async def _send(self, path: Path) -> None:
         descriptor = create_file(path, os.O_WRONLY)

@@ -76,6 +76,17 @@ async def save_devices(monitor: Monitor) -> None:
         raise EngineError("only a paused machine can be saved", code="machine_running")
 
 
+async def forget(monitor: Monitor) -> None:
+    """Have QEMU close what an earlier manager may have offered it.
+
+    Raises:
+        EngineError: QEMU failed or died.
+    """
+    offered = {fdset["fdset-id"] for fdset in await monitor.execute("query-fdsets")}
+    for fdset in offered & {STATE_FDSET, DEVICES_FDSET}:
+        await monitor.execute("remove-fd", fdset_id=fdset)
+
+
 async def receive(
     monitor: Monitor, process: Process, descriptor: int, version: tuple[int, ...]
 ) -> None:

@@ -7,7 +7,6 @@ could write one, a socket that only the QEMU of this directory can be listening 
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING
 
 from vmpool.engine.qemu import record
@@ -18,6 +17,8 @@ from vmpool.errors import EngineError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from vmpool.engine.qemu.record import Record
 
 
 async def reap(directory: Path) -> bool:
@@ -34,16 +35,24 @@ async def reap(directory: Path) -> bool:
     found = await asyncio.to_thread(record.read, directory)
     if found is None:
         return await _quit(directory)
-    try:
-        pidfd = os.pidfd_open(found.pid)
-    except ProcessLookupError:
+    process = hold(found)
+    if process is None:
         return False
-    # Held first, compared then: between the two the number cannot pass to another process.
-    if not found.is_alive:
-        os.close(pidfd)
-        return False
-    await Process(found.pid, pidfd).kill()
+    await process.kill()
     return True
+
+
+def hold(found: Record) -> Process | None:
+    """Return the very process that a record is of; `None` when it is gone."""
+    try:
+        process = Process.open(found.pid)
+    except ProcessLookupError:
+        return None
+    # Held first, compared then: between the two the number cannot pass to another process.
+    if found.is_alive:
+        return process
+    process.release()
+    return None
 
 
 async def _quit(directory: Path) -> bool:

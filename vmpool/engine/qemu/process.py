@@ -72,14 +72,28 @@ class Process:
             EngineError: The kernel did not end it in time; code `process_stuck`.
         """
         self.send_kill()
-        if not self._ended.done():
+        if self._is_held:
             await uninterrupted(self._reaped())
 
     def send_kill(self) -> None:
         """Tell the kernel to end the process, without waiting for it. *Idempotent.*"""
-        if not self._ended.done():
+        if self._is_held:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def release(self) -> None:
+        """Let go of the process, which lives on: it is not killed any more, nor its end noticed.
+
+        *Idempotent.*
+        """
+        if self._is_held:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    @property
+    def _is_held(self) -> bool:
+        return self._pidfd >= 0
 
     async def _reaped(self) -> None:
         try:
@@ -100,6 +114,7 @@ class Process:
             exited = result.si_code == os.CLD_EXITED
             code = result.si_status if exited else -result.si_status
         os.close(self._pidfd)
+        self._pidfd = -1
         self._ended.set_result(code)
 
 

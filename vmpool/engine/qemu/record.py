@@ -15,6 +15,7 @@ from vmpool.model import MachineSpec
 RECORD = "machine.json"
 
 _LIMIT_BYTES = 64 << 10
+_ENDED = {"Z", "X"}  # of the states in proc_pid_stat(5)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,11 +44,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_alive(self) -> bool:
-        """Whether the very process of this record is there."""
+        """Whether the very process of this record is there, and has not ended unreaped."""
         try:
-            return self.boot_id == boot_id() and self.start_ticks == start_ticks(self.pid)
+            state, ticks = _state(self.pid)
         except ProcessLookupError:
             return False
+        return self.boot_id == boot_id() and self.start_ticks == ticks and state not in _ENDED
 
     def write(self, directory: Path) -> None:
         """Put the record into `directory`, whole or not at all."""
@@ -72,11 +74,17 @@ def start_ticks(pid: int) -> int:
     Raises:
         ProcessLookupError: There is no such process.
     """
+    return _state(pid)[1]
+
+
+def _state(pid: int) -> tuple[str, int]:
+    """Return fields 3 and 22 of proc_pid_stat(5)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError as err:
         raise ProcessLookupError(pid) from err
-    return int(stat.rpartition(")")[2].split()[19])
+    fields = stat.rpartition(")")[2].split()
+    return fields[0], int(fields[19])
 
 
 def boot_id() -> str:
