@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmpool.client import connection
+from vmpool.client import connection, repetition
 from vmpool.client.asynchronous import AsyncClient
 from vmpool.client.endpoint import find_endpoint
 from vmpool.client.events import Exited
@@ -39,7 +39,7 @@ HEALTHY = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BODY)}\r\n\r\n{BODY}".encode
 
 @pytest.fixture(autouse=True)
 def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "PAUSES", (0.0,) * len(connection.PAUSES))
+    monkeypatch.setattr(repetition, "PAUSES", (0.0,) * len(repetition.PAUSES))
 
 
 class Leak:
@@ -184,7 +184,7 @@ async def test_a_server_that_loses_everything_is_given_up(server: Server) -> Non
         with pytest.raises(InfrastructureError) as lost:
             await client.create()
         assert lost.value.error_code == "server_lost"
-        assert leak.asked == 1 + len(connection.PAUSES)
+        assert leak.asked == 1 + len(repetition.PAUSES)
     assert len(server.host.sandboxes(owner=server.owner)) == 1
 
 

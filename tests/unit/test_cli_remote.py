@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import threading
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import pytest
 from vmpool.cli import remote as remotes
 from vmpool.cli import task
 from vmpool.cli.remote import Remote
+from vmpool.client import repetition
 from vmpool.client.endpoint import Endpoint
 from vmpool.errors import (
     CallerError,
@@ -29,11 +31,11 @@ if TYPE_CHECKING:
 
 
 class Scripted:
-    """A server that takes one request and answers with the bytes it was given."""
+    """A server that takes a request for each of the answers that it was given."""
 
-    def __init__(self, answer: bytes) -> None:
+    def __init__(self, *answers: bytes) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._answer = answer
+        self._answers = answers
         self.received = b""
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -43,14 +45,15 @@ class Scripted:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def _serve(self) -> None:
-        connection, _ = self._listener.accept()
-        with connection, connection.makefile("rwb") as stream:
-            while (line := stream.readline()) not in {b"\r\n", b""}:
-                self.received += line
-            stream.write(self._answer)
-            stream.flush()
-            connection.shutdown(socket.SHUT_WR)
-            self.received += stream.read()
+        for answer in self._answers:
+            connection, _ = self._listener.accept()
+            with connection, connection.makefile("rwb") as stream:
+                while (line := stream.readline()) not in {b"\r\n", b""}:
+                    self.received += line
+                stream.write(answer)
+                stream.flush()
+                connection.shutdown(socket.SHUT_WR)
+                self.received += stream.read()
 
     def close(self) -> None:
         self._thread.join(20)
@@ -58,8 +61,8 @@ class Scripted:
 
 
 @contextlib.contextmanager
-def answering(answer: bytes, **endpoint: str) -> Iterator[tuple[Remote, Scripted]]:
-    server = Scripted(answer)
+def answering(*answers: bytes, **endpoint: str) -> Iterator[tuple[Remote, Scripted]]:
+    server = Scripted(*answers)
     with contextlib.closing(server):
         yield Remote(Endpoint(url=server.url, **endpoint), timeout=20), server
 
@@ -88,6 +91,26 @@ def test_a_call_sends_the_token_and_returns_what_came() -> None:
     assert server.received.startswith(b"POST /v1/x HTTP/1.1\r\n")
     assert b"\r\nAuthorization: Bearer secret\r\n" in server.received
     assert server.received.endswith(b'{"b": "\\u00e9"}')
+
+
+def test_what_is_made_is_asked_for_again_with_the_same_key_when_the_answer_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repetition, "PAUSES", (0.0, 0.0))
+    cut = http(b"{}", length=9)
+    with answering(cut, cut, http(b'{"id": "a"}')) as (remote, server):
+        assert remote.make("/v1/x", {}) == {"id": "a"}
+    keys = re.findall(rb"\r\nIdempotency-Key: (\w+)\r\n", server.received)
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+    with answering(cut, cut, cut) as (remote, _), pytest.raises(InfrastructureError) as lost:
+        remote.make("/v1/x", {})
+    assert lost.value.error_code == "server_lost"
+
+
+def test_what_the_server_refuses_is_not_asked_for_again() -> None:
+    with answering(problem("capacity", "503 No")) as (remote, _), pytest.raises(CapacityError):
+        remote.make("/v1/x", {})
 
 
 def test_without_a_token_none_is_sent() -> None:

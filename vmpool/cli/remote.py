@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from vmpool.client.problem import error_of
+from vmpool.client.repetition import Repetition
 from vmpool.errors import (
     HostError,
     InfrastructureError,
@@ -21,6 +23,7 @@ from vmpool.errors import (
     UnauthorizedError,
     VmpoolError,
 )
+from vmpool.model import new_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -58,13 +61,36 @@ class Remote:
         if self._connection is not None:
             self._connection.close()
 
-    def call(self, method: str, path: str, body: object = None) -> Any:
+    def make(self, path: str, body: object) -> Any:
+        """Have something made; return the decoded answer.
+
+        Sent again when the answer is lost, and made once all the same.
+
+        Raises:
+            VmpoolError: As `call`.
+        """
+        key, repetition = new_id(), Repetition()
+        while True:
+            try:
+                return self.call("POST", path, body, key=key)
+            except InfrastructureError as err:
+                pause = repetition.pause_after(err)
+                if pause is None:
+                    raise
+            time.sleep(pause)
+
+    def call(self, method: str, path: str, body: object = None, *, key: str = "") -> Any:
         """Send a request, with a JSON body if there is one; return the decoded answer or `None`.
+
+        Args:
+            key: Idempotency key, of a request with a body.
 
         Raises:
             VmpoolError: The server's error; or `no_server`, `server_lost`, `not_vmpool`.
         """
-        opened = self.open(method, path) if body is None else self.open_json(method, path, body)
+        opened = (
+            self.open(method, path) if body is None else self.open_json(method, path, body, key=key)
+        )
         with opened as answer:
             received = _read(answer)
         if not received:
@@ -75,10 +101,12 @@ class Remote:
             raise self._stranger("its answer is not JSON") from err
 
     def open_json(
-        self, method: str, path: str, body: object
+        self, method: str, path: str, body: object, *, key: str = ""
     ) -> contextlib.AbstractContextManager[http.client.HTTPResponse]:
         """Send a request with a JSON body, as `open`."""
         headers = {"Content-Type": "application/json"}
+        if key:
+            headers["Idempotency-Key"] = key
         return self.open(method, path, body=json.dumps(body).encode(), headers=headers)
 
     @contextlib.contextmanager

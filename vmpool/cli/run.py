@@ -73,7 +73,7 @@ def command(
     fetched = dict(_fetched(word) for word in returned)
     body["files"] = dict(_sent(word, what["user"] or DEFAULT_USER) for word in files)
     body["return_files"] = list(fetched)
-    answer = remote.call("POST", path("run"), body)
+    answer = remote.make(path("run"), body)
     if as_json:
         table.print_json(answer)
     else:

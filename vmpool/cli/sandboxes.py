@@ -56,7 +56,7 @@ def create(
         body["template"] = template
     if timeout is not None:
         body["timeout"] = timeout
-    answer = remote.call("POST", path("sandboxes"), body)
+    answer = remote.make(path("sandboxes"), body)
     if as_json:
         table.print_json(answer)
     else:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
-import random
 import socket
 import sys
 from collections.abc import Mapping
@@ -23,6 +21,7 @@ import aiohttp
 import msgspec
 
 from vmpool.client.problem import error_of
+from vmpool.client.repetition import Repetition
 from vmpool.errors import (
     HostError,
     InfrastructureError,
@@ -43,9 +42,6 @@ LINE_LIMIT_BYTES = 4 << 20
 """One line of a stream; a chunk of output is 64 KiB before it is encoded, what is shown 1 MiB."""
 
 CONNECT_TIMEOUT = 10.0
-
-PAUSES = (0.1, 0.3, 0.9, 2.7)
-"""Seconds before each new try; a quarter more or less, so that many clients do not come at once."""
 
 KEEPALIVE_SECONDS = 30, 10, 3
 """Idle time, interval and number of probes after which a silent peer's connection is broken."""
@@ -107,18 +103,16 @@ class Connection:
             VmpoolError: The server's error; or `no_server`, `server_lost`, `server_silent`,
                 `not_vmpool`. After the last two but one whether it took effect is unknown.
         """
-        pauses = iter(PAUSES if repeat is Repeat.WHEN_LOST else ())
-        for attempt in itertools.count():
+        repetition = Repetition()
+        while True:
             try:
                 async with self.open(request) as response:
                     return await self.read(response)
-            except (HostError, InfrastructureError) as err:
-                expected = {"server_lost", "no_server"} if attempt else {"server_lost"}
-                pause = next(pauses, None) if err.error_code in expected else None
+            except InfrastructureError as err:
+                pause = repetition.pause_after(err) if repeat is Repeat.WHEN_LOST else None
                 if pause is None:
                     raise
-            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311 -- no secret
-        raise AssertionError
+            await asyncio.sleep(pause)
 
     @contextlib.asynccontextmanager
     async def open(
