@@ -11,8 +11,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any
 
-from vmpool_agent import spawn, wire
-from vmpool_agent.pipes import Pipes
+from vmpool_agent import spawn, terminal, wire
 from vmpool_agent.relay import Relay
 from vmpool_agent.session import OperationError
 
@@ -20,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmpool_agent.machine import Machine
+    from vmpool_agent.pipes import Pipes
     from vmpool_agent.reactor import Timer
+    from vmpool_agent.relay import Outlet
     from vmpool_agent.session import Channel
 
 OUTPUTS = (wire.STDOUT, wire.STDERR)
@@ -28,7 +29,7 @@ _SHOWN = ("result", "raised")
 
 
 class Execution:
-    """A process that the host watches.
+    """A process and what is told of it: to the host's channel, where that is its outlet.
 
     Args:
         begin_anew: Has it done by another process after one died before it had begun. `None` for
@@ -38,13 +39,13 @@ class Execution:
     def __init__(
         self,
         machine: Machine,
-        channel: Channel,
+        outlet: Outlet,
         *,
         timeout: float | None,
         begin_anew: Callable[[Execution], None] | None = None,
     ) -> None:
         self._machine = machine
-        self._channel = channel
+        self._outlet = outlet
         self._begin_anew = begin_anew
         self._started = False
         self._failed = False
@@ -53,7 +54,7 @@ class Execution:
         self._timer: Timer | None = None
         if timeout is not None:
             self._timer = machine.reactor.after(timeout, self._on_timeout)
-        self.relay = Relay(machine.reactor, channel, self)
+        self.relay = Relay(machine.reactor, outlet, self)
 
     def adopt(self, pid: int, pipes: Pipes, *, ended: Callable[[], None] | None = None) -> None:
         """Take on the process that does it, and the agent's ends of its pipes.
@@ -68,30 +69,27 @@ class Execution:
         else:
             self.relay.attend_to_output()
 
-    def on_data(self, data: wire.Data) -> None:
-        """See `session.Operation`."""
-        self.relay.feed(data)
+    def obey(self, value: dict[str, Any]) -> None:
+        """Do what a message of the host's says.
 
-    def on_finish(self) -> None:
-        """See `session.Operation`."""
-        self.relay.finish_input()
+        Raises:
+            OperationError: It says nothing that can be done here.
+        """
+        name = value.get("op")
+        if name == "kill":
+            self.kill(read_signal(value))
+        elif name == "resize":
+            self.relay.resize(terminal.read_size(value))
+        else:
+            raise OperationError("bad_request", f"an execution understands no {name!r:.64}")
 
-    def on_message(self, value: dict[str, Any]) -> None:
-        """See `session.Operation`."""
-        number = value.get("signal")
-        if value.get("op") != "kill" or not isinstance(number, int):
-            raise OperationError("bad_request", "an execution understands only kill")
-        if number not in signal.valid_signals():
-            raise OperationError("bad_request", f"there is no signal {number}")
+    def kill(self, number: int) -> None:
+        """Send a signal to the process group."""
         self._killed |= number == signal.SIGKILL
         self.relay.kill(number)
 
-    def on_writable(self) -> None:
-        """See `session.Operation`."""
-        self.relay.resume()
-
-    def on_closed(self) -> None:
-        """See `session.Operation`."""
+    def abandon(self) -> None:
+        """Kill it; nobody is told any more."""
         self._stop_timer()
         self.relay.abandon()
 
@@ -100,7 +98,7 @@ class Execution:
         kind = value.get("type")
         if kind == "error" and not self._started:
             self._failed = True
-            self._channel.fail(OperationError(str(value.get("code")), str(value.get("message"))))
+            self._outlet.fail(OperationError(str(value.get("code")), str(value.get("message"))))
             self._stop_timer()
         elif kind == "started" and self._begin_anew is not None:
             self._start()
@@ -124,7 +122,7 @@ class Execution:
             return
         self._start()
         exited = os.WIFEXITED(status)
-        self._channel.send_message(
+        self._outlet.send_message(
             {
                 "type": "exited",
                 "exit_code": os.WEXITSTATUS(status) if exited else None,
@@ -133,13 +131,13 @@ class Execution:
                 "out_of_memory": self._ran_out_of_memory(status),
             }
         )
-        self._channel.end()
+        self._outlet.end()
 
     def lose(self, why: str) -> None:
         """End without a status: there is no process, or who knew its status is gone."""
         self._stop_timer()
         self._failed = True
-        self._channel.fail(OperationError("interpreter_lost", why))
+        self._outlet.fail(OperationError("interpreter_lost", why))
         self.relay.abandon()
 
     def _on_reaped(self, pid: int, ended: Callable[[], None] | None, status: int) -> None:
@@ -150,16 +148,16 @@ class Execution:
 
     def _show(self, value: dict[str, Any]) -> None:
         try:
-            self._channel.send_message(value)
+            self._outlet.send_message(value)
         except wire.MisuseError as err:
             left_out = {"text/plain": f"[left out: {err}]"}
-            self._channel.send_message({"type": "result", "mime": left_out})
+            self._outlet.send_message({"type": "result", "mime": left_out})
 
     def _start(self) -> None:
         if self._started or self._failed:
             return
         self._started = True
-        self._channel.send_message({"type": "started", "pid": self.relay.pid})
+        self._outlet.send_message({"type": "started", "pid": self.relay.pid})
         self.relay.flow()
 
     def _ran_out_of_memory(self, status: int) -> bool:
@@ -181,37 +179,33 @@ class Execution:
             self._timer.cancel()
 
 
-def run_program(machine: Machine, channel: Channel, request: dict[str, Any]) -> Execution:
-    """Begin the operation `exec`.
+class Foreground:
+    """The channel of an execution that ends with it."""
 
-    Raises:
-        OperationError: It cannot be run; what only the child can find out is told later.
-    """
-    argv = request.get("argv")
-    if not isinstance(argv, list) or not argv or not all(_is_argument(word) for word in argv):
-        raise OperationError("bad_request", "argv is a list of strings, not empty, without zero")
-    launch = read_launch(machine, request)
-    timeout = read_timeout(request)
-    pipes = Pipes(OUTPUTS)
-    if request.get("stdin") is True:
-        stdin = pipes.add_stdin()
-    else:
-        stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, execution: Execution, channel: Channel) -> None:
+        self._execution = execution
+        self._channel = channel
 
-    def body() -> int:
-        spawn.execute(machine.system, launch, argv)
+    def on_data(self, data: wire.Data) -> None:
+        """See `session.Operation`."""
+        consumed = functools.partial(self._channel.consumed, data)
+        self._execution.relay.feed(data.payload, consumed)
 
-    try:
-        pid = spawn.fork((stdin, *pipes.child), body)
-    except OSError as err:
-        pipes.close()
-        raise OperationError("no_resources", f"fork: {err.strerror}") from err
-    finally:
-        os.close(stdin)
-        pipes.close_child()
-    execution = Execution(machine, channel, timeout=timeout)
-    execution.adopt(pid, pipes)
-    return execution
+    def on_finish(self) -> None:
+        """See `session.Operation`."""
+        self._execution.relay.finish_input()
+
+    def on_message(self, value: dict[str, Any]) -> None:
+        """See `session.Operation`."""
+        self._execution.obey(value)
+
+    def on_writable(self) -> None:
+        """See `session.Operation`."""
+        self._execution.relay.resume()
+
+    def on_closed(self) -> None:
+        """See `session.Operation`."""
+        self._execution.abandon()
 
 
 def read_launch(machine: Machine, request: dict[str, Any]) -> spawn.Launch:
@@ -223,11 +217,11 @@ def read_launch(machine: Machine, request: dict[str, Any]) -> spawn.Launch:
     env = request.get("env", {})
     cwd = request.get("cwd")
     if not isinstance(env, dict) or not all(
-        _is_argument(name) and _is_argument(value) and name and "=" not in name
+        is_argument(name) and is_argument(value) and name and "=" not in name
         for name, value in env.items()
     ):
         raise OperationError("bad_request", "env maps names to strings, without zero")
-    if cwd is not None and not _is_argument(cwd):
+    if cwd is not None and not is_argument(cwd):
         raise OperationError("bad_request", "cwd is a string without zero, or null")
     return spawn.Launch(machine.account(request), env, cwd)
 
@@ -246,7 +240,20 @@ def read_timeout(request: dict[str, Any]) -> float | None:
     return float(min(timeout, 1e9))
 
 
-def _is_argument(value: object) -> bool:
+def read_signal(request: dict[str, Any]) -> int:
+    """Return the signal that a request names.
+
+    Raises:
+        OperationError: There is none of that number.
+    """
+    number = request.get("signal")
+    if not isinstance(number, int) or number not in signal.valid_signals():
+        raise OperationError("bad_request", f"there is no signal {number!r:.32}")
+    return number
+
+
+def is_argument(value: object) -> bool:
+    """Whether a value is text that a program can be given."""
     if not isinstance(value, str) or "\0" in value:
         return False
     try:

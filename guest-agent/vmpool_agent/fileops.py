@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ class FileOperation:
 
     def on_data(self, data: wire.Data) -> None:
         """See `session.Operation`."""
-        self.relay.feed(data)
+        self.relay.feed(data.payload, functools.partial(self._channel.consumed, data))
 
     def on_finish(self) -> None:
         """See `session.Operation`."""

@@ -25,7 +25,7 @@ from vmpool_agent.session import OperationError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmpool_agent.execution import Execution
+    from vmpool_agent.execution import Execution, Foreground
     from vmpool_agent.machine import Machine
     from vmpool_agent.session import Channel
 
@@ -106,7 +106,7 @@ class Interpreter:
             self._send(spawn.COLLECT, [])
         self._refill()
 
-    def run(self, channel: Channel, request: dict[str, Any]) -> Execution:
+    def run(self, channel: Channel, request: dict[str, Any]) -> Foreground:
         """Begin the operation `code`.
 
         Raises:
@@ -140,7 +140,7 @@ class Interpreter:
         run = execution.Execution(self._machine, channel, timeout=timeout, begin_anew=begin_anew)
         self._runs.append((run, wanted))
         self._assign()
-        return run
+        return execution.Foreground(run, channel)
 
     def quiesce(self, answer: Callable[[], None]) -> None:
         """Have the warm interpreter collect its garbage once it is warm; spares are made anew."""

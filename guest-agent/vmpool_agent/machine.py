@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmpool_agent import execution, fileops, identity, spawn
+from vmpool_agent import fileops, identity, processops, program, spawn
 from vmpool_agent.claim import Claim
 from vmpool_agent.interpreter import Interpreter
+from vmpool_agent.processes import Processes
+from vmpool_agent.randomness import Randomness
 from vmpool_agent.reactor import Reactor
 from vmpool_agent.session import OperationError, Service
 
@@ -32,9 +34,11 @@ class Machine:
         spawn.widen_limits()
         self.system = system
         self.claim = Claim(system.cid)
+        self.randomness = Randomness()
         self.reactor = Reactor(self._on_child)
         self._expected: dict[int, Callable[[int], None]] = {}
         self.interpreter = Interpreter(self, warm_up)
+        self.processes = Processes()
         self._oom_kills = system.oom_kills()
 
     @property
@@ -73,13 +77,15 @@ class Machine:
         """Begin the operation that a request asks for; see `session.Start`."""
         name = request.get("op")
         if name == "exec":
-            return execution.run_program(self, channel, request)
+            return program.run(self, channel, request)
         if name == "code":
             return self.interpreter.run(channel, request)
         if name in fileops.OPERATIONS:
             return fileops.run(self, channel, request)
         if name in identity.OPERATIONS:
             return identity.OPERATIONS[name](self, channel, request)
+        if name in processops.OPERATIONS:
+            return processops.OPERATIONS[name](self, channel, request)
         raise OperationError("bad_request", f"there is no operation {name!r}")
 
     def _on_child(self, pid: int, status: int) -> None:

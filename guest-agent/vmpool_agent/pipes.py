@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from vmpool_agent import terminal, wire
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from vmpool_agent.system import Account
+    from vmpool_agent.terminal import Size
 
 
 class Pipes:
@@ -33,6 +38,17 @@ class Pipes:
         """Make a pipe to the child's stdin; return the child's end, the caller's to close."""
         child, self.stdin = os.pipe()
         os.set_blocking(self.stdin, False)
+        return child
+
+    def add_terminal(self, size: Size, account: Account) -> int:
+        """Make a terminal for the child's input and output; return its end, the caller's to close.
+
+        Raises:
+            OSError: There is none left.
+        """
+        ours, child = terminal.open_pair(size, account)
+        self.outputs[ours] = wire.TERMINAL
+        self.stdin = os.dup(ours)
         return child
 
     def close_child(self) -> None:

@@ -15,18 +15,49 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vmpool_agent import wire
+from vmpool_agent import terminal, wire
+from vmpool_agent.session import OperationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmpool_agent.pipes import Pipes
     from vmpool_agent.reactor import Reactor, Timer
-    from vmpool_agent.session import Channel
+    from vmpool_agent.terminal import Size
 
 _GRACE = 0.5
 """Seconds that output may stay open after we killed the group: others may hold the pipes."""
 _MAX_REPORT = wire.MAX_ANSWER
 _QUIET = 0.02
 """Seconds that a child's word of its start may wait for its first output: both are told at once."""
+
+
+class Outlet(Protocol):
+    """Where what a child says goes: a channel, or what several channels follow."""
+
+    @property
+    def capacity(self) -> int:
+        """How many bytes of data may be sent now, 0 to hold back; `resume` follows."""
+
+    @property
+    def backlog(self) -> bool:
+        """Whether messages wait; the child's reports then wait as well."""
+
+    def send_data(self, stream: int, payload: bytes) -> None:
+        """Send at most `capacity` bytes."""
+
+    def send_message(self, value: dict[str, Any]) -> None:
+        """Send a message.
+
+        Raises:
+            MisuseError: It is too large; nothing was sent.
+        """
+
+    def end(self) -> None:
+        """Note that nothing follows. *Idempotent.*"""
+
+    def fail(self, error: OperationError) -> None:
+        """Say why it is over, and end."""
 
 
 class Owner(Protocol):
@@ -45,9 +76,9 @@ class Owner(Protocol):
 class Relay:
     """One child's pipes and life; the child is adopted when there is one."""
 
-    def __init__(self, reactor: Reactor, channel: Channel, owner: Owner) -> None:
+    def __init__(self, reactor: Reactor, outlet: Outlet, owner: Owner) -> None:
         self._reactor = reactor
-        self._channel = channel
+        self._outlet = outlet
         self._owner = owner
         self._outputs: dict[int, int] = {}
         self._report = -1
@@ -55,7 +86,7 @@ class Relay:
         self._line = bytearray()
         self._lines: collections.deque[bytearray] = collections.deque()
         self._stdin: int | None = None
-        self._input: collections.deque[wire.Data] = collections.deque()
+        self._input: collections.deque[tuple[bytes, Callable[[], None]]] = collections.deque()
         self._input_offset = 0
         self._input_ended = False
         self._pid: int | None = None
@@ -71,6 +102,11 @@ class Relay:
     def pid(self) -> int | None:
         """The child, `None` while it is not known yet."""
         return self._pid
+
+    @property
+    def takes_input(self) -> bool:
+        """Whether what is fed can still reach the child."""
+        return self._stdin is not None and not self._input_ended
 
     @property
     def over(self) -> bool:
@@ -147,14 +183,24 @@ class Relay:
         self.kill(signal.SIGKILL)
         self._release()
 
-    def feed(self, data: wire.Data) -> None:
-        """Take bytes for the child's stdin."""
-        self._input.append(data)
+    def resize(self, size: Size) -> None:
+        """Set the size of the child's terminal.
+
+        Raises:
+            OperationError: It has none.
+        """
+        if self._terminal is None:
+            raise OperationError("no_terminal", "it runs at no terminal")
+        terminal.set_size(self._terminal, size)
+
+    def feed(self, payload: bytes, consumed: Callable[[], None]) -> None:
+        """Take bytes for the child's stdin; calls back once it has them, or wants no more."""
+        self._input.append((payload, consumed))
         self._pump_input()
 
     def finish_input(self) -> None:
-        """Close the child's stdin behind what was fed."""
-        self._input_ended = True
+        """Close the child's stdin behind what was fed; at a terminal the end is typed instead."""
+        self._input_ended = self._terminal is None
         self._pump_input()
 
     def resume(self) -> None:
@@ -162,14 +208,20 @@ class Relay:
         self._pump_outputs()
         self._pump_report()
 
+    @property
+    def _terminal(self) -> int | None:
+        """Our end of the child's terminal, while it is open."""
+        found = (fd for fd, stream in self._outputs.items() if stream == wire.TERMINAL)
+        return next(found, None)
+
     def _pump_input(self) -> None:
         while self._input and (self._flowing or self._ended):
-            data = self._input[0]
-            if self._stdin is not None and not self._write_input(data.payload):
+            payload, consumed = self._input[0]
+            if self._stdin is not None and not self._write_input(payload):
                 return
             self._input.popleft()
             self._input_offset = 0
-            self._channel.consumed(data)
+            consumed()
         if self._input_ended and not self._input and self._flowing and self._stdin is not None:
             self._close(self._stdin)
             self._stdin = None
@@ -216,7 +268,7 @@ class Relay:
             self._check_end()
 
     def _pump_output(self, fd: int) -> None:
-        room = self._channel.capacity
+        room = self._outlet.capacity
         if not room:
             return
         try:
@@ -230,13 +282,13 @@ class Relay:
             self._close(fd)
             self._pump_report()
             return
-        self._channel.send_data(self._outputs[fd], data)
+        self._outlet.send_data(self._outputs[fd], data)
         # Also after a short read: the pipe's end may have come in the same edge as its last bytes.
         self._come_again()
 
     def _pump_report(self) -> None:
         """Hand reports on, but none before the output that was written before it is sent."""
-        while not self._ended and not self._channel.backlog:
+        while not self._ended and not self._outlet.backlog:
             if self._lines:
                 if self._output_waits():
                     return
@@ -278,13 +330,13 @@ class Relay:
         if not self._flowing:
             return False
         for fd in list(self._outputs):
-            room = self._channel.capacity
+            room = self._outlet.capacity
             if not room:
                 return True
             with contextlib.suppress(OSError):
                 data = os.read(fd, room)
                 if data:
-                    self._channel.send_data(self._outputs[fd], data)
+                    self._outlet.send_data(self._outputs[fd], data)
                     self._come_again()
                     return True
         return False
@@ -309,7 +361,8 @@ class Relay:
     def _release(self) -> None:
         if self._grace is not None:
             self._grace.cancel()
-        self._input.clear()
+        while self._input:
+            self._input.popleft()[1]()
         self._close_pipes()
 
     def _close_pipes(self) -> None:

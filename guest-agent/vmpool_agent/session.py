@@ -147,15 +147,18 @@ class Channel:
         try:
             self._deliver(event, start)
         except OperationError as err:
-            self.fail(err)
+            self._break_off(err)
         except wire.PeerError as err:
-            self.fail(OperationError("bad_request", str(err)))
+            self._break_off(OperationError("bad_request", str(err)))
         except Exception as err:  # noqa: BLE001 the channel's top: its fault is not the others'
             report("operation failed")
-            operation, self._operation = self._operation, None
-            self.fail(OperationError("internal", f"{type(err).__name__}: {err}"))
-            if operation is not None:
-                operation.on_closed()
+            self._break_off(OperationError("internal", f"{type(err).__name__}: {err}"))
+
+    def _break_off(self, error: OperationError) -> None:
+        operation, self._operation = self._operation, None
+        self.fail(error)
+        if operation is not None:
+            operation.on_closed()
 
     def abandon(self) -> None:
         """End the operation without a word to the host; the session calls this."""
