@@ -23,6 +23,8 @@ class CloneState(StrEnum):
     ACTIVATING = "activating"
     """Its virtual CPUs may run for a caller: it never becomes ready again."""
     HELD = "held"
+    RESERVED = "reserved"
+    """Room that somebody has for a clone which they make themselves; it becomes held with it."""
     DYING = "dying"
     DEAD = "dead"
 
@@ -35,6 +37,7 @@ class CloneEvent(StrEnum):
     DECLINE = "decline"
     TAKE = "take"
     ACTIVATED = "activated"
+    FILL = "fill"
     DOOM = "doom"
     GONE = "gone"
 
@@ -50,10 +53,15 @@ class CloneEnd(StrEnum):
     RETIRED = "retired"
     POOL_CLOSED = "pool_closed"
     RELEASED = "released"
+    RECALLED = "recalled"
+    """Its restore was cancelled."""
+    GIVEN_UP = "given_up"
+    """A reserved place that never had a clone."""
 
 
 _CLONE_STEPS: Final = {
     (CloneState.RESTORING, CloneEvent.RESTORED): CloneState.READY,
+    (CloneState.RESTORING, CloneEvent.DOOM): CloneState.DYING,
     (CloneState.RESTORING, CloneEvent.GONE): CloneState.DEAD,
     (CloneState.READY, CloneEvent.OFFER): CloneState.OFFERED,
     (CloneState.READY, CloneEvent.TAKE): CloneState.ACTIVATING,
@@ -64,6 +72,8 @@ _CLONE_STEPS: Final = {
     (CloneState.ACTIVATING, CloneEvent.ACTIVATED): CloneState.HELD,
     (CloneState.ACTIVATING, CloneEvent.DOOM): CloneState.DYING,
     (CloneState.HELD, CloneEvent.GONE): CloneState.DEAD,
+    (CloneState.RESERVED, CloneEvent.FILL): CloneState.HELD,
+    (CloneState.RESERVED, CloneEvent.GONE): CloneState.DEAD,
     (CloneState.DYING, CloneEvent.GONE): CloneState.DEAD,
 }
 

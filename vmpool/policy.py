@@ -87,29 +87,33 @@ class Census:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to do now; at most one of the two is not zero.
+    """What to do now; when there is something to restore, there is nothing else.
 
     Attributes:
         restore: Restores to start.
         retire: Ready clones to kill.
+        recall: Restores under way to cancel.
     """
 
     restore: int = 0
     retire: int = 0
+    recall: int = 0
 
 
 def plan(limits: Limits, census: Census) -> Plan:
     """Return the step from `census` towards a clone for every waiter and `limits.ready` spares.
 
-    Waiters come first: a clone that one of them can have is never retired, however far lowered
-    limits are exceeded. Restores that are under way are not called back when their waiter leaves;
-    what they bring beyond the spares is retired once it is there.
+    Waiters come first: a clone that one of them can have is neither retired nor recalled, however
+    far lowered limits are exceeded. Restores are recalled for want of room alone, not when their
+    waiter leaves; what they bring beyond the spares is retired once it is there.
     """
     surplus = census.ready - census.waiting - limits.ready
     excess = census.ready + census.restoring + census.held - limits.capacity
-    retire = min(max(surplus, excess), census.ready - census.waiting)
-    if retire > 0:
-        return Plan(retire=retire)
+    retire = max(min(max(surplus, excess), census.ready - census.waiting), 0)
+    coming = census.restoring - max(census.waiting - census.ready, 0)
+    recall = max(min(excess - retire, coming), 0)
+    if retire or recall:
+        return Plan(retire=retire, recall=recall)
     missing = census.waiting + limits.ready - census.ready - census.restoring
     room = limits.capacity - census.alive
     restore = min(missing, room, limits.parallel_restores - census.restoring)

@@ -16,10 +16,13 @@ import random
 import time
 from collections import Counter, deque
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from vmpool import policy
+from vmpool import policy, spare
+from vmpool.cancellation import uninterrupted
+from vmpool.chores import Chores
 from vmpool.errors import (
     CapacityError,
     GuestError,
@@ -28,11 +31,14 @@ from vmpool.errors import (
     VmpoolError,
 )
 from vmpool.lifecycle import CloneEnd, CloneEvent, CloneState
+from vmpool.place import Place
 from vmpool.roster import Roster
+from vmpool.spare import PoolClone
+from vmpool.trouble import Trouble
 from vmpool.waiters import Line, Waiter
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -40,23 +46,6 @@ if TYPE_CHECKING:
     from vmpool.roster import Member
 
 log = logging.getLogger(__name__)
-
-
-class PoolClone(Protocol):
-    """What a pool asks of a clone."""
-
-    async def activate(self) -> None:
-        """Wake the clone for its holder; return when it has answered.
-
-        Raises:
-            VmpoolError: It cannot be used, or has died; the pool kills it.
-        """
-
-    async def kill(self) -> None:
-        """End the clone and all it holds; return when that is gone. *Idempotent.*"""
-
-    async def wait_dead(self) -> None:
-        """Return the moment the clone dies, whatever the cause."""
 
 
 C = TypeVar("C", bound=PoolClone)
@@ -104,17 +93,16 @@ class Pool(Generic[C]):
         self._roster: Roster[C] = Roster()
         self._ready: deque[Member[C]] = deque()
         self._line: Line[Member[C]] = Line()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._chores = Chores(f"pool {name}")
 
         self._open = False
-        self._restore_error: Exception | None = None
-        self._clone_error: Exception | None = None
-        self._setback = policy.Setback()
+        self._gives = False
+        self._trouble = Trouble()
         self._retry: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._open = True
+        self._open = self._gives = True
         self._rebalance()
         return self
 
@@ -140,17 +128,18 @@ class Pool(Generic[C]):
     def counters(self) -> dict[str, int]:
         """Events since the pool was made.
 
-        `acquired`, `queued`, `refused`, `timed_out`, `restored`, `kill_failed`, and one
-        `ended_<reason>` for each `lifecycle.CloneEnd`. Every clone that was restored is either
-        alive in the census or in one `ended_…`; `ended_restore_failed` never were restored.
+        `acquired`, `queued`, `refused`, `timed_out`, `restored`, `filled`, `kill_failed`, and one
+        `ended_<reason>` for each `lifecycle.CloneEnd`. Every clone that was restored, or filled a
+        place, is either alive in the census or in one `ended_…`; `ended_restore_failed`,
+        `ended_recalled` and `ended_given_up` never were clones.
         """
         ended = {f"ended_{end.value}": self._roster.ended[end] for end in CloneEnd}
-        return dict(self._counters) | ended
+        return dict(self._counters) | ended | {"filled": self._roster.filled}
 
     @property
     def last_error(self) -> Exception | None:
         """Why clones fail now; `None` once one was restored, or activated, since."""
-        return self._restore_error or self._clone_error
+        return self._trouble.cause
 
     async def acquire(self, *, deadline: float) -> C:
         """Return an activated clone, which is then the caller's to kill and to `release`.
@@ -165,12 +154,12 @@ class Pool(Generic[C]):
         Raises:
             PoolBusyError: Nothing is ready and the queue is full.
             PoolTimeoutError: The deadline passed. Its `__cause__` is what keeps clones from coming.
-            CapacityError: `pool_closed`; the pool was closed, before or meanwhile.
+            CapacityError: `pool_closed`; the pool was closed or withdrawn, before or meanwhile.
         """
         began_ns = time.perf_counter_ns()
         enqueue = self._enqueue
         while True:
-            if not self._open:
+            if not self._gives:
                 raise self._closed()
             if deadline <= self._loop.time():
                 raise self._timed_out()
@@ -185,40 +174,77 @@ class Pool(Generic[C]):
             self._on_acquire(time.perf_counter_ns() - began_ns)
         return member.clone
 
+    def reserve(self) -> Place[C]:
+        """Take room for a clone that the caller makes. *Not idempotent.*
+
+        Those who wait for a clone were first: their room is not taken. Spares give way, those that
+        are being restored too; until they are gone the pool has more clones than its limits say,
+        but those are paused or run nobody's code.
+
+        Returns:
+            A place, which is the caller's to fill or to give up.
+
+        Raises:
+            PoolBusyError: `pool_full`; with all spares gone there would be no room either.
+            CapacityError: `pool_closed`.
+        """
+        if not self._open:
+            raise self._closed()
+        census = self.census
+        if census.held + census.waiting >= self._limits.capacity:
+            self._counters["refused"] += 1
+            raise PoolBusyError(
+                f"all {self._limits.capacity} clones that {self.name!r} may have are in use",
+                code="pool_full",
+                remedy="kill or pause a sandbox, or raise the template's limits",
+            )
+        place = Place(self._roster.reserve(), roster=self._roster, freed=self._rebalance)
+        self._rebalance()
+        return place
+
+    def exchange(self, old: C, new: C) -> None:
+        """Count `new` as held in place of `old`, whose holder kills it and releases nothing.
+
+        Raises:
+            ValueError: `old` is not held from this pool, or `new` is.
+        """
+        self._roster.exchange(self._holding(old), new)
+
     def release(self, clone: C) -> None:
         """Count out a clone that its holder has killed; another is restored in its place.
 
         Raises:
             ValueError: The clone is not held from this pool, or was released before.
         """
-        member = self._roster.holding(clone)
-        if member is None:
-            raise ValueError(f"pool {self.name!r} has not given out {clone!r}")
-        self._end(member, CloneEnd.RELEASED)
+        self._end(self._holding(clone), CloneEnd.RELEASED)
 
     def resize(self, limits: Limits) -> None:
         """Change the limits; spares beyond them are killed in the background, held clones stay."""
         self._limits = limits
         self._rebalance()
 
+    def withdraw(self) -> None:
+        """Give out no clone any more; keep room for those that are held, and for their children.
+
+        Waiters are turned away and spares go. *Idempotent.*
+        """
+        self._gives = False
+        self._line.fail(self._closed)
+        for member in self._roster:
+            if member.state is CloneState.RESTORING:
+                self._recall(member)
+        self.resize(replace(self._limits, ready=0))
+
     async def close(self) -> None:
         """Turn waiters away, cancel restores, kill what nobody holds; return when it is gone.
 
-        Clones that are held stay their holders' and may still be released. *Idempotent.* Goes on to
-        its end when cancelled, and raises then; takes no longer than two kill timeouts.
+        Clones that are held stay their holders' and may still be released; so may places be filled.
+        *Idempotent.* Goes on to its end when cancelled, and raises then; takes no longer than two
+        kill timeouts.
         """
         if self._open:
             self._shut()
-        drain = asyncio.ensure_future(self._drain())
-        cancelled: asyncio.CancelledError | None = None
-        while not drain.done():
-            try:
-                await asyncio.wait({drain})
-            except asyncio.CancelledError as error:
-                cancelled = error
-        drain.result()
-        if cancelled is not None:
-            raise cancelled
+        await uninterrupted(self._chores.done(within=2 * self._kill_timeout))
 
     # What takes time. Each awaits one thing and leaves the deciding to the steps below.
 
@@ -259,7 +285,7 @@ class Pool(Generic[C]):
         """Restore a clone and watch it until somebody takes it."""
         try:
             async with self._restores:
-                clone = await self._restore_in_time()
+                clone = await spare.restored(self._restore, within=self._restore_timeout)
         except Exception as error:  # noqa: BLE001 - the task's top: whatever failed, try again later
             self._restore_failed(member, error)
             return
@@ -269,41 +295,23 @@ class Pool(Generic[C]):
         await clone.wait_dead()
         self._died(member)
 
-    async def _restore_in_time(self) -> C:
-        limit = asyncio.timeout(self._restore_timeout)
-        try:
-            async with limit:
-                return await self._restore()
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            message = f"a restore took longer than {self._restore_timeout} s"
-            raise GuestError(message, code="restore_timeout") from error
-
     async def _reap(self, member: Member[C], end: CloneEnd) -> None:
         """Kill a clone. One that cannot be killed is written off, for the next start to sweep."""
         assert member.clone is not None
-        kill = asyncio.ensure_future(member.clone.kill())
         try:
-            async with asyncio.timeout(self._kill_timeout):
-                await asyncio.shield(kill)  # a kill goes on when cancelled; we do not
+            await spare.killed(member.clone, within=self._kill_timeout)
         except Exception:
-            kill.cancel()
             self._counters["kill_failed"] += 1
             log.exception("pool=%s a clone could not be killed", self.name)
         self._end(member, end)
 
-    async def _drain(self) -> None:
-        """Await all tasks; each is bounded by the kill timeout, together they get it twice."""
-        deadline = self._loop.time() + 2 * self._kill_timeout
-        while busy := {task for task in self._tasks if not task.done()}:
-            left = deadline - self._loop.time()
-            if left <= 0:
-                log.error("pool=%s closed with %d tasks that do not end", self.name, len(busy))
-                return
-            await asyncio.wait(busy, timeout=left)
-
     # Steps. Each is one synchronous decision.
+
+    def _holding(self, clone: C) -> Member[C]:
+        member = self._roster.holding(clone)
+        if member is None:
+            raise ValueError(f"pool {self.name!r} has not given out {clone!r}")
+        return member
 
     def _closed(self) -> CapacityError:
         return CapacityError(f"pool {self.name!r} is closed", code="pool_closed")
@@ -346,11 +354,13 @@ class Pool(Generic[C]):
         step = policy.plan(self._limits, self.census)
         for _ in range(step.retire):
             self._doom(self._ready.popleft(), CloneEnd.RETIRED)  # the oldest
+        for _ in range(step.recall):
+            self._recall(self._roster.youngest(CloneState.RESTORING))
         if step.restore == 0:
             return
-        if self._loop.time() < self._setback.retry_at:
+        if self._loop.time() < self._trouble.retry_at:
             if self._retry is None:
-                self._retry = self._loop.call_at(self._setback.retry_at, self._try_again)
+                self._retry = self._loop.call_at(self._trouble.retry_at, self._try_again)
             return
         for _ in range(step.restore):
             self._begin()
@@ -361,33 +371,36 @@ class Pool(Generic[C]):
 
     def _begin(self) -> None:
         member = self._roster.begin()
-        member.keeper = self._spawn(self._keep(member))
+        member.keeper = self._chores.begin(self._keep(member))
         member.keeper.add_done_callback(partial(self._kept, member))
 
+    def _recall(self, member: Member[C]) -> None:
+        """Cancel a restore; it counts until it has ended."""
+        assert member.keeper is not None
+        self._roster.step(member, CloneEvent.DOOM)
+        member.keeper.cancel()
+
     def _kept(self, member: Member[C], _keeper: asyncio.Task[None]) -> None:
-        """Count out a restore that was cancelled, perhaps before its task had begun."""
-        if member.state is CloneState.RESTORING:
-            self._end(member, CloneEnd.POOL_CLOSED)
+        """Count out a restore that was recalled, perhaps before its task had begun."""
+        if member.state is CloneState.DYING and member.clone is None:
+            self._end(member, CloneEnd.RECALLED)
 
     def _restore_failed(self, member: Member[C], error: Exception) -> None:
         unexpected = None if isinstance(error, VmpoolError) else error
         log.warning("pool=%s restore failed: %s", self.name, error, exc_info=unexpected)
-        self._restore_error = error
-        self._back_off()
+        self._trouble.restore_failed(error, now=self._loop.time(), jitter=self._jitter())
         self._end(member, CloneEnd.RESTORE_FAILED)
 
     def _arrive(self, member: Member[C], clone: C) -> None:
         member.clone = clone
-        self._roster.step(member, CloneEvent.RESTORED)
         self._counters["restored"] += 1
-        self._restore_error = None
-        if self._clone_error is None:
-            self._setback = self._setback.over()
-        if self._open:
-            self._place(member)
-            self._rebalance()
-        else:
-            self._doom(member, CloneEnd.POOL_CLOSED)
+        self._trouble.restored()
+        if member.state is CloneState.DYING:  # recalled, and too late
+            self._chores.begin(self._reap(member, CloneEnd.RETIRED))
+            return
+        self._roster.step(member, CloneEvent.RESTORED)
+        self._place(member)
+        self._rebalance()
 
     def _place(self, member: Member[C]) -> None:
         """Offer a ready clone to the first who waits, or keep it."""
@@ -445,8 +458,7 @@ class Pool(Generic[C]):
             return False
         self._roster.step(member, CloneEvent.ACTIVATED)
         self._counters["acquired"] += 1
-        self._clone_error = None
-        self._setback = self._setback.over()
+        self._trouble.activated()
         return True
 
     def _spoil(self, member: Member[C], end: CloneEnd) -> None:
@@ -456,45 +468,27 @@ class Pool(Generic[C]):
             self._rebalance()
 
     def _clone_failed(self, error: VmpoolError) -> None:
-        self._clone_error = error
-        self._back_off()
-
-    def _back_off(self) -> None:
-        self._setback = self._setback.worse(now=self._loop.time(), jitter=self._jitter())
+        self._trouble.clone_failed(error, now=self._loop.time(), jitter=self._jitter())
 
     def _doom(self, member: Member[C], end: CloneEnd) -> None:
         """Have a clone killed; it counts until it is gone."""
         self._roster.step(member, CloneEvent.DOOM)
         if member.keeper is not None and member.keeper is not asyncio.current_task():
             member.keeper.cancel()
-        self._spawn(self._reap(member, end))
+        self._chores.begin(self._reap(member, end))
 
     def _end(self, member: Member[C], end: CloneEnd) -> None:
         self._roster.end(member, end)
         self._rebalance()
 
     def _shut(self) -> None:
-        self._open = False
+        self._open = self._gives = False
         if self._retry is not None:
             self._retry.cancel()
         self._line.fail(self._closed)
         self._ready.clear()
         for member in self._roster:
             if member.state is CloneState.RESTORING:
-                assert member.keeper is not None
-                member.keeper.cancel()
-            elif member.state not in {CloneState.HELD, CloneState.DYING}:
+                self._recall(member)
+            elif member.state not in {CloneState.HELD, CloneState.RESERVED, CloneState.DYING}:
                 self._doom(member, CloneEnd.POOL_CLOSED)
-
-    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work, name=f"pool {self.name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-        return task
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._loop.call_exception_handler(
-                {"message": "a pool's task failed", "exception": error, "task": task}
-            )

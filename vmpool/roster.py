@@ -19,18 +19,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+_HELD = (CloneState.OFFERED, CloneState.ACTIVATING, CloneState.HELD, CloneState.RESERVED)
+
+
 class Member(Generic[T]):
-    """One clone's place in the pool, from the start of its restore to its end.
+    """One clone's place in the pool, from the start of its restore, or its reserving, to its end.
 
     Attributes:
-        clone: `None` until it is restored.
-        keeper: The task that restores the clone and then watches it until somebody takes it.
+        clone: `None` until there is one.
+        keeper: The task that restores the clone and then watches it until somebody takes it;
+            `None` for one that the pool does not restore.
     """
 
     __slots__ = ("clone", "keeper", "state")
 
-    def __init__(self) -> None:
-        self.state = CloneState.RESTORING
+    def __init__(self, state: CloneState) -> None:
+        self.state = state
         self.clone: T | None = None
         self.keeper: asyncio.Task[None] | None = None
 
@@ -40,16 +44,18 @@ class Roster(Generic[T]):
 
     Attributes:
         ended: How many have, by reason.
+        filled: How many clones were brought in by others than the pool.
     """
 
     def __init__(self) -> None:
         self.ended: Counter[CloneEnd] = Counter()
-        self._members: set[Member[T]] = set()
+        self.filled = 0
+        self._members: dict[Member[T], None] = {}  # in order of their coming
         self._held: dict[int, Member[T]] = {}
         self._tally: Counter[CloneState] = Counter()
 
     def __iter__(self) -> Iterator[Member[T]]:
-        return iter(self._members)
+        return iter(list(self._members))
 
     def census(self, *, waiting: int) -> Census:
         """Return the tally with the number of callers who wait."""
@@ -57,17 +63,48 @@ class Roster(Generic[T]):
         return Census(
             ready=tally[CloneState.READY],
             restoring=tally[CloneState.RESTORING],
-            held=tally[CloneState.OFFERED] + tally[CloneState.ACTIVATING] + tally[CloneState.HELD],
+            held=sum(tally[state] for state in _HELD),
             dying=tally[CloneState.DYING],
             waiting=waiting,
         )
 
     def begin(self) -> Member[T]:
         """Return a new member, whose clone is being restored."""
-        member = Member[T]()
-        self._members.add(member)
-        self._tally[member.state] += 1
-        return member
+        return self._enter(CloneState.RESTORING)
+
+    def reserve(self) -> Member[T]:
+        """Return a new member, whose clone somebody else brings."""
+        return self._enter(CloneState.RESERVED)
+
+    def fill(self, member: Member[T], clone: T) -> None:
+        """Have a reserved member hold the clone that came for it.
+
+        Raises:
+            ConflictError: `illegal_transition`; it is not reserved.
+            ValueError: Another member has the clone.
+        """
+        self._require_unknown(clone)
+        after = advance_clone(member.state, CloneEvent.FILL)
+        member.clone = clone
+        self._enroll(member, after)
+        self.filled += 1
+
+    def exchange(self, member: Member[T], clone: T) -> None:
+        """Have a member that is held hold another clone; the former counts as released.
+
+        Raises:
+            ValueError: Another member has the clone.
+        """
+        self._require_unknown(clone)
+        del self._held[id(member.clone)]
+        member.clone = clone
+        self._held[id(clone)] = member
+        self.ended[CloneEnd.RELEASED] += 1
+        self.filled += 1
+
+    def youngest(self, state: CloneState) -> Member[T]:
+        """Return the member in `state` that came last; there must be one."""
+        return next(member for member in reversed(self._members) if member.state is state)
 
     def holding(self, clone: T) -> Member[T] | None:
         """Return the member of a clone that somebody holds."""
@@ -79,16 +116,28 @@ class Roster(Generic[T]):
         Raises:
             ConflictError: `illegal_transition`; a mistake in the pool.
         """
-        after = advance_clone(member.state, event)
+        self._enroll(member, advance_clone(member.state, event))
+
+    def end(self, member: Member[T], reason: CloneEnd) -> None:
+        """Strike a member whose clone is gone."""
+        self.step(member, CloneEvent.GONE)
+        self.ended[reason] += 1
+        del self._members[member]
+        self._held.pop(id(member.clone), None)
+
+    def _enter(self, state: CloneState) -> Member[T]:
+        member = Member[T](state)
+        self._members[member] = None
+        self._tally[state] += 1
+        return member
+
+    def _enroll(self, member: Member[T], after: CloneState) -> None:
         self._tally[member.state] -= 1
         self._tally[after] += 1
         member.state = after
         if after is CloneState.HELD:
             self._held[id(member.clone)] = member
 
-    def end(self, member: Member[T], reason: CloneEnd) -> None:
-        """Strike a member whose clone is gone."""
-        self.step(member, CloneEvent.GONE)
-        self.ended[reason] += 1
-        self._members.remove(member)
-        self._held.pop(id(member.clone), None)
+    def _require_unknown(self, clone: T) -> None:
+        if self.holding(clone) is not None:
+            raise ValueError(f"{clone!r} has a place already")

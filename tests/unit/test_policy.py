@@ -38,8 +38,8 @@ def apply(census: Census, step: Plan) -> Census:
     return replace(
         census,
         ready=census.ready - step.retire,
-        dying=census.dying + step.retire,
-        restoring=census.restoring + step.restore,
+        dying=census.dying + step.retire + step.recall,
+        restoring=census.restoring + step.restore - step.recall,
     )
 
 
@@ -69,13 +69,28 @@ def test_the_plan_is_possible_and_does_one_thing(limits: Limits, census: Census)
     step = plan(limits, census)
     assert step.restore >= 0
     assert 0 <= step.retire <= census.ready
-    assert not (step.restore and step.retire)
+    assert 0 <= step.recall <= census.restoring
+    assert not (step.restore and (step.retire or step.recall))
 
 
 @given(limit_values(), censuses)
 def test_a_clone_that_a_waiter_can_have_is_not_retired(limits: Limits, census: Census) -> None:
     step = plan(limits, census)
     assert census.ready - step.retire >= min(census.ready, census.waiting)
+
+
+@given(limit_values(), censuses)
+def test_a_restore_that_a_waiter_needs_is_not_recalled(limits: Limits, census: Census) -> None:
+    after = apply(census, plan(limits, census))
+    coming = census.ready + census.restoring
+    assert after.ready + after.restoring >= min(coming, census.waiting)
+
+
+@given(limit_values(), censuses)
+def test_nothing_spare_is_left_where_there_is_no_room(limits: Limits, census: Census) -> None:
+    after = apply(census, plan(limits, census))
+    spare = after.ready + after.restoring - after.waiting
+    assert spare <= 0 or after.held + after.ready + after.restoring <= limits.capacity
 
 
 @given(limit_values(), censuses)
