@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
+
+from vmpool.cli import audit as cli_audit
+from vmpool.errors import ForbiddenError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.api.conftest import Server
 
 
@@ -47,3 +55,34 @@ async def test_pages_hold_all_entries_once_while_more_come(server: Server) -> No
 async def test_a_question_of_another_form_is_refused(server: Server, query: str) -> None:
     status, problem = await server.call("GET", f"/v1/audit?{query}")
     assert (status, problem["code"]) == (400, "invalid_request")
+
+
+async def test_a_command_line_shows_the_log_over_all_pages(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_audit, "PAGE", 2)
+    for number in range(5):
+        await server.host.store.audit.record(
+            "file.write", subject="box", token_id=None, detail={"path": f"/{number}\x1b[2J"}
+        )
+    token = ["--server", server.url, "--token", server.token, "--state", str(tmp_path)]
+
+    def shown(*options: str) -> str:
+        ended = CliRunner().invoke(cli_audit.command, [*token, *options], catch_exceptions=False)
+        assert ended.exit_code == 0
+        return ended.output
+
+    table = (await asyncio.to_thread(shown, "--sandbox", "box", "-n", "3")).splitlines()
+    assert [line.split()[2:5] for line in table[1:]] == [["-", "file.write", "box"]] * 3
+    assert ['"/4' in table[1], '"/2' in table[3], "\x1b" in "".join(table)] == [True, True, False]
+    listed = json.loads(await asyncio.to_thread(shown, "--action", "file.write", "--json"))
+    assert [entry["detail"]["path"][1] for entry in listed] == list("43210")
+
+
+async def test_the_log_is_not_for_a_token_that_only_uses(server: Server, tmp_path: Path) -> None:
+    words = ["--server", server.url, "--token", server.other_token, "--state", str(tmp_path)]
+    with pytest.raises(ForbiddenError) as refused:
+        await asyncio.to_thread(
+            CliRunner().invoke, cli_audit.command, words, catch_exceptions=False
+        )
+    assert refused.value.error_code == "role_insufficient"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 import socket
 from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 
 from vmpool.api import make_app, serve
 from vmpool.api.auth import Access
 from vmpool.api.routes import ROUTES
+from vmpool.cli import tokens
 from vmpool.errors import HostError
 
 if TYPE_CHECKING:
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
 def paths(*kinds: Access) -> list[tuple[str, str]]:
     return [
-        (route.method, route.path.format(id="x", name="x"))
+        (route.method, route.path.format(id="x", name="x", checkpoint="x"))
         for route in ROUTES
         if route.access in kinds
     ]
@@ -204,3 +208,26 @@ async def test_a_token_that_may_only_use_runs_and_holds_sandboxes(server: Server
 def test_what_changes_things_for_all_takes_an_admin() -> None:
     wanted = {"create_template", "remove_template", "read_audit"}
     assert wanted == {route.name for route in ROUTES if route.access is Access.ADMIN}
+
+
+async def test_a_token_may_do_what_the_role_allows_that_it_was_made_with(server: Server) -> None:
+    where = ["--state", str(server.host.settings.state)]
+
+    def vmpool(*words: str) -> str:
+        ended = CliRunner().invoke(tokens.command, [*words, *where], catch_exceptions=False)
+        return ended.output.strip() if ended.exit_code == 0 else f"exit {ended.exit_code}"
+
+    reached = []
+    for role in ([], ["--role", "use"], ["--role", "admin"]):
+        token = await asyncio.to_thread(vmpool, "create", "made", *role)
+        headers = {"Authorization": f"Bearer {token}"}
+        reached.append(
+            [
+                (await server.call("GET", path, headers=headers))[0]
+                for path in ("/v1/sandboxes", "/v1/audit")
+            ]
+        )
+    assert reached == [[200, 403], [200, 403], [200, 200]]
+    listed = json.loads(await asyncio.to_thread(vmpool, "list", "--json"))
+    assert [one["role"] for one in listed if one["name"] == "made"] == ["use", "use", "admin"]
+    assert await asyncio.to_thread(vmpool, "create", "made", "--role", "root") == "exit 2"

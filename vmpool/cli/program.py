@@ -56,6 +56,7 @@ COMMANDS = {
     "template": Entry(module="templates", summary="Create, list and remove templates."),
     "image": Entry(module="images", summary="Build, import, list and remove images."),
     "token": Entry(module="tokens", summary="Create, list and revoke access tokens."),
+    "audit": Entry(module="audit", summary="Show who did what, or tried."),
     "doctor": Entry(module="diagnosis", summary="Say what this host lacks and how to mend it."),
     "version": Entry(
         module="version", summary="Print the versions of vmpool and of what it runs on."
