@@ -182,6 +182,7 @@ class FakeMachine:
         self._spec = spec
         self._faults = faults
         self._restored = restored
+        self.capturing = asyncio.Lock()
         self.paused = restored
 
     @property
@@ -266,12 +267,17 @@ class FakeCapture:
         self.dirty_bytes = 0
 
     async def __aenter__(self) -> FakeCapture:
-        self._machine.require_alive()
-        await asyncio.sleep(0)
+        await self._machine.capturing.acquire()
+        try:
+            self._machine.require_alive()
+            await asyncio.sleep(0)
+        except BaseException:
+            self._machine.capturing.release()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        pass
+        self._machine.capturing.release()
 
     async def take(self) -> None:
         self._machine.require_alive()

@@ -1,8 +1,9 @@
-"""Checkpoint: a clone saved as what differs from its template, while it runs on.
+"""Checkpoint: a clone saved as what differs from its template.
 
-The recipe of one save: count, pause, take, resume, write, publish. Whatever fails, the clone runs
-on, and there is the whole checkpoint or none. It knows no sandbox; whose clone it is and when a
-checkpoint goes, others decide.
+One recipe, three ways to use it: saved, a clone runs on; halted, it stays as it was saved; branched
+off, what is saved is for its children alone and soon gone. Count, pause, take, and what comes
+after. Whatever fails, the clone runs on, and there is the whole checkpoint or none. It knows no
+sandbox; whose clone it is and when a checkpoint goes, others decide.
 """
 
 from __future__ import annotations
@@ -16,17 +17,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from vmpool import snapshot
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import EngineError
-from vmpool.snapshot import Snapshot
+from vmpool.snapshot import FileRecord, Snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from vmpool.clone import Clone
     from vmpool.engine import Capture, Machine
     from vmpool.snapshot import Manifest
+
+    Taking = Callable[[Machine, Capture], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +41,9 @@ class SaveTimings:
 
     Attributes:
         prepare_ns: Counting what there is to copy; the clone runs.
-        paused_ns: From the order to pause until it ran again.
-        write_ns: Writing what was taken; the clone runs.
+        paused_ns: From the order to pause until it ran again; of one that stays halted, until all
+            was copied.
+        write_ns: Writing what was taken.
         publish_ns: Digests, and giving the checkpoint its name.
     """
 
@@ -62,7 +69,7 @@ class Saved:
 async def save(clone: Clone, template: Snapshot, *, id: str, snapshots: Path) -> Saved:
     """Save a running clone and publish what was saved; the clone runs on, whatever happens.
 
-    Not beside another save of the same clone. On any failure and on cancellation there is no
+    Saves of one clone wait for each other. On any failure and on cancellation there is no
     checkpoint.
 
     Args:
@@ -76,19 +83,64 @@ async def save(clone: Clone, template: Snapshot, *, id: str, snapshots: Path) ->
         HostError: `memory_unreadable`; this process may not read the clone's memory.
         DiskFullError, SnapshotError: The checkpoint could not be written.
     """
+    return await _save(clone.machine, template, id, snapshots, _take_and_resume)
+
+
+async def halt(clone: Clone, template: Snapshot, *, id: str, snapshots: Path) -> Saved:
+    """Save a running clone as `save` does, and leave its virtual CPUs stopped.
+
+    What was saved is the last that the clone did. On any failure and on cancellation it runs on.
+
+    Raises:
+        VmpoolError: As `save`.
+    """
+    try:
+        return await _save(clone.machine, template, id, snapshots, _take)
+    except BaseException:
+        await _run_on(clone.machine)
+        raise
+
+
+@contextlib.asynccontextmanager
+async def branch(clone: Clone, template: Snapshot, *, at: Path) -> AsyncIterator[Snapshot]:
+    """Yield the state of a running clone for its children to be loaded from, as long as the block.
+
+    The clone runs on as soon as it was copied. Nothing is made durable or verified, and nothing is
+    left after the block.
+
+    Args:
+        template: What the clone was restored from, itself or its forebears.
+        at: Directory for what must be written; best one in memory.
+
+    Raises:
+        VmpoolError: As `save`.
+    """
+    directory = snapshot.begin(at)
+    try:
+        async with clone.machine.capture(directory) as capture:
+            await _take_and_resume(clone.machine, capture)
+            await capture.write()
+        yield _unverified(directory, template)
+    finally:
+        await _removed(directory)
+
+
+async def _save(
+    machine: Machine, template: Snapshot, id: str, snapshots: Path, taking: Taking
+) -> Saved:
     laps = [time.perf_counter_ns()]
     directory = snapshot.begin(snapshots)
     try:
-        async with clone.machine.capture(directory) as capture:
+        async with machine.capture(directory) as capture:
             laps.append(time.perf_counter_ns())
-            await _take(clone.machine, capture)
+            await taking(machine, capture)
             laps.append(time.perf_counter_ns())
             await capture.write()
             laps.append(time.perf_counter_ns())
         describe = partial(_describe, directory, template, id)
         manifest = await uninterrupted(asyncio.to_thread(describe))
     except BaseException:
-        await uninterrupted(asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True))
+        await _removed(directory)
         raise
     published = await _publish(directory, manifest, snapshots)
     laps.append(time.perf_counter_ns())
@@ -103,16 +155,24 @@ async def save(clone: Clone, template: Snapshot, *, id: str, snapshots: Path) ->
 
 
 async def _take(machine: Machine, capture: Capture) -> None:
+    await machine.pause()
+    await capture.take()
+
+
+async def _take_and_resume(machine: Machine, capture: Capture) -> None:
     """Hold the machine still for as long as it takes to copy it."""
     try:
-        await machine.pause()
-        await capture.take()
+        await _take(machine, capture)
     except BaseException:
-        # It runs on also when the pause was cut short; a dead one is somebody else's to notice.
-        with contextlib.suppress(EngineError):
-            await uninterrupted(machine.resume())
+        await _run_on(machine)
         raise
     await uninterrupted(machine.resume())
+
+
+async def _run_on(machine: Machine) -> None:
+    """Resume after a failure, also when the pause was cut short."""
+    with contextlib.suppress(EngineError):  # a dead one is somebody else's to notice
+        await uninterrupted(machine.resume())
 
 
 async def _publish(directory: Path, manifest: Manifest, snapshots: Path) -> Snapshot:
@@ -128,6 +188,10 @@ async def _publish(directory: Path, manifest: Manifest, snapshots: Path) -> Snap
         raise
 
 
+async def _removed(directory: Path) -> None:
+    await uninterrupted(asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True))
+
+
 def _describe(directory: Path, template: Snapshot, id: str) -> Manifest:
     known = template.manifest
     return snapshot.describe(
@@ -139,3 +203,15 @@ def _describe(directory: Path, template: Snapshot, id: str) -> Manifest:
         created_ns=time.time_ns(),
         base=template.as_base,
     )
+
+
+def _unverified(directory: Path, template: Snapshot) -> Snapshot:
+    files = {
+        path.name: FileRecord(size_bytes=path.stat().st_size, digest="")
+        for path in directory.iterdir()
+    }
+    known = template.manifest
+    manifest = structs.replace(
+        known, id=directory.name, files=files, created_ns=time.time_ns(), base=template.as_base
+    )
+    return Snapshot(directory=directory, manifest=manifest)

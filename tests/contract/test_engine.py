@@ -284,6 +284,31 @@ async def test_only_a_paused_machine_that_was_restored_is_captured(bench: Bench)
     assert {path.name for path in directory.iterdir()} == {"device-state"} | layers
 
 
+async def test_captures_of_one_machine_wait_for_each_other(bench: Bench) -> None:
+    template = await bench.template()
+    parent = await bench.restored(template, template)
+    await parent.resume()
+    entered: list[str] = []
+
+    async def captured(name: str) -> None:
+        async with parent.capture(bench.attachment().directory) as capture:
+            entered.append(name)
+            await parent.pause()
+            await capture.take()
+            await capture.write()
+            assert entered[-1] == name
+            entered.append(name)
+
+    async with asyncio.TaskGroup() as group:
+        for name in ("one", "two", "three"):
+            group.create_task(captured(name))
+    assert entered[::2] == entered[1::2]
+    assert len(entered) == 6
+    child = await bench.restored(template, await bench.checkpoint(parent, template, "last"))
+    for machine in (parent, child):
+        await machine.kill()
+
+
 async def test_a_capture_of_a_machine_that_died_fails_and_leaves_nothing(bench: Bench) -> None:
     template = await bench.template()
     machine = await bench.restored(template, template)

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 class Capture(Protocol):
     """A checkpoint being made of one machine: enter, pause, `take`, resume, `write`, leave.
 
-    Entering finds out how much there is to copy, so that `take` need not. Leaving gives back what
-    it held and removes what is not whole. Each step raises `EngineError` when the hypervisor failed
-    or died, `DiskFullError` or `SnapshotError` when `directory` did not take it; the machine is as
-    it was, and the directory holds no checkpoint.
+    Entering finds out how much there is to copy, so that `take` need not, once no other capture of
+    the machine is under way. Leaving gives back what it held and removes what is not whole. Each
+    step raises `EngineError` when the hypervisor failed or died, `DiskFullError` or `SnapshotError`
+    when `directory` did not take it; the machine is as it was, and the directory holds no
+    checkpoint.
     """
 
     @property
@@ -106,7 +107,7 @@ class Machine(Protocol):
     def capture(self, directory: Path) -> Capture:
         """Return what writes into `directory` how this machine differs from its template.
 
-        Only for a machine that was restored, which goes on to be of use. One at a time.
+        Only for a machine that was restored, which goes on to be of use.
 
         Args:
             directory: Existing, empty, on the state file system. Filled with the files of a

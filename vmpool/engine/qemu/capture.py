@@ -54,16 +54,23 @@ class QemuCapture:
         base: The template that it was restored from, or that its checkpoint is written against.
         layers: Of its scratch disk; `None` when it has none.
         directory: Where the stream is written; ours to clean up until it is whole.
+        turn: Held by one capture of the machine at a time.
     """
 
     def __init__(
-        self, started: Hypervisor, base: Snapshot, directory: Path, layers: Layers | None
+        self,
+        started: Hypervisor,
+        base: Snapshot,
+        directory: Path,
+        layers: Layers | None,
+        turn: asyncio.Lock,
     ) -> None:
         self._hypervisor = started
         self._base = base
         self._directory = directory
         self._path = directory / DEVICE_STATE
         self._layers = layers
+        self._turn = turn
         self._frozen = 0
         self._held = contextlib.ExitStack()
         # Its own: the loop's may be all at work, and a machine that is paused cannot wait for them.
@@ -81,6 +88,7 @@ class QemuCapture:
 
     async def __aenter__(self) -> QemuCapture:
         """Find how much there is to copy and take memory for it; the machine may run."""
+        await self._turn.acquire()
         try:
             await self._in_thread(self._prepare)
             await migration.offer(self._hypervisor.monitor, self._sink)
@@ -89,6 +97,7 @@ class QemuCapture:
         except BaseException as err:
             self._held.close()
             self._worker.shutdown()
+            self._turn.release()
             if isinstance(err, EngineError):
                 raise self._hypervisor.explained(err) from err
             raise
@@ -99,6 +108,7 @@ class QemuCapture:
             await self._in_thread(self._held.close)
         finally:
             self._worker.shutdown()
+            self._turn.release()
 
     async def take(self) -> None:
         """Copy what differs, as `engine.Capture.take`."""

@@ -126,6 +126,7 @@ class QemuMachine:
         self._template = template
         self._layers = layers
         self._console = console
+        self._capturing = asyncio.Lock()
 
     @property
     def pid(self) -> int:
@@ -182,7 +183,9 @@ class QemuMachine:
             raise EngineError(
                 "a machine that was booted differs from no template", code="machine_booted"
             )
-        return QemuCapture(self._hypervisor, self._template, directory, self._layers)
+        return QemuCapture(
+            self._hypervisor, self._template, directory, self._layers, self._capturing
+        )
 
     async def wait(self) -> int:
         """Return the exit code once QEMU has ended."""
