@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 _CONTENT = 0
 """The stream that a file's bytes come on."""
 
+_PASSED_ON = frozenset({"entries", "watching", "changes", "flushed"})
+"""What a child says before its answer."""
+_TAKES_DATA = frozenset({"write", "watch"})
+
 __all__ = ["OPERATIONS", "FileOperation", "run"]
 
 
@@ -57,7 +61,7 @@ class FileOperation:
 
     def on_report(self, value: dict[str, Any]) -> None:
         """See `relay.Owner`."""
-        if value.get("type") == "entries":
+        if value.get("type") in _PASSED_ON:
             self._channel.send_message(value)
         else:
             self._answer = value
@@ -84,7 +88,7 @@ def run(machine: Machine, channel: Channel, request: dict[str, Any]) -> FileOper
     name = str(request["op"])
     account = machine.account(request)
     pipes = Pipes((_CONTENT,))
-    if name == "write":
+    if name in _TAKES_DATA:
         stdin = pipes.add_stdin()
     else:
         stdin = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)

@@ -14,9 +14,10 @@ import pwd
 import shutil
 import stat
 import sys
+import tarfile
 from typing import TYPE_CHECKING, Any
 
-from vmpool_agent import spawn
+from vmpool_agent import spawn, watch
 from vmpool_agent.session import OperationError
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _BATCH_SIZE = 64 * 1024
 _ENTRY_COST = 128
 _NAME_SHOWN = 1024
 _CHUNK = 128 * 1024
+_UNCHANGED = -1  # chown(2)
+_LARGEST_ID = 2**32 - 1  # itself no id: chown(2) takes it for -1
 _CODES = {
     errno.ENOENT: "file_not_found",
     errno.ENOTDIR: "not_a_directory",
@@ -185,6 +188,45 @@ def _make_directory(path: str, _account: Account, _request: dict[str, Any]) -> d
     return {"info": describe(path)}
 
 
+def _link(path: str, _account: Account, request: dict[str, Any]) -> dict[str, Any]:
+    target = _text(request, "target")
+    if not target or "\0" in target:
+        raise OperationError("bad_request", "target is a path, as it is to stand in the link")
+    _make_parents(path)
+    os.symlink(target, path)  # noqa: PTH211
+    return {"info": describe(path)}
+
+
+def _change(path: str, _account: Account, request: dict[str, Any]) -> dict[str, Any]:
+    mode = _number(request, "mode")
+    uid = _id_of(request, "owner", lambda name: pwd.getpwnam(name).pw_uid, "unknown_user")
+    gid = _id_of(request, "group", lambda name: grp.getgrnam(name).gr_gid, "unknown_group")
+    path = os.path.realpath(path)
+    # In this order: a new owner costs a program its set-user-ID bit.
+    if (uid, gid) != (_UNCHANGED, _UNCHANGED):
+        os.chown(path, uid, gid)
+    if mode is not None:
+        os.chmod(path, stat.S_IMODE(mode))  # noqa: PTH101
+    return {"info": describe(path)}
+
+
+def _archive(path: str, _account: Account, _request: dict[str, Any]) -> dict[str, Any]:
+    waiting = ["."]
+    os.scandir(path).close()
+    with (
+        open(1, "wb", closefd=False) as out,
+        tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        while waiting:
+            name = waiting.pop()
+            whole = os.path.join(path, name) if name != "." else path  # noqa: PTH118
+            archive.add(whole, arcname=name, recursive=False)
+            if stat.S_ISDIR(os.lstat(whole).st_mode):
+                below = sorted(os.listdir(whole), reverse=True)  # noqa: PTH208
+                waiting += [os.path.join(name, child) for child in below]  # noqa: PTH118
+    return {}
+
+
 _VERBS: dict[str, Callable[[str, Account, dict[str, Any]], dict[str, Any]]] = {
     "read": _read,
     "write": _write,
@@ -193,6 +235,10 @@ _VERBS: dict[str, Callable[[str, Account, dict[str, Any]], dict[str, Any]]] = {
     "remove": _remove,
     "move": _move,
     "make_directory": _make_directory,
+    "link": _link,
+    "change": _change,
+    "archive": _archive,
+    "watch": watch.follow,
 }
 OPERATIONS = frozenset(_VERBS)
 
@@ -262,6 +308,18 @@ def _number(request: dict[str, Any], name: str) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= sys.maxsize:
         raise OperationError("bad_request", f"{name} is a number from 0 on, or null")
     return value
+
+
+def _id_of(request: dict[str, Any], name: str, look_up: Callable[[str], int], code: str) -> int:
+    """Return the number of an account or group that a request names."""
+    if request.get(name) is None:
+        return _UNCHANGED
+    value = _text(request, name)
+    with contextlib.suppress(KeyError, ValueError):
+        number = int(value) if value.isascii() and value.isdecimal() else look_up(value)
+        if 0 <= number < _LARGEST_ID:
+            return number
+    raise OperationError(code, f"invalid {name}: {value[:_NAME_SHOWN]!r}")
 
 
 def _owner(uid: int) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import shutil
 import stat
 import subprocess
+import tarfile
 import tempfile
 from contextlib import aclosing
 from pathlib import Path
@@ -167,6 +169,68 @@ async def test_making_a_directory_makes_its_parents(guest: Path) -> None:
     assert (info.kind, info.mode) == (FileKind.DIRECTORY, 0o755)
 
 
+async def test_a_link_is_made_as_it_is_written_and_read_again(guest: Path) -> None:
+    async with connected(guest) as agent:
+        info = await agent.link("links/here", "../some where/else", user="user")
+        assert (info.kind, info.target) == (FileKind.SYMLINK, "../some where/else")
+        assert (await agent.stat("links/here", user="user")).target == "../some where/else"
+        with pytest.raises(GuestFileError) as raised:
+            await agent.link("links/here", "elsewhere", user="user")
+        assert raised.value.error_code == "file_exists"
+        for target in ("", "a\0b"):
+            with pytest.raises(InvalidRequestError):
+                await agent.link("links/other", target, user="user")
+
+
+async def test_permission_bits_are_changed_behind_a_link(guest: Path) -> None:
+    async with connected(guest) as agent:
+        await agent.write_file("changed/file", pieces(b""), user="user")
+        await agent.link("changed/link", "file", user="user")
+        info = await agent.change("changed/link", user="user", mode=0o4751)
+        assert (info.path[-12:], info.kind, info.mode) == ("changed/file", FileKind.FILE, 0o4751)
+        assert (await agent.change("changed/file", user="user")).mode == 0o4751
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a file away")
+async def test_owners_are_changed_by_name_and_by_number(guest: Path) -> None:
+    async with connected(guest) as agent:
+        await agent.write_file("owned", pieces(b""), user="root", mode=0o755)
+        info = await agent.change("owned", user="root", owner="daemon", group="4321")
+        assert (info.owner, info.group, info.mode) == ("daemon", "4321", 0o755)
+        info = await agent.change("owned", user="root", owner="0", mode=0o4755)
+        assert (info.owner, info.group, info.mode) == ("root", "4321", 0o4755)
+        for owner in ("nobody2", "-1", "4294967295", "\u0663", "1" * 5000, "a\0b"):
+            with pytest.raises(InvalidRequestError) as raised:
+                await agent.change("owned", user="root", owner=owner)
+            assert raised.value.error_code == "unknown_user"
+        with pytest.raises(InvalidRequestError) as raised:
+            await agent.change("owned", user="root", group="nogroup2")
+        assert raised.value.error_code == "unknown_group"
+
+
+async def test_a_directory_comes_as_a_tar_archive_of_all_in_it(guest: Path) -> None:
+    odd = os.fsdecode(b"odd-\xff")
+    large = os.urandom(1 << 20)
+    async with connected(guest) as agent:
+        await agent.write_file("packed/a/large", pieces(large), user="user", mode=0o640)
+        await agent.write_file(f"packed/{odd}", pieces(b"x"), user="user")
+        await agent.link("packed/link", "/nowhere", user="user")
+        await agent.make_directory("packed/empty", user="user")
+        async with aclosing(agent.archive("packed", user="user")) as chunks:
+            data = b"".join([chunk async for chunk in chunks])
+        with pytest.raises(GuestFileError) as raised:
+            await anext(agent.archive("packed/a/large", user="user"))
+        assert raised.value.error_code == "not_a_directory"
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        names = [member.name for member in archive]
+        assert names == [".", "./a", "./a/large", "./empty", "./link", f"./{odd}"]
+        packed = archive.extractfile("./a/large")
+        assert packed is not None
+        assert packed.read() == large
+        assert archive.getmember("./a/large").mode == 0o640
+        assert archive.getmember("./link").linkname == "/nowhere"
+
+
 REFUSALS: list[tuple[str, Callable[[Agent], Awaitable[object]]]] = [
     ("file_not_found", lambda a: a.stat("nowhere", user="user")),
     ("file_not_found", lambda a: content(a, "nowhere")),
@@ -258,10 +322,20 @@ async def test_what_the_account_may_not_touch_is_refused(open_directory: Path) -
                 agent.write_file(str(secret), pieces(b""), user="user"),
                 agent.remove(str(secret), user="user"),
                 agent.move(str(secret), "here", user="user"),
+                agent.change(str(secret), user="user", mode=0o777),
+                agent.change("d/mine", user="user", owner="root"),
+                agent.link(str(directory / "here"), "there", user="user"),
+                anext(agent.archive("/root", user="user")),
+                _watch(agent, "/root"),
             ):
                 with pytest.raises(GuestFileError) as raised:
                     await act
                 assert raised.value.error_code == "permission_denied"
+
+
+async def _watch(agent: Agent, path: str) -> None:
+    async with agent.watch(path, user="user", recursive=True):
+        pass
 
 
 async def test_a_slow_file_holds_up_nobody(guest: Path) -> None:
