@@ -160,9 +160,75 @@ class Identity:
     @classmethod
     def fresh(cls, hostname: str) -> Identity:
         """Return a new identity under `hostname`, random in everything else."""
-        return cls(
-            hostname=hostname, machine_id=secrets.token_hex(16), seed=secrets.token_bytes(64)
-        )
+        return cls.known(hostname, secrets.token_hex(16))
+
+    @classmethod
+    def known(cls, hostname: str, machine_id: str) -> Identity:
+        """Return the identity of one that goes on as who it was, with fresh randomness."""
+        return cls(hostname=hostname, machine_id=machine_id, seed=secrets.token_bytes(64))
+
+
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """User-space random generators start anew from the kernel's: no other clone draws the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """User-space random generators start anew from a number: who has the same draws the same.
+
+    Attributes:
+        value: From 0 to 2**64 - 1.
+    """
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preserve:
+    """User-space random generators go on where they were, in every clone of the same state.
+
+    For a machine that goes on alone, as after a pause; or for twins on purpose.
+    """
+
+
+Rng = Unique | Seed | Preserve
+"""How a clone's user-space generators come about; its kernel's generator is always its own."""
+
+
+class ClockPolicy(StrEnum):
+    """What a clone's wall clock shows when it wakes."""
+
+    NOW = "now"
+    FROZEN = "frozen-at-snapshot"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waking:
+    """How the randomness and the clock of a restored clone come about.
+
+    Attributes:
+        saved_ns: What the guest's clock showed when it was saved, Unix time: where a frozen clock
+            goes on from.
+        offset_ns: How far from the host's a clock is kept that shows the present: 0, but for one
+            that goes on as a clone whose clock had been frozen once.
+    """
+
+    rng: Rng = Unique()
+    clock: ClockPolicy = ClockPolicy.NOW
+    saved_ns: int = 0
+    offset_ns: int = 0
+
+    def clock_offset_ns(self, now_ns: int) -> int:
+        """Return guest's clock minus host's for a clone that wakes when the host's shows `now_ns`.
+
+        It stays so for the clone's life: a clock that was frozen runs, late.
+        """
+        match self.clock:
+            case ClockPolicy.NOW:
+                return self.offset_ns
+            case ClockPolicy.FROZEN:
+                return self.saved_ns - now_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +238,10 @@ class IdentityReceipt:
     Attributes:
         boot_id: The boot identity that the guest now shows, made new for this clone.
         entropy_bits: Entropy credited to the kernel's random generator.
-        generators: The user-space generators that were seeded anew in the warm interpreter.
-        clock_error_ns: Guest wall clock minus host wall clock after it was set.
+        generators: The user-space generators that start anew in each run, from the kernel or from
+            the number that the clone was given; one whose generators go on has `random` not among
+            them.
+        clock_error_ns: Guest wall clock minus what it was set to, after it was set.
     """
 
     hostname: str
@@ -316,34 +384,3 @@ class FileInfo:
     group: str
     modified_ns: int
     target: str | None = None
-
-
-class ChangeKind(StrEnum):
-    """What happened in a watched directory."""
-
-    CREATED = "created"
-    MODIFIED = "modified"
-    REMOVED = "removed"
-    MOVED = "moved"
-    ATTRIBUTES = "attributes"
-    OVERFLOW = "overflow"
-    """Some changes were lost; whoever must know everything lists the directory anew."""
-    GONE = "gone"
-    """The directory itself is no more; nothing follows."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileChange:
-    """Something that happened in a watched directory.
-
-    Attributes:
-        path: Relative to that directory; empty where it is about the directory itself.
-        directory: Whether what changed is a directory.
-        destination: Where something was moved to, relative likewise; `None` when it was moved out
-            of sight.
-    """
-
-    kind: ChangeKind
-    path: str
-    directory: bool = False
-    destination: str | None = None

@@ -25,7 +25,7 @@ from vmpool.agent import connect, new_key
 from vmpool.cancellation import uninterrupted
 from vmpool.clone import claim_directory, identify, warm
 from vmpool.errors import DiskFullError, EngineError, GuestError
-from vmpool.model import Attachment, Kernel
+from vmpool.model import Attachment, Identity, Kernel, Unique
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -257,7 +257,7 @@ async def _rehearse(agent: Agent) -> None:
     await warm(agent, timeout=STEP_TIMEOUT)
     await agent.quiesce(timeout=STEP_TIMEOUT)
     for _ in range(WARM_RUNS):
-        await identify(agent, hostname="template", timeout=STEP_TIMEOUT)
+        await identify(agent, Identity.fresh("template"), rng=Unique(), timeout=STEP_TIMEOUT)
         await warm(agent, timeout=STEP_TIMEOUT)
     await agent.set_clock(timeout=STEP_TIMEOUT)
     await agent.stock(timeout=STEP_TIMEOUT)

@@ -1,19 +1,26 @@
-"""Generators: the random generators of the warm interpreter, which a snapshot would duplicate.
+"""Generators: the random generators of an interpreter, which a snapshot would duplicate.
 
 All clones of a snapshot wake with the same state in them, and so does a fork that waited in the
-snapshot. Each fork therefore seeds all of them from the kernel, which has been told the clone's
-identity by then, before it runs anything. Only what has been imported is touched: what is imported
-later seeds itself from the kernel.
+snapshot. Whatever runs code in such a process therefore calls `reseed` first, with what the agent
+was told (`randomness`): from the kernel, which has been told the clone's identity by then, or from
+a number, or not at all. What makes keys, names and ids is seeded from the kernel in every case.
+Only what has been imported is touched: what is imported later seeds itself from the kernel.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import secrets
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _MODULES = {"uuid": "uuid", "openssl": "ssl", "numpy.random": "numpy.random"}
 _SEED_SIZE = 64
+_WORD = 4
 
 
 def names() -> list[str]:
@@ -21,9 +28,53 @@ def names() -> list[str]:
     return ["random", *(name for name, module in _MODULES.items() if module in sys.modules)]
 
 
-def reseed() -> None:
-    """Seed every generator anew from the kernel."""
-    random.seed(int.from_bytes(os.urandom(_SEED_SIZE), "little"))
+def reseed(rng: dict[str, Any]) -> None:
+    """Start every generator as the clone was told.
+
+    Args:
+        rng: `Randomness.told`.
+    """
+    _renew_names()
+    if rng["seed"] is not None:
+        number = random.Random(rng["seed"])  # noqa: S311 it is not for keys
+        random.seed(rng["seed"])
+        _seed_numpy(number.randbytes, number.getrandbits)
+    elif not rng["preserve"]:
+        random.seed(int.from_bytes(os.urandom(_SEED_SIZE), "little"))
+        _seed_numpy(os.urandom, secrets.randbits)
+
+
+def states() -> tuple[object, ...]:
+    """Return where the generators stand that a clone may be told to preserve."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is None:
+        return (random.getstate(),)
+    return (random.getstate(), numpy_random.get_state(legacy=False))
+
+
+def put_back(kept: tuple[object, ...]) -> None:
+    """Have them go on from where `states` found them."""
+    random.setstate(kept[0])  # type: ignore[arg-type]
+    if len(kept) > 1:
+        sys.modules["numpy.random"].set_state(kept[1])
+
+
+def _seed_numpy(draw: Callable[[int], bytes], bits: Callable[[int], int]) -> None:
+    """Seed numpy's global generator, and let those made without a seed take theirs from `bits`."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is None:
+        return
+    material = draw(_SEED_SIZE)
+    words = [
+        int.from_bytes(material[at : at + _WORD], "little") for at in range(0, _SEED_SIZE, _WORD)
+    ]
+    numpy_random.seed(words)
+    # default_rng() asks this name for its seed, each time anew.
+    numpy_random.bit_generator.randbits = bits
+
+
+def _renew_names() -> None:
+    """Seed from the kernel what is never the same in two machines: keys, ids, names of files."""
     uuid = sys.modules.get("uuid")
     if uuid is not None:
         # A node drawn at random and the time last used would be those of every sibling.
@@ -43,8 +94,3 @@ def reseed() -> None:
     ssl = sys.modules.get("ssl")
     if ssl is not None:
         ssl.RAND_add(os.urandom(_SEED_SIZE), float(_SEED_SIZE))
-    numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is not None:
-        material = os.urandom(_SEED_SIZE)
-        words = [int.from_bytes(material[at : at + 4], "little") for at in range(0, _SEED_SIZE, 4)]
-        numpy_random.seed(words)

@@ -31,6 +31,8 @@ def identify(machine: Machine, channel: Channel, request: dict[str, Any]) -> Non
     hostname = _label(request)
     machine_id = _hex(request, "machine_id", 16)
     seed = bytes.fromhex(_hex(request, "seed", _SEED_SIZE))
+    rng = request.get("rng", "unique")
+    machine.randomness.wake(rng)
     system = machine.system
     try:
         system.set_clock(_clock(request))
@@ -45,7 +47,8 @@ def identify(machine: Machine, channel: Channel, request: dict[str, Any]) -> Non
         raise OperationError("identify_failed", str(err)) from err
 
     def answer(generators: list[str]) -> None:
-        receipt["generators"] = generators
+        receipt["generators"] = machine.randomness.started_anew(generators)
+        receipt["rng"] = rng
         receipt["clock_ns"] = system.clock()
         channel.send_message(receipt)
         channel.end()

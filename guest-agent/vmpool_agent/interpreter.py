@@ -123,6 +123,7 @@ class Interpreter:
                 "account": launch.account,
                 "env": spawn.environment(launch.account, launch.env),
                 "cwd": launch.cwd,
+                "rng": self._machine.randomness.told,
             }
         ).encode("ascii")
         wanted = _Request(document, stdin=request.get("stdin") is True)

@@ -89,13 +89,22 @@ def _rehearse(system: System) -> None:
     _clear_environment()
     us = Account("root", os.getuid(), os.getgid(), tuple(os.getgroups()), "/")
     environment = spawn.environment(us, {"VMPOOL_SANDBOX_ID": "", "VMPOOL_TEMPLATE": ""})
-    request = {"source": "print(6 * 7)", "account": us, "env": environment, "cwd": None}
+    rng = {"epoch": 0, "seed": None, "preserve": False}
+    request = {
+        "source": "print(6 * 7)",
+        "account": us,
+        "env": environment,
+        "cwd": None,
+        "rng": rng,
+    }
     agent, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with agent:
         agent.send(json.dumps(request).encode("ascii"))
     received = _receive(ours)
     assert received is not None
+    kept = generators.states()
     _run(system, received)
+    generators.put_back(kept)
 
 
 def _clear_environment() -> None:
@@ -124,7 +133,7 @@ def _receive(control: socket.socket) -> dict[str, Any] | None:
 
 
 def _run(system: System, request: dict[str, Any]) -> int:
-    generators.reseed()
+    generators.reseed(request["rng"])
     name, uid, gid, groups, home = request["account"]
     account = Account(name, uid, gid, tuple(groups), home)
     os.environ.update(request["env"])

@@ -16,7 +16,7 @@ from tests.tcg.conftest import TEMPLATE, UpServer
 from vmpool import checkpoint, clone, snapshot
 from vmpool.clone import Clone, RestoreDeadlines
 from vmpool.engine.qemu import QemuEngine
-from vmpool.model import MIB, Code, Command, Exited, Output
+from vmpool.model import MIB, Code, Command, Exited, Identity, Output, Waking
 from vmpool.snapshot import Snapshot
 
 pytestmark = [pytest.mark.tcg, pytest.mark.shares_host, pytest.mark.timeout(300)]
@@ -72,8 +72,14 @@ class Bench:
         )
 
     async def child(self, of: Clone, state: Snapshot) -> Clone:
+        waiting = await clone.stand_by(self.engine, self.template, run=self.run)
         return await clone.descend(
-            self.engine, self.template, state, key=of.key, run=self.run, deadlines=DEADLINES
+            waiting,
+            state,
+            key=of.key,
+            identity=Identity.fresh(waiting.id),
+            policy=Waking(),
+            deadlines=DEADLINES,
         )
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests import fake_guest
 from vmpool.agent import Agent, asking, client, connect, link
 from vmpool.errors import GuestError, InvalidRequestError, TooLargeError
-from vmpool.model import Code, Command, Exited, Identity, SerialAddress
+from vmpool.model import Code, Command, Exited, Identity, SerialAddress, Unique
 from vmpool_agent import wire
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ async def test_a_guest_that_does_not_answer_in_time_is_unresponsive(tmp_path: Pa
         await connect(address, key=fake_guest.KEY, timeout=5) as agent,
     ):
         with pytest.raises(GuestError) as raised:
-            await agent.identify(Identity.fresh("h"), timeout=0.05)
+            await agent.identify(Identity.fresh("h"), rng=Unique(), timeout=0.05)
     assert raised.value.error_code == "guest_unresponsive"
 
 
@@ -308,7 +308,7 @@ async def test_an_identity_is_set_and_read_back(tmp_path: Path) -> None:
     with fake_guest.running(tmp_path) as path:
         async with await connect(SerialAddress(path=path), key=fake_guest.KEY, timeout=10) as agent:
             identity = Identity.fresh("clone-1")
-            receipt = await agent.identify(identity, timeout=10)
+            receipt = await agent.identify(identity, rng=Unique(), timeout=10)
             assert (receipt.hostname, receipt.machine_id) == ("clone-1", identity.machine_id)
             assert receipt.entropy_bits == 512
             assert "random" in receipt.generators
@@ -321,7 +321,7 @@ async def test_a_host_name_that_is_none_is_refused(tmp_path: Path) -> None:
     with fake_guest.running(tmp_path) as path:
         async with await connect(SerialAddress(path=path), key=fake_guest.KEY, timeout=10) as agent:
             with pytest.raises(InvalidRequestError):
-                await agent.identify(Identity.fresh("not a label"), timeout=10)
+                await agent.identify(Identity.fresh("not a label"), rng=Unique(), timeout=10)
 
 
 @asynccontextmanager

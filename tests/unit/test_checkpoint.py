@@ -17,7 +17,7 @@ from vmpool import checkpoint, clone
 from vmpool import snapshot as snapshots
 from vmpool.clone import Clone, RestoreDeadlines
 from vmpool.errors import ConflictError, DiskFullError, EngineError, GuestError, VmpoolError
-from vmpool.model import Code, Exited
+from vmpool.model import Code, Exited, Identity, Waking
 from vmpool.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -43,12 +43,13 @@ class Bench:
         return await checkpoint.save(self.parent, self.base, id=id, snapshots=self.kept)
 
     async def descend(self, of: Snapshot, key: bytes | None = None) -> Clone:
+        waiting = await clone.stand_by(self.engine, self.base, run=self.clones)
         return await clone.descend(
-            self.engine,
-            self.base,
+            waiting,
             of,
             key=key or self.parent.key,
-            run=self.clones,
+            identity=Identity.fresh(waiting.id),
+            policy=Waking(),
             deadlines=DEADLINES,
         )
 

@@ -203,7 +203,7 @@ async def test_a_guest_that_is_lost_is_mourned_by_its_cause(bench: Bench) -> Non
 async def test_an_agent_lost_from_a_machine_that_lives_is_told_as_such(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clone, "OBITUARY_TIMEOUT", 0.05)
+    monkeypatch.setattr("vmpool.clone.clone.OBITUARY_TIMEOUT", 0.05)
     restored = await bench.restore()
     await restored.agent.close()
     await restored.wait_dead()

@@ -2,6 +2,6 @@
 
 from vmpool.agent.archive import archive, archive_bytes
 from vmpool.agent.client import Agent, Execution, connect
-from vmpool.agent.link import new_key
+from vmpool.agent.link import Peer, new_key
 
-__all__ = ["Agent", "Execution", "archive", "archive_bytes", "connect", "new_key"]
+__all__ = ["Agent", "Execution", "Peer", "archive", "archive_bytes", "connect", "new_key"]

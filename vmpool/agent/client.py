@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vmpool.agent import answers
 from vmpool.agent.asking import ask, patience
-from vmpool.agent.link import Link, LinkChannel, open_link
-from vmpool.agent.watches import Watch, watching
+from vmpool.agent.link import Link, LinkChannel, Peer, open_link
 from vmpool.errors import ConflictError, GuestError, TooLargeError
 from vmpool.model import (
     AgentAddress,
@@ -26,6 +25,7 @@ from vmpool.model import (
     Identity,
     IdentityReceipt,
     Output,
+    Rng,
     Started,
     Stream,
 )
@@ -43,18 +43,21 @@ _LISTING_DEADLINE = 300.0
 _ENTRY_COST = 128
 
 
-async def connect(address: AgentAddress, *, key: bytes, timeout: float) -> Agent:
+async def connect(
+    address: AgentAddress, *, key: bytes, timeout: float, peer: Peer = Peer.NEW
+) -> Agent:
     """Return the agent at `address`; tries until it answers.
 
     Args:
         address: Where its stream is.
+        peer: What its stream was used for before.
         key: From `new_key`. An agent that was never connected to, or that a snapshot was restored
             with, obeys the first key it is shown, and no other afterwards.
 
     Raises:
         GuestError: `guest_unreachable` when none answered in time, `guest_protocol`.
     """
-    return Agent(await open_link(address, key=key, timeout=timeout))
+    return Agent(await open_link(address, key=key, timeout=timeout, peer=peer))
 
 
 class Execution:
@@ -144,8 +147,14 @@ class Agent:
         """Return when the link is lost or closed."""
         await self._link.wait_closed()
 
-    async def identify(self, identity: Identity, *, timeout: float) -> IdentityReceipt:
-        """Make the guest a clone of its own; sends the host's wall clock along.
+    async def identify(
+        self, identity: Identity, *, rng: Rng, clock_offset_ns: int = 0, timeout: float
+    ) -> IdentityReceipt:
+        """Make the guest a clone of its own.
+
+        Args:
+            rng: How its user-space generators come about.
+            clock_offset_ns: What its wall clock is to be ahead of the host's.
 
         Returns:
             What the guest says that it read back, which the caller holds against `identity`.
@@ -158,20 +167,24 @@ class Agent:
             "hostname": identity.hostname,
             "machine_id": identity.machine_id,
             "seed": identity.seed.hex(),
+            "rng": answers.rng_request(rng),
         }
-        answer, error_ns = await self._ask_with_clock(request, timeout)
-        return answers.receipt(answer, error_ns)
+        answer, error_ns = await self._ask_with_clock(request, clock_offset_ns, timeout)
+        return answers.receipt(answer, error_ns, rng)
 
-    async def set_clock(self, *, timeout: float) -> int:
-        """Set the guest's wall clock to the host's.
+    async def set_clock(self, *, clock_offset_ns: int = 0, timeout: float) -> int:
+        """Set the guest's wall clock.
+
+        Args:
+            clock_offset_ns: What it is to be ahead of the host's.
 
         Returns:
-            Guest minus host in ns when the answer came; the true error is not larger.
+            How far it was off in ns when the answer came; the true error is not larger.
 
         Raises:
             GuestError: It did not take, or not in time.
         """
-        _, error_ns = await self._ask_with_clock({"op": "set_clock"}, timeout)
+        _, error_ns = await self._ask_with_clock({"op": "set_clock"}, clock_offset_ns, timeout)
         return error_ns
 
     async def quiesce(self, *, timeout: float) -> None:
@@ -227,25 +240,6 @@ class Agent:
             GuestError: The guest died, hung or broke the protocol.
         """
         request = {"op": "read", "path": path, "user": user, "offset": offset, "length": length}
-        async with contextlib.aclosing(self._content(request)) as pieces:
-            async for piece in pieces:
-                yield piece
-
-    async def archive(self, path: str, *, user: str) -> AsyncGenerator[bytes, None]:
-        """Yield a directory with all in it as a tar archive, as it is read.
-
-        Names in it are the guest's word: whoever unpacks it takes care where they lead.
-
-        Raises:
-            GuestFileError: The guest refused, perhaps in the middle; the code says why.
-            GuestError: The guest died, hung or broke the protocol.
-        """
-        request = {"op": "archive", "path": path, "user": user}
-        async with contextlib.aclosing(self._content(request)) as pieces:
-            async for piece in pieces:
-                yield piece
-
-    async def _content(self, request: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         async with self._link.open() as channel:
             async with patience():
                 await channel.send_message(request)
@@ -342,51 +336,13 @@ class Agent:
         """
         return await self._ask_for_info({"op": "make_directory", "path": path, "user": user})
 
-    async def link(self, path: str, target: str, *, user: str) -> FileInfo:
-        """Make a symbolic link at `path` that says `target`; makes the link's parents.
-
-        Raises:
-            GuestFileError: The guest refused; `file_exists` when something is there.
-            GuestError: The guest died, hung or broke the protocol.
-        """
-        return await self._ask_for_info(
-            {"op": "link", "path": path, "target": target, "user": user}
-        )
-
-    async def change(
-        self,
-        path: str,
-        *,
-        user: str,
-        mode: int | None = None,
-        owner: str | None = None,
-        group: str | None = None,
-    ) -> FileInfo:
-        """Change permission bits and owners, links followed; what is `None` stays.
-
-        Args:
-            owner: Name, or number in decimal; `group` likewise.
-
-        Raises:
-            InvalidRequestError: `unknown_user` or `unknown_group`.
-            GuestFileError: The guest refused; the code says why.
-            GuestError: The guest died, hung or broke the protocol.
-        """
-        changed = {"mode": mode, "owner": owner, "group": group}
-        return await self._ask_for_info({"op": "change", "path": path, "user": user, **changed})
-
-    def watch(
-        self, path: str, *, user: str, recursive: bool = False
-    ) -> contextlib.AbstractAsyncContextManager[Watch]:
-        """Watch a directory for the time of a block; see `watches.watching`."""
-        return watching(self._link, path, user=user, recursive=recursive)
-
     async def _ask_for_info(self, request: dict[str, Any]) -> FileInfo:
         return answers.file_info((await ask(self._link, request)).get("info"))
 
     async def _ask_with_clock(
-        self, request: dict[str, Any], timeout: float
+        self, request: dict[str, Any], offset_ns: int, timeout: float
     ) -> tuple[dict[str, Any], int]:
-        """Ask with the host's clock; return the answer and how far the guest's is off, in ns."""
-        answer = await ask(self._link, {**request, "clock_ns": time.time_ns()}, timeout=timeout)
-        return answer, answers.integer(answer, "clock_ns") - time.time_ns()
+        """Ask with the guest's clock; return the answer and how far that is off then, in ns."""
+        told = {**request, "clock_ns": time.time_ns() + offset_ns}
+        answer = await ask(self._link, told, timeout=timeout)
+        return answer, answers.integer(answer, "clock_ns") - time.time_ns() - offset_ns

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import secrets
 import socket
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 from vmpool.errors import CapacityError, GuestError, TooLargeError
@@ -320,11 +321,23 @@ def new_key() -> bytes:
     return secrets.token_bytes(wire.KEY_SIZE)
 
 
-async def open_link(address: AgentAddress, *, key: bytes, timeout: float) -> Link:
+class Peer(Enum):
+    """What an agent's stream was used for before."""
+
+    NEW = auto()
+    """Nothing, or it was closed in good order before the snapshot."""
+    USED = auto()
+    """A host used it that is gone; what it sent last may have been half a frame."""
+
+
+async def open_link(
+    address: AgentAddress, *, key: bytes, timeout: float, peer: Peer = Peer.NEW
+) -> Link:
     """Connect and synchronise; tries again until the deadline.
 
     Args:
         key: An agent that obeys nobody yet obeys who has this key from now on.
+        peer: Decides whether half a frame is ended first.
 
     Raises:
         GuestError: `guest_unreachable`: no agent answered in time; `guest_protocol`: it speaks
@@ -333,21 +346,30 @@ async def open_link(address: AgentAddress, *, key: bytes, timeout: float) -> Lin
     last: list[str] = ["nothing answered"]
     try:
         async with asyncio.timeout(timeout):
-            return await _open_until_synchronised(address, key, last)
+            return await _open_until_synchronised(address, key, last, _flush_for(address, peer))
     except TimeoutError as err:
         raise GuestError(
             f"no agent at {address!r} within {timeout} s: {last[0]}", code="guest_unreachable"
         ) from err
 
 
-async def _open_until_synchronised(address: AgentAddress, key: bytes, last: list[str]) -> Link:
+def _flush_for(address: AgentAddress, peer: Peer) -> bytes:
+    """Return what must go before the first SYNC."""
+    # Each connection over vsock is a stream of its own.
+    used = peer is Peer.USED and isinstance(address, SerialAddress)
+    return wire.FLUSH if used else b""
+
+
+async def _open_until_synchronised(
+    address: AgentAddress, key: bytes, last: list[str], flush: bytes
+) -> Link:
     delay, patience = _RETRY, _CONNECT
     while True:
         try:
             async with asyncio.timeout(patience):
                 reader, writer = await _open_stream(address)
             async with _Aborting(writer) as aborting:
-                connection = await _synchronise(reader, writer, key)
+                connection = await _synchronise(reader, writer, key, flush)
                 aborting.release()
                 return Link(reader, writer, connection)
         except (OSError, EOFError) as err:
@@ -396,16 +418,15 @@ async def _open_stream(
 
 
 async def _synchronise(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: bytes
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, key: bytes, flush: bytes
 ) -> wire.Connection:
     """Return a synchronised codec for a new stream.
 
-    A lone SYNC first, which is all that a restored clone needs; where it stays unanswered the
-    agent may be inside a frame that its last host never ended, so the next goes behind a flush.
+    Where a SYNC stays unanswered the agent may be inside a frame that its last host never ended,
+    so the next goes behind a flush, whatever the first did.
     """
     connection = wire.Connection(wire.Role.HOST)
     patience = _RESYNC
-    flush = b""
     while True:
         connection.synchronise(secrets.token_bytes(wire.NONCE_SIZE), key)
         writer.write(flush + connection.take())

@@ -1,0 +1,26 @@
+"""Clone: a machine restored from a snapshot, plus all that it holds.
+
+How it comes up (`restore`, or `stand_by` and `descend`), how it is found again (`adopt`), and how
+it ends. It knows no pool and no sandbox.
+"""
+
+from vmpool.clone.adoption import adopt
+from vmpool.clone.clone import Clone
+from vmpool.clone.introduction import identify, warm
+from vmpool.clone.restoration import descend, restore
+from vmpool.clone.timings import RestoreDeadlines, RestoreTimings
+from vmpool.clone.waiting import Waiting, claim_directory, stand_by
+
+__all__ = [
+    "Clone",
+    "RestoreDeadlines",
+    "RestoreTimings",
+    "Waiting",
+    "adopt",
+    "claim_directory",
+    "descend",
+    "identify",
+    "restore",
+    "stand_by",
+    "warm",
+]

@@ -1,0 +1,130 @@
+"""Clone: a machine restored from a snapshot, with its agent link and its directory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from typing import TYPE_CHECKING
+
+from vmpool.cancellation import uninterrupted
+from vmpool.clone.introduction import require_clock
+from vmpool.errors import GuestError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmpool.agent import Agent
+    from vmpool.clone.papers import Papers
+    from vmpool.clone.timings import RestoreDeadlines, RestoreTimings
+    from vmpool.engine import Machine
+    from vmpool.errors import InfrastructureError
+    from vmpool.model import IdentityReceipt
+
+OBITUARY_TIMEOUT = 1.0
+"""Seconds that a hypervisor may outlive its guest's agent and still count as the cause."""
+
+
+class Clone:
+    """A machine that is somebody: restored and identified.
+
+    Made by `restore`, `descend` or `adopt`; whoever holds it calls `kill`, or `release`.
+    """
+
+    def __init__(
+        self,
+        *,
+        machine: Machine,
+        agent: Agent,
+        directory: Path,
+        papers: Papers,
+        deadlines: RestoreDeadlines,
+    ) -> None:
+        self.id = directory.name
+        self.machine = machine
+        self.agent = agent
+        self.directory = directory
+        self._papers = papers
+        self._deadlines = deadlines
+
+    @property
+    def key(self) -> bytes:
+        """What its agent obeys, and that of each machine which descends from it; a secret."""
+        return self._papers.key
+
+    @property
+    def receipt(self) -> IdentityReceipt:
+        """What the guest confirmed of its identity."""
+        return self._papers.receipt
+
+    @property
+    def clock_offset_ns(self) -> int:
+        """The guest's wall clock minus the host's, as it is meant to be; 0 unless frozen."""
+        return self._papers.clock_offset_ns
+
+    @property
+    def timings(self) -> RestoreTimings:
+        """How long its coming up took."""
+        return self._papers.timings
+
+    async def activate(self) -> None:
+        """Wake a resting clone and set its clock. *Not idempotent.*
+
+        Raises:
+            EngineError: The hypervisor did not resume; call `kill()`.
+            GuestError: The agent did not confirm the clock in time, or `identity_unconfirmed`: it
+                is off; call `kill()`.
+        """
+        # Asked before it wakes, so that it finds the request when it does.
+        asking = asyncio.create_task(
+            self.agent.set_clock(
+                clock_offset_ns=self.clock_offset_ns, timeout=self._deadlines.activate
+            )
+        )
+        try:
+            await self.machine.resume()
+            error_ns = await asking
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
+        require_clock(error_ns)
+
+    async def wait_dead(self) -> None:
+        """Return once the machine has ended or the agent link is lost."""
+        waits = [
+            asyncio.ensure_future(self.machine.wait()),
+            asyncio.ensure_future(self.agent.wait_closed()),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def obituary(self) -> InfrastructureError:
+        """Return of what the machine died, as an error to raise; once, after `wait_dead`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(OBITUARY_TIMEOUT):
+                return await self.machine.obituary()
+        return GuestError("the agent is lost, though its machine still runs", code="guest_lost")
+
+    async def release(self) -> None:
+        """Let go of the clone, which runs on for whoever adopts it. *Idempotent.*
+
+        What runs in it over the agent link ends; what was started to stay does not.
+        """
+        await uninterrupted(self._let_go())
+
+    async def kill(self) -> None:
+        """End the machine and remove everything of it. *Idempotent*, completes when cancelled."""
+        await uninterrupted(self._end())
+
+    async def _let_go(self) -> None:
+        await self.agent.close()
+        await self.machine.release()
+
+    async def _end(self) -> None:
+        await self.agent.close()
+        await self.machine.kill()
+        await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)

@@ -1,0 +1,199 @@
+"""Restoration: a state is loaded into a waiting hypervisor, runs, and becomes somebody.
+
+The recipe of one restore: directory, hypervisor, state, agent link, identity, a first run, rest,
+papers; of a descent, the same without the first run and rest. A clone that fails at any step is
+killed and nothing of it is left; one that does not confirm its identity is never returned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vmpool.agent import Agent, Peer, new_key
+from vmpool.cancellation import uninterrupted
+from vmpool.clone.clone import Clone
+from vmpool.clone.introduction import introduce, warm
+from vmpool.clone.papers import Papers
+from vmpool.clone.timings import RestoreDeadlines, RestoreTimings, Stopwatch
+from vmpool.clone.waiting import stand_by
+from vmpool.engine import Machine
+from vmpool.model import Identity, IdentityReceipt, Waking
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmpool.clone.waiting import Waiting
+    from vmpool.engine import Engine
+    from vmpool.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+
+async def restore(
+    engine: Engine,
+    template: Snapshot,
+    *,
+    run: Path,
+    deadlines: RestoreDeadlines,
+) -> Clone:
+    """Restore a clone and leave it resting: paused, identified and warm.
+
+    On any failure and on cancellation the machine is killed and its directory removed.
+
+    Args:
+        engine: What starts the hypervisor.
+        template: Whose clone it becomes.
+        run: Directory that clones' directories are made in.
+        deadlines: When to give up on the guest.
+
+    Raises:
+        EngineError: The hypervisor failed.
+        SnapshotError: The state could not be loaded.
+        GuestError: The guest did not answer, confirm or run in time.
+        HostError, DiskFullError: There is no place for the clone's directory.
+    """
+    waiting = await stand_by(engine, template, run=run)
+    birth = _Birth(
+        key=new_key(),
+        peer=Peer.NEW,
+        identity=Identity.fresh(waiting.id),
+        policy=Waking(),
+        deadlines=deadlines,
+    )
+    async with contextlib.AsyncExitStack() as undo:
+        woken = await _wake(undo, waiting, template, birth)
+        watch = Stopwatch()
+        await warm(woken.agent, timeout=deadlines.warm)
+        warm_ns = watch.lap()
+        await woken.machine.pause()
+        timings = replace(woken.timings, warm_ns=warm_ns, rest_ns=watch.lap())
+        clone = _documented(waiting, replace(woken, timings=timings), birth)
+        undo.pop_all()
+    log.debug("clone=%s restored in %.1f ms", clone.id, clone.timings.total_ns / 1e6)
+    return clone
+
+
+async def descend(
+    waiting: Waiting,
+    checkpoint: Snapshot,
+    *,
+    key: bytes,
+    identity: Identity,
+    policy: Waking,
+    deadlines: RestoreDeadlines,
+) -> Clone:
+    """Have a clone go on where a checkpoint was taken.
+
+    What the parent's host had running in the guest over its link ends, as it does whenever a host
+    is gone; what was started to stay goes on. The clone runs; nothing more has run in it.
+
+    Args:
+        waiting: Becomes the clone. On any failure and on cancellation it is killed, and its
+            directory removed.
+        checkpoint: The state.
+        key: Of the clone that the checkpoint was taken of.
+        identity: Who it is from now on: the one that was saved, or somebody new.
+        policy: How its random generators and its clock go on.
+        deadlines: When to give up on the guest.
+
+    Raises:
+        EngineError: The hypervisor failed.
+        SnapshotError: The state could not be loaded; `snapshot_unfit` when it does not descend
+            from what `waiting` was prepared for.
+        GuestError: The guest did not answer or confirm in time.
+        HostError, DiskFullError: Its papers could not be written.
+    """
+    birth = _Birth(key=key, peer=Peer.USED, identity=identity, policy=policy, deadlines=deadlines)
+    async with contextlib.AsyncExitStack() as undo:
+        woken = await _wake(undo, waiting, checkpoint, birth)
+        clone = _documented(waiting, woken, birth)
+        undo.pop_all()
+    log.debug("clone=%s descends from checkpoint=%s", clone.id, checkpoint.manifest.id)
+    return clone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Birth:
+    """Who a clone is to be, and by when."""
+
+    key: bytes
+    peer: Peer
+    identity: Identity
+    policy: Waking
+    deadlines: RestoreDeadlines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Woken:
+    """A machine that runs and is somebody, and nobody's yet."""
+
+    machine: Machine
+    agent: Agent
+    receipt: IdentityReceipt
+    clock_offset_ns: int
+    timings: RestoreTimings
+
+
+async def _wake(
+    undo: contextlib.AsyncExitStack, waiting: Waiting, state: Snapshot, birth: _Birth
+) -> _Woken:
+    """Load a state, let it run and introduce it; `undo` gets what ends it, the directory too."""
+    undo.push_async_callback(waiting.kill)
+    watch = Stopwatch()
+    machine = await waiting.shell.load(state)
+    undo.push_async_callback(_finish_kill, machine)
+    load_ns = watch.lap()
+    await machine.resume()
+    resume_ns = watch.lap()
+    offset_ns = birth.policy.clock_offset_ns(time.time_ns())
+    agent, receipt, identify_ns = await introduce(
+        machine,
+        birth.identity,
+        rng=birth.policy.rng,
+        clock_offset_ns=offset_ns,
+        key=birth.key,
+        peer=birth.peer,
+        deadlines=birth.deadlines,
+    )
+    undo.push_async_callback(agent.close)
+    timings = RestoreTimings(
+        spawn_ns=waiting.spawn_ns,
+        load_ns=load_ns,
+        resume_ns=resume_ns,
+        hello_ns=watch.lap() - identify_ns,
+        identify_ns=identify_ns,
+    )
+    return _Woken(
+        machine=machine, agent=agent, receipt=receipt, clock_offset_ns=offset_ns, timings=timings
+    )
+
+
+def _documented(waiting: Waiting, woken: _Woken, birth: _Birth) -> Clone:
+    """Return the clone, with its papers in its directory.
+
+    Raises:
+        HostError, DiskFullError: They could not be written.
+    """
+    papers = Papers(
+        base=waiting.template.as_base,
+        key=birth.key,
+        clock_offset_ns=woken.clock_offset_ns,
+        receipt=woken.receipt,
+        timings=woken.timings,
+    )
+    papers.write(waiting.directory)
+    return Clone(
+        machine=woken.machine,
+        agent=woken.agent,
+        directory=waiting.directory,
+        papers=papers,
+        deadlines=birth.deadlines,
+    )
+
+
+async def _finish_kill(machine: Machine) -> None:
+    await uninterrupted(machine.kill())
