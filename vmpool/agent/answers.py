@@ -45,6 +45,7 @@ REQUEST_REFUSALS = frozenset(
         "permission_denied",
         "program_not_executable",
         "program_not_found",
+        "unknown_group",
         "unknown_user",
     }
 )
@@ -63,6 +64,7 @@ FILE_REFUSALS = frozenset(
         "permission_denied",
         "read_only",
         "too_many_links",
+        "watch_limit",
     }
 )
 _MAX_TEXT = 4096
@@ -86,6 +88,13 @@ class _Info(TypedDict):
     target: NotRequired[str | None]
 
 
+class _Change(TypedDict):
+    event: str
+    path: str
+    directory: bool
+    destination: NotRequired[str | None]
+
+
 class _Answer(TypedDict, total=False):
     """All that an answer may hold; what else a guest sends is passed over unread."""
 
@@ -103,6 +112,8 @@ class _Answer(TypedDict, total=False):
     out_of_memory: bool
     info: _Info
     entries: list[_Info]
+    changes: list[_Change]
+    count: int
     hostname: str
     machine_id: str
     boot_id: str
@@ -181,7 +192,7 @@ def done(message: dict[str, Any]) -> dict[str, Any]:
     match message.get("type"):
         case "done":
             return message
-        case "error" if message.get("code") in ("bad_request", "unknown_user"):
+        case "error" if message.get("code") in ("bad_request", "unknown_group", "unknown_user"):
             raise _refusal(message, REQUEST_REFUSALS, InvalidRequestError)
         case "error" if message.get("code") == "too_many_entries":
             raise _refusal(message, frozenset({"too_many_entries"}), TooLargeError)
@@ -251,15 +262,27 @@ def file_info(value: object) -> FileInfo:
     except ValueError as err:
         raise _malformed("kind") from err
     return FileInfo(
-        path=_path(value, "path"),
+        path=path(value, "path"),
         kind=kind,
         size_bytes=integer(value, "size_bytes"),
         mode=integer(value, "mode"),
         owner=_short(value, "owner"),
         group=_short(value, "group"),
         modified_ns=integer(value, "modified_ns"),
-        target=None if value.get("target") is None else _path(value, "target"),
+        target=None if value.get("target") is None else path(value, "target"),
     )
+
+
+def path(message: dict[str, Any], name: str) -> str:
+    """Return a member that is a path, surrogate escapes in it for what is no UTF-8.
+
+    Raises:
+        GuestError: It is none, or longer than any.
+    """
+    text = _text(message, name)
+    if len(text) > _MAX_PATH:
+        raise _malformed(name)
+    return text
 
 
 def integer(message: dict[str, Any], name: str) -> int:
@@ -323,13 +346,6 @@ def _text(message: dict[str, Any], name: str) -> str:
 
 def _short(message: dict[str, Any], name: str) -> str:
     return _clean(_text(message, name)[:_MAX_TEXT])
-
-
-def _path(message: dict[str, Any], name: str) -> str:
-    path = _text(message, name)
-    if len(path) > _MAX_PATH:
-        raise _malformed(name)
-    return path
 
 
 def _decode(document: bytes) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from vmpool.agent import answers
 from vmpool.agent.asking import ask, patience
 from vmpool.agent.link import Link, LinkChannel, Peer, open_link
+from vmpool.agent.watches import Watch, watching
 from vmpool.errors import ConflictError, GuestError, TooLargeError
 from vmpool.model import (
     AgentAddress,
@@ -240,6 +241,25 @@ class Agent:
             GuestError: The guest died, hung or broke the protocol.
         """
         request = {"op": "read", "path": path, "user": user, "offset": offset, "length": length}
+        async with contextlib.aclosing(self._content(request)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def archive(self, path: str, *, user: str) -> AsyncGenerator[bytes, None]:
+        """Yield a directory with all in it as a tar archive, as it is read.
+
+        Names in it are the guest's word: whoever unpacks it takes care where they lead.
+
+        Raises:
+            GuestFileError: The guest refused, perhaps in the middle; the code says why.
+            GuestError: The guest died, hung or broke the protocol.
+        """
+        request = {"op": "archive", "path": path, "user": user}
+        async with contextlib.aclosing(self._content(request)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _content(self, request: dict[str, Any]) -> AsyncGenerator[bytes, None]:
         async with self._link.open() as channel:
             async with patience():
                 await channel.send_message(request)
@@ -335,6 +355,45 @@ class Agent:
             GuestError: The guest died, hung or broke the protocol.
         """
         return await self._ask_for_info({"op": "make_directory", "path": path, "user": user})
+
+    async def link(self, path: str, target: str, *, user: str) -> FileInfo:
+        """Make a symbolic link at `path` that says `target`; makes the link's parents.
+
+        Raises:
+            GuestFileError: The guest refused; `file_exists` when something is there.
+            GuestError: The guest died, hung or broke the protocol.
+        """
+        return await self._ask_for_info(
+            {"op": "link", "path": path, "target": target, "user": user}
+        )
+
+    async def change(
+        self,
+        path: str,
+        *,
+        user: str,
+        mode: int | None = None,
+        owner: str | None = None,
+        group: str | None = None,
+    ) -> FileInfo:
+        """Change permission bits and owners, links followed; what is `None` stays.
+
+        Args:
+            owner: Name, or number in decimal; `group` likewise.
+
+        Raises:
+            InvalidRequestError: `unknown_user` or `unknown_group`.
+            GuestFileError: The guest refused; the code says why.
+            GuestError: The guest died, hung or broke the protocol.
+        """
+        changed = {"mode": mode, "owner": owner, "group": group}
+        return await self._ask_for_info({"op": "change", "path": path, "user": user, **changed})
+
+    def watch(
+        self, path: str, *, user: str, recursive: bool = False
+    ) -> contextlib.AbstractAsyncContextManager[Watch]:
+        """Watch a directory for the time of a block; see `watches.watching`."""
+        return watching(self._link, path, user=user, recursive=recursive)
 
     async def _ask_for_info(self, request: dict[str, Any]) -> FileInfo:
         return answers.file_info((await ask(self._link, request)).get("info"))
