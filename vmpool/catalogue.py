@@ -30,6 +30,7 @@ from vmpool.errors import (
     VmpoolError,
 )
 from vmpool.image import Image, Library
+from vmpool.lineages import Lineage, Lineages
 from vmpool.metrics import Metrics
 from vmpool.model import MIB, Accelerator, MachineSpec, Transport
 from vmpool.policy import Limits
@@ -37,9 +38,9 @@ from vmpool.pool import Pool
 from vmpool.store import ImageRow, Store, TemplateRow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Collection, Coroutine
 
-    from vmpool.snapshot import Snapshot
+    from vmpool.snapshot import Base, Snapshot
 
 __all__ = ["Catalogue", "Ground", "TemplateRequest", "TemplateState", "TemplateStatus"]
 
@@ -70,7 +71,7 @@ class Ground:
 
 
 class Catalogue:
-    """The templates of a host. An async context manager; leaving it closes every pool."""
+    """The templates of a host, and the snapshots that outlive theirs; `close` after use."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
@@ -82,7 +83,10 @@ class Catalogue:
             snapshots=ground.snapshots,
             run=ground.clones,
             boot_timeout=ground.settings.deadlines.boot,
+            accelerators={Accelerator.TCG, ground.accelerator},
+            transports={Transport.SERIAL, ground.transport},
         )
+        self._lineages = Lineages(self._depot, self._account)
         self._closed = False
 
     async def close(self) -> None:
@@ -98,7 +102,48 @@ class Catalogue:
     async def _wind_up(self) -> None:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         pools = [entry.pool for entry in self._entries.values() if entry.pool is not None]
-        await asyncio.gather(*(pool.close() for pool in pools))
+        await asyncio.gather(*(pool.close() for pool in pools), self._lineages.close())
+
+    @property
+    def in_use(self) -> Callable[[], Collection[str]]:
+        """Tells the ids of the snapshots that sandboxes and checkpoints need.
+
+        Given by who has those, before `restore_saved`; whatever it names is not removed.
+        """
+        return self._lineages.in_use
+
+    @in_use.setter
+    def in_use(self, in_use: Callable[[], Collection[str]]) -> None:
+        self._lineages.in_use = in_use
+
+    async def lineage(self, base: Base | str) -> Lineage:
+        """Return what descends from a snapshot restores over, and the pool that has its places.
+
+        A template that names it comes first, and is waited for while it is brought up. Without one,
+        the snapshot is checked the first time, and its pool gives out no clones of its own.
+
+        Raises:
+            SnapshotError: `base_missing`; it is not here, or was made anew since. Else it is
+                damaged, or does not fit this host any more.
+            HostError: This host has not its CPU model; code `cpu_model_unfit`.
+            CapacityError: `pool_closed`: the host is closing.
+        """
+        if self._closed:
+            raise CapacityError("the host is closing", code="pool_closed")
+        id = base if isinstance(base, str) else base.id
+        for entry in [each for each in self._entries.values() if each.snapshot_id == id]:
+            if entry.pool is None and entry.name in self._tasks:
+                await asyncio.wait((self._tasks[entry.name],))
+            if (lineage := entry.lineage) is not None and self._entries.get(entry.name) is entry:
+                return lineage.require(base)
+        return await self._lineages.find(base)
+
+    async def release_base(self, id: str) -> None:
+        """Remove a snapshot, unless a template, a sandbox or a checkpoint needs it. *Idempotent.*
+
+        To be told after one who needed it is gone. Goes on to its end when cancelled.
+        """
+        await uninterrupted(self._lineages.release(id, named=self._named))
 
     @property
     def statuses(self) -> list[TemplateStatus]:
@@ -193,9 +238,9 @@ class Catalogue:
         return self.status(name)
 
     async def remove(self, name: str) -> None:
-        """Remove a template and its snapshot; sandboxes of it live on. *Not idempotent.*
+        """Remove a template, and its snapshot unless somebody needs it. *Not idempotent.*
 
-        When cancelled, it is removed all the same.
+        Sandboxes and checkpoints of it live on. When cancelled, it is removed all the same.
 
         Raises:
             NotFoundError: `template_not_found`.
@@ -254,7 +299,7 @@ class Catalogue:
             self._show(entry.name, pool)
             if entry.snapshot_id != row.snapshot_id:  # of another QEMU: nothing will ask for it
                 await self._record(entry)
-                await uninterrupted(self._drop(row.snapshot_id))
+                await self.release_base(row.snapshot_id)
         except Exception as err:  # noqa: BLE001 - the task's top: whatever failed, others serve
             self._fail(entry, err, progress)
 
@@ -348,17 +393,28 @@ class Catalogue:
         ground = self._ground
         await ground.images.verify(image)
         entry.snapshot = await self._depot.find_or_make(image, entry.spec, progress=progress)
+        entry.pool = await self._open_pool(entry.name, entry.snapshot, entry.limits)
+        return entry.pool
+
+    async def _account(self, name: str, base: Snapshot) -> Pool[Clone]:
+        """Return a pool for what descends from a snapshot that no template names."""
+        limits = self._ground.settings.pool.limits(clone_bytes=base.spec.memory_bytes)
+        pool = await self._open_pool(name, base, replace(limits, ready=0))
+        await pool.withdraw()
+        return pool
+
+    async def _open_pool(self, name: str, base: Snapshot, limits: Limits) -> Pool[Clone]:
+        ground = self._ground
         pool = Pool(
-            entry.name,
-            restore=partial(self._restore, entry.name, entry.snapshot),
-            limits=entry.limits,
+            name,
+            restore=partial(self._restore, name, base),
+            limits=limits,
             restores=ground.restores,
             restore_timeout=ground.settings.deadlines.restore,
             kill_timeout=ground.settings.deadlines.kill,
-            on_acquire=partial(ground.metrics.acquired, entry.name),
+            on_acquire=partial(ground.metrics.acquired, name),
         )
-        entry.pool = await pool.__aenter__()
-        return entry.pool
+        return await pool.__aenter__()
 
     async def _restore(self, name: str, base: Snapshot) -> Clone:
         ground = self._ground
@@ -397,16 +453,13 @@ class Catalogue:
         )
 
     async def _retire(self, entry: Entry) -> None:
-        """Close a pool that nothing names any more; remove its snapshot unless another uses it."""
-        if entry.pool is not None:
-            await entry.pool.close()
-        if entry.snapshot is not None:
-            await self._drop(entry.snapshot_id)
+        """Withdraw a pool that nothing names any more; what needs its snapshot keeps both."""
+        if (lineage := entry.lineage) is not None:
+            self._lineages.keep(lineage)
+            await lineage.pool.withdraw()
+        await self.release_base(entry.snapshot_id)
 
-    async def _drop(self, snapshot_id: str) -> None:
-        await self._depot.drop(snapshot_id, needed=self._needed)
-
-    def _needed(self) -> set[str]:
+    def _named(self) -> set[str]:
         """Return the snapshots that templates are made, or being made, of."""
         entries = [*self._coming.values(), *self._entries.values()]
         return {entry.snapshot_id for entry in entries}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from vmpool.engine import Engine
     from vmpool.image import Image
-    from vmpool.model import MachineSpec, Processor
+    from vmpool.model import Accelerator, MachineSpec, Processor, Transport
     from vmpool.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,23 @@ class Depot:
         snapshots: Directory of published snapshots.
         run: Directory that machines' directories are made in.
         boot_timeout: Seconds until the agent of a booting guest must have answered.
+        accelerators: Those that work on this host.
+        transports: Those that it has.
     """
 
-    def __init__(self, engine: Engine, *, snapshots: Path, run: Path, boot_timeout: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        snapshots: Path,
+        run: Path,
+        boot_timeout: float,
+        accelerators: Collection[Accelerator],
+        transports: Collection[Transport],
+    ) -> None:
         self._engine = engine
+        self._accelerators = accelerators
+        self._transports = transports
         self._snapshots = snapshots
         self._run = run
         self._boot_timeout = boot_timeout
@@ -80,6 +93,26 @@ class Depot:
                 boot_timeout=self._boot_timeout,
                 progress=progress,
             )
+
+    async def find(self, name: str) -> Snapshot | None:
+        """Return a snapshot that is there, checked to its last byte; `None` when there is none.
+
+        Raises:
+            SnapshotError: It is damaged, or does not fit this host.
+            HostError: This host has not its CPU model; code `cpu_model_unfit`.
+        """
+        directory = self._snapshots / name
+        async with self._lock(name):
+            if not await asyncio.to_thread(directory.exists):
+                return None
+            found = await asyncio.to_thread(snapshot.load, directory)
+            spec, version = found.spec, self._engine.version
+            processors: dict[Accelerator, Processor] = {}
+            if spec.qemu_version == version and spec.accelerator in self._accelerators:
+                processors[spec.accelerator] = await self._processor(spec)
+            found.fits(version=version, processors=processors, transports=self._transports)
+            await asyncio.to_thread(found.verify)
+            return found
 
     async def drop(self, name: str, *, needed: Callable[[], Collection[str]]) -> None:
         """Remove a snapshot unless it is needed; hypervisors that run from it live on.

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vmpool import template
+from vmpool.lineages import Lineage
 from vmpool.model import MachineSpec
 from vmpool.policy import Census, Limits
 
@@ -100,6 +101,13 @@ class Entry:
     def snapshot_id(self) -> str:
         """Name of its snapshot, whether there is one yet or not."""
         return template.snapshot_id(self.digest, self.spec)
+
+    @property
+    def lineage(self) -> Lineage | None:
+        """What descends from it needs of it; `None` until it can be used."""
+        if self.pool is None or self.snapshot is None:
+            return None
+        return Lineage(snapshot=self.snapshot, pool=self.pool, template=self.name)
 
     @property
     def state(self) -> TemplateState:

@@ -223,10 +223,11 @@ class Pool(Generic[C]):
         self._limits = limits
         self._rebalance()
 
-    def withdraw(self) -> None:
-        """Give out no clone any more; keep room for those that are held, and for their children.
+    async def withdraw(self) -> None:
+        """Turn waiters away, cancel restores, kill what nobody holds; return when it is gone.
 
-        Waiters are turned away and spares go. *Idempotent.*
+        From then on there are only places: for what is held, and what descends from it.
+        *Idempotent.* Goes on to its end when cancelled, and raises then; as long as `close`.
         """
         self._gives = False
         self._line.fail(self._closed)
@@ -234,6 +235,7 @@ class Pool(Generic[C]):
             if member.state is CloneState.RESTORING:
                 self._recall(member)
         self.resize(replace(self._limits, ready=0))
+        await uninterrupted(self._chores.done(within=2 * self._kill_timeout))
 
     async def close(self) -> None:
         """Turn waiters away, cancel restores, kill what nobody holds; return when it is gone.

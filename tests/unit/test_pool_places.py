@@ -195,8 +195,7 @@ async def test_a_withdrawn_pool_gives_places_and_no_clones() -> None:
     async with pool_of(maker, Limits(ready=2, total=4, parallel_restores=1)) as pool:
         held = await pool.acquire(deadline=soon())
         maker.gate.clear()
-        pool.withdraw()
-        await settle()
+        await pool.withdraw()
         assert pool.census == Census(held=1)
         assert maker.alive == [held]
         with pytest.raises(CapacityError) as caught:
@@ -217,8 +216,7 @@ async def test_a_withdrawn_pool_turns_away_who_waits() -> None:
     async with pool_of(maker, ONE) as pool:
         caller = acquiring(pool)
         await settle()
-        pool.withdraw()
+        await pool.withdraw()
         with pytest.raises(CapacityError):
             await caller
-        await settle()
         assert pool.census == Census()
