@@ -223,7 +223,7 @@ def read_launch(machine: Machine, request: dict[str, Any]) -> spawn.Launch:
         raise OperationError("bad_request", "env maps names to strings, without zero")
     if cwd is not None and not is_argument(cwd):
         raise OperationError("bad_request", "cwd is a string without zero, or null")
-    return spawn.Launch(machine.account(request), env, cwd)
+    return spawn.Launch(machine.account(request), {**machine.randomness.environment, **env}, cwd)
 
 
 def read_timeout(request: dict[str, Any]) -> float | None:
