@@ -384,34 +384,3 @@ class FileInfo:
     group: str
     modified_ns: int
     target: str | None = None
-
-
-class ChangeKind(StrEnum):
-    """What happened in a watched directory."""
-
-    CREATED = "created"
-    MODIFIED = "modified"
-    REMOVED = "removed"
-    MOVED = "moved"
-    ATTRIBUTES = "attributes"
-    OVERFLOW = "overflow"
-    """Some changes were lost; whoever must know everything lists the directory anew."""
-    GONE = "gone"
-    """The directory itself is no more; nothing follows."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileChange:
-    """Something that happened in a watched directory.
-
-    Attributes:
-        path: Relative to that directory; empty where it is about the directory itself.
-        directory: Whether what changed is a directory.
-        destination: Where something was moved to, relative likewise; `None` when it was moved out
-            of sight.
-    """
-
-    kind: ChangeKind
-    path: str
-    directory: bool = False
-    destination: str | None = None

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.connected_agent import connected, run
+from vmpool.agent.watches import ChangeKind, FileChange
 from vmpool.errors import ConflictError, GuestFileError
-from vmpool.model import ChangeKind, Command, Exited, FileChange
+from vmpool.model import Command, Exited
 from vmpool_agent import inotify
 from vmpool_agent.session import OperationError
 from vmpool_agent.watch import Change, Tree

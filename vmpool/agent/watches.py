@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import collections
 import contextlib
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from vmpool.agent import answers
 from vmpool.agent.asking import patience
 from vmpool.errors import ConflictError, GuestError
-from vmpool.model import ChangeKind, FileChange
 from vmpool_agent import wire
 
 if TYPE_CHECKING:
@@ -23,6 +24,37 @@ if TYPE_CHECKING:
 
 _QUESTION = b"?"
 """One byte, whatever it is, asks the guest to tell all that happened before it."""
+
+
+class ChangeKind(StrEnum):
+    """What happened in a watched directory."""
+
+    CREATED = "created"
+    MODIFIED = "modified"
+    REMOVED = "removed"
+    MOVED = "moved"
+    ATTRIBUTES = "attributes"
+    OVERFLOW = "overflow"
+    """Some changes were lost; whoever must know everything lists the directory anew."""
+    GONE = "gone"
+    """The directory itself is no more; nothing follows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileChange:
+    """Something that happened in a watched directory.
+
+    Attributes:
+        path: Relative to that directory; empty where it is about the directory itself.
+        directory: Whether what changed is a directory.
+        destination: Where something was moved to, relative likewise; `None` when it was moved out
+            of sight.
+    """
+
+    kind: ChangeKind
+    path: str
+    directory: bool = False
+    destination: str | None = None
 
 
 class Watch:
