@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmpool import delta
 from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import orphan, record
 from vmpool.engine.qemu.record import Record
@@ -28,7 +29,7 @@ from vmpool.errors import (
     VmpoolError,
 )
 from vmpool.model import Processor, SerialAddress
-from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY, layer_name
+from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY, PAGES, layer_name
 
 if TYPE_CHECKING:
     from vmpool.engine.qemu.process import Process
@@ -294,8 +295,12 @@ class FakeCapture:
         if self._faults.write is not None:
             raise self._faults.write
         self._path.write_bytes(STATE)
+        delta.Writer(self._path.with_name(PAGES), []).close()
         if self._machine.spec.disk_bytes:
             self._path.with_name(layer_name(0)).write_bytes(bytes(4096))
+
+    async def lend(self) -> None:
+        await self.write()
 
 
 class _Adopted:

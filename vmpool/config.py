@@ -123,6 +123,21 @@ class ApiSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     ] = 256 * MIB
 
 
+class CheckpointSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """`[checkpoints]`: what is kept of sandboxes on disk."""
+
+    kept: Annotated[
+        int, Meta(ge=0, description="Checkpoints that one owner may keep at one time.")
+    ] = 64
+    paused: Annotated[
+        int, Meta(ge=0, description="Paused sandboxes that one owner may have at one time.")
+    ] = 64
+    paused_seconds: Annotated[
+        Seconds, Meta(description="Time after which a sandbox that stays paused ends.")
+    ] = 7 * 86400.0
+    children: Annotated[int, Meta(ge=1, description="Children that one fork may ask for.")] = 64
+
+
 class DeadlineSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """`[deadlines]`: when a machine that does not answer is given up."""
 
@@ -166,6 +181,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     pool: PoolSettings = PoolSettings()
     api: ApiSettings = ApiSettings()
     requests: RequestSettings = RequestSettings()
+    checkpoints: CheckpointSettings = CheckpointSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     templates: Annotated[
         dict[str, PoolSettings], Meta(description="Pools of single templates, by name.")

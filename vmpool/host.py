@@ -1,43 +1,50 @@
 """Host: one machine's worth of images, templates, pools and sandboxes.
 
-The only place that sees everything: opened, wired and closed here. It decides who holds which
-clone and until when; how a clone is restored, when a pool refills and what a journal row looks
-like is decided below. It knows no HTTP.
+The only place that sees everything: opened, wired and closed here. It decides who may ask what of
+which sandbox, and writes down who did; what a verb does to a sandbox, and how one ends, is decided
+below. It knows no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmpool import run
-from vmpool.cancellation import uninterrupted
-from vmpool.clone import Clone
-from vmpool.errors import NotFoundError, VmpoolError
-from vmpool.lifecycle import EndReason
-from vmpool.model import Accelerator, Transport, new_id
-from vmpool.pool import Pool
-from vmpool.sandbox import Claim, Sandbox, ended
-from vmpool.store import SandboxRow
+from vmpool.auditing import Auditing
+from vmpool.branching import Branching
+from vmpool.errors import InvalidRequestError, NotFoundError, VmpoolError
+from vmpool.forking import Forking, ForkRequest
+from vmpool.household import Holding, Household
+from vmpool.lifecycle import AutoResume, EndReason, OnExpiry, SandboxState
+from vmpool.model import Accelerator, ClockPolicy, Rng, Transport, Unique, new_id
+from vmpool.nursery import Nursery
+from vmpool.pausing import Pausing
+from vmpool.sandbox import Claim, Past, Sandbox, paused
+from vmpool.store import owner_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Iterator
 
-    from vmpool.catalogue import Catalogue
-    from vmpool.config import Settings
-    from vmpool.errors import InfrastructureError
-    from vmpool.image import Library
-    from vmpool.metrics import Metrics
+    from vmpool.catalogue import Catalogue, Ground
+    from vmpool.clone import Clone
     from vmpool.run import RunOutcome, RunRequest
-    from vmpool.store import Store
+    from vmpool.store import SandboxRow
+    from vmpool.vault import Checkpoint, Vault
+
+__all__ = ["AutoResume", "CreateRequest", "ForkRequest", "Host", "HostFacts", "OnExpiry"]
 
 log = logging.getLogger(__name__)
 
-AUDITS = 1024
-"""Audit entries that may wait for the journal; what is over is told to the log alone."""
+PAUSE_RETRY = 60.0
+"""Seconds until a pause that was due and failed is tried again; the sandbox runs on meanwhile."""
+
+PAUSE_PATIENCE = 3600.0
+"""Seconds after which a sandbox that was to be paused, and cannot be, is killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,32 +66,27 @@ class CreateRequest:
     """What somebody asks of a new sandbox.
 
     Attributes:
-        timeout: Seconds until it is killed.
-        wait: Seconds to wait for a clone when none is ready.
+        template: What it is restored from; empty when `checkpoint` says that.
+        checkpoint: Id or name of a checkpoint to go on from; `None` for a template.
+        timeout: Seconds until its time is up.
+        wait: Seconds to wait for a clone when none is ready; for a checkpoint nobody waits.
+        on_expiry: What becomes of it when its time is up, or it was idle for too long.
+        idle_timeout: Seconds that it may be idle; `None` for no limit.
+        auto_resume: Whether a request wakes it when it is paused.
+        rng: How its randomness comes about, and `clock` its time.
     """
 
-    template: str
+    template: str = ""
+    checkpoint: str | None = None
     timeout: float
     wait: float
     metadata: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict, repr=False)
-
-
-@dataclass(slots=True)
-class _Held:
-    """A sandbox with what watches it, and the pool that its clone came from.
-
-    Attributes:
-        ending: Reaps it; `None` while it lives.
-        journaled: The journal has a row of it, or may have.
-    """
-
-    sandbox: Sandbox
-    pool: Pool[Clone]
-    watch: asyncio.Task[None] = field(init=False)
-    alarm: asyncio.TimerHandle = field(init=False)
-    ending: asyncio.Task[None] | None = None
-    journaled: bool = False
+    on_expiry: OnExpiry = OnExpiry.KILL
+    idle_timeout: float | None = None
+    auto_resume: AutoResume = AutoResume.NEVER
+    rng: Rng = field(default_factory=Unique)
+    clock: ClockPolicy = ClockPolicy.NOW
 
 
 class Host:
@@ -99,24 +101,53 @@ class Host:
     """
 
     def __init__(
-        self,
-        *,
-        settings: Settings,
-        facts: HostFacts,
-        images: Library,
-        catalogue: Catalogue,
-        store: Store,
-        metrics: Metrics,
+        self, ground: Ground, *, facts: HostFacts, catalogue: Catalogue, vault: Vault
     ) -> None:
-        self.settings = settings
+        self.settings = ground.settings
         self.facts = facts
-        self.images = images
+        self.images = ground.images
         self.catalogue = catalogue
-        self.store = store
-        self.metrics = metrics
-        self._held: dict[str, _Held] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._audits = 0
+        self.store = ground.store
+        self.metrics = ground.metrics
+        self._vault = vault
+        self._household = Household(
+            store=ground.store,
+            metrics=ground.metrics,
+            vault=vault,
+            kill_timeout=ground.settings.deadlines.kill,
+            paused_seconds=ground.settings.checkpoints.paused_seconds,
+            on_expiry=self._expire,
+            on_gone=catalogue.release_base,
+        )
+        self._auditing = Auditing(ground.store.audit, self._household.begin)
+        nursery = Nursery(ground.engine, run=ground.clones, deadlines=ground.deadlines)
+        self._pausing = Pausing(
+            household=self._household,
+            catalogue=catalogue,
+            nursery=nursery,
+            vault=vault,
+            store=ground.store,
+            metrics=ground.metrics,
+        )
+        self._branching = Branching(
+            household=self._household,
+            catalogue=catalogue,
+            nursery=nursery,
+            vault=vault,
+            store=ground.store,
+            metrics=ground.metrics,
+        )
+        self._forking = Forking(
+            household=self._household,
+            catalogue=catalogue,
+            nursery=nursery,
+            vault=vault,
+            transient=vault.directory,
+        )
+        catalogue.in_use = self._bases_in_use
+        self.metrics.watch_sandboxes(lambda: self._household.tally, lambda: vault.tally)
+
+    # Making, finding and ending sandboxes.
 
     async def create(self, request: CreateRequest, *, owner: str) -> Sandbox:
         """Give `owner` a sandbox of their own. *Not idempotent.*
@@ -124,31 +155,24 @@ class Host:
         On failure and on cancellation there is no sandbox.
 
         Raises:
-            NotFoundError: `template_not_found`.
+            InvalidRequestError: `source_unclear`; neither a template nor a checkpoint, or both.
+            NotFoundError: `template_not_found`, `checkpoint_not_found`.
             CapacityError: No clone within `request.wait` seconds, or the queue is full.
             StoreError, DiskFullError: The journal could not take it.
         """
-        claim = Claim(
-            template=request.template,
-            owner=owner,
-            timeout=request.timeout,
-            metadata=request.metadata,
-            env=request.env,
-        )
-        held = await self._hold(claim, request.wait)
-        sandbox = held.sandbox
-        try:
-            held.journaled = True  # when cancelled, the row may be there or come yet
-            await self.store.record_sandbox(_row(sandbox))
-        except VmpoolError:
-            held.journaled = False
-            await self._end(held, EndReason.KILLED)
-            raise
-        except BaseException:
-            await self._end(held, EndReason.KILLED)
-            raise
-        self.audit(owner, "sandbox.create", sandbox.id, {"template": request.template})
-        return sandbox
+        if bool(request.template) == (request.checkpoint is not None):
+            raise InvalidRequestError(
+                "a sandbox is made of a template or of a checkpoint", code="source_unclear"
+            )
+        if request.checkpoint is None:
+            holding = await self._hold(_claim(request, owner), request.wait)
+            await self._household.record(holding)
+            detail = {"template": request.template}
+        else:
+            holding = await self._sprout(request, request.checkpoint, owner)
+            detail = {"checkpoint": request.checkpoint}
+        self.audit(owner, "sandbox.create", holding.sandbox.id, detail)
+        return holding.sandbox
 
     async def run(self, request: RunRequest, *, owner: str) -> RunOutcome:
         """Run once in a machine that nobody had before and nobody gets after. *Not idempotent.*
@@ -162,24 +186,23 @@ class Host:
         """
         timeout = self.settings.requests.sandbox_timeout_most
         claim = Claim(template=request.template, owner=owner, timeout=timeout)
-        held = await self._hold(claim, request.wait)
+        holding = await self._hold(claim, request.wait)
         outcome = "cancelled"
         try:
-            answer = await run.run(held.sandbox, request)
+            answer = await run.run(holding.sandbox, request)
             outcome = "ok"
         except VmpoolError as err:
             outcome = err.error_code
             raise
         finally:
-            self._begin_end(held, EndReason.FINISHED)
+            self._household.begin_end(holding, EndReason.FINISHED)
             detail = {"template": request.template}
-            self.audit(owner, "run", held.sandbox.id, detail, outcome=outcome)
+            self.audit(owner, "run", holding.sandbox.id, detail, outcome=outcome)
         return answer
 
     def sandboxes(self, *, owner: str) -> list[Sandbox]:
         """Return the sandboxes that `owner` holds now, newest first."""
-        mine = [held.sandbox for held in self._held.values() if held.sandbox.owner == owner]
-        return sorted(mine, key=lambda sandbox: sandbox.created_ns, reverse=True)
+        return self._household.of(owner)
 
     async def sandbox(self, id: str, *, owner: str) -> Sandbox:
         """Return one sandbox of `owner`.
@@ -188,40 +211,238 @@ class Host:
             NotFoundError: `sandbox_not_found` when there never was one or it is somebody else's,
                 `sandbox_ended` when it was theirs and is no more.
         """
-        return (await self._find(id, owner)).sandbox
+        return (await self._household.find(id, owner=owner)).sandbox
+
+    async def awake(self, id: str, *, owner: str) -> Sandbox:
+        """Return one sandbox of `owner` with a machine: one that was made so is resumed for that.
+
+        Raises:
+            NotFoundError: As `sandbox`.
+            ConflictError: `sandbox_paused`; it does not wake by itself.
+            VmpoolError: As `resume`.
+        """
+        holding = await self._household.find(id, owner=owner)
+        while holding.sandbox.state is not SandboxState.RUNNING:
+            if holding.sandbox.over:
+                raise holding.sandbox.ended()
+            if holding.sandbox.state is SandboxState.ROLLING_BACK:
+                break  # its machine stands until another takes its place
+            if holding.operation is not None:
+                await asyncio.wait({holding.operation})
+            elif holding.sandbox.claim.auto_resume is AutoResume.ON_REQUEST:
+                await self.resume(id, owner=owner, timeout=None)
+            else:
+                raise paused(id)
+        return holding.sandbox
 
     async def sandbox_by_access_token(self, id: str, token: str) -> Sandbox | None:
         """Return the sandbox when `token` is its own access token, else `None`."""
-        held = self._held.get(id)
-        if held is None or held.ending is not None or not held.sandbox.admits(token):
+        holding = self._household.living(id)
+        if holding is None or not holding.sandbox.admits(token):
             return None
-        return held.sandbox
+        return holding.sandbox
 
     async def set_timeout(self, id: str, *, owner: str, timeout: float) -> Sandbox:
         """Move a sandbox's deadline to `timeout` seconds from now. *Idempotent* but for the time.
+
+        A paused one gets that much time when it is resumed.
 
         Raises:
             NotFoundError: As `sandbox`.
             StoreError, DiskFullError: The journal could not take it; the deadline has moved all the
                 same.
         """
-        held = await self._find(id, owner)
-        held.sandbox.extend(timeout)
-        held.alarm.cancel()
-        held.alarm = self._set_alarm(held)
-        if held.journaled:
-            await self.store.set_deadline(id, held.sandbox.deadline_ns)
-        return held.sandbox
+        holding = await self._household.find(id, owner=owner)
+        holding.sandbox.extend(timeout)
+        holding.overdue_since = None
+        if holding.sandbox.state in {SandboxState.RUNNING, SandboxState.ROLLING_BACK}:
+            self._household.set_alarm(holding, timeout)
+        if holding.journaled:
+            await self.store.set_deadline(id, holding.sandbox.deadline_ns)
+        return holding.sandbox
 
     async def kill(self, id: str, *, owner: str) -> None:
         """End a sandbox; return when its machine is gone. When cancelled, it ends all the same.
 
+        Waits for nothing that is under way with it; that comes to nothing.
+
         Raises:
             NotFoundError: As `sandbox`.
         """
-        held = await self._find(id, owner)
+        holding = await self._household.find(id, owner=owner)
         self.audit(owner, "sandbox.kill", id, {})
-        await self._end(held, EndReason.KILLED)
+        await self._household.end(holding, EndReason.KILLED)
+
+    # Turns of one sandbox. Those of one wait for each other.
+
+    async def pause(self, id: str, *, owner: str) -> Sandbox:
+        """Save a sandbox, end its machine and give its place back. *Idempotent.*
+
+        When cancelled after it began, it goes on. On failure the sandbox runs on.
+
+        Raises:
+            NotFoundError: As `sandbox`.
+            VmpoolError: As `Pausing.pause`.
+        """
+        holding = await self._household.find(id, owner=owner)
+        with self._noted("sandbox.pause", id, owner):
+            await self._household.finish(holding, lambda: self._pausing.pause(holding))
+        return holding.sandbox
+
+    async def resume(self, id: str, *, owner: str, timeout: float | None) -> Sandbox:
+        """Have a paused sandbox go on where it was. *Idempotent.*
+
+        When cancelled after it began, it goes on. On failure the sandbox stays paused.
+
+        Args:
+            timeout: Seconds from now until its time is up; `None` for what was left of it. Moves
+                the deadline also of one that runs.
+
+        Raises:
+            NotFoundError: As `sandbox`.
+            VmpoolError: As `Pausing.resume`.
+        """
+        holding = await self._household.find(id, owner=owner)
+        if timeout is not None and holding.sandbox.state is SandboxState.RUNNING:
+            return await self.set_timeout(id, owner=owner, timeout=timeout)
+        with self._noted("sandbox.resume", id, owner):
+            await self._household.finish(holding, lambda: self._pausing.resume(holding, timeout))
+        return holding.sandbox
+
+    async def rollback(self, id: str, *, owner: str, checkpoint: str) -> Sandbox:
+        """Have a sandbox go on from a checkpoint, as who it is. *Idempotent.*
+
+        When cancelled after it began, it goes on. On failure the sandbox runs on as it was.
+        Whatever runs in it over its agent ends with `sandbox_rolled_back`.
+
+        Args:
+            checkpoint: Id or name.
+
+        Raises:
+            NotFoundError: As `sandbox`; `checkpoint_not_found`.
+            VmpoolError: As `Branching.roll_back`.
+        """
+        holding = await self._household.find(id, owner=owner)
+        kept = self._vault.find(checkpoint, owner=owner)
+        with self._noted("sandbox.rollback", id, owner, {"checkpoint": kept.id}):
+            await self._household.finish(holding, lambda: self._branching.roll_back(holding, kept))
+        return holding.sandbox
+
+    async def fork(
+        self, id: str, request: ForkRequest, *, owner: str
+    ) -> list[Sandbox | VmpoolError]:
+        """Make children that go on where a sandbox is; it runs on. *Not idempotent.*
+
+        When cancelled there are no children.
+
+        Returns:
+            For each child the sandbox, or why there is none.
+
+        Raises:
+            InvalidRequestError: `fork_too_wide`; not from one child to as many as one may ask for.
+            NotFoundError: As `sandbox`.
+            VmpoolError: As `Forking.fork`.
+        """
+        most = self.settings.checkpoints.children
+        if not 1 <= request.count <= most:
+            raise InvalidRequestError(
+                f"a fork has from 1 to {most} children, not {request.count}", code="fork_too_wide"
+            )
+        holding = await self._household.find(id, owner=owner)
+        with self._noted("sandbox.fork", id, owner, {"count": str(request.count)}):
+            children = await self._household.attempt(
+                holding, lambda: self._forking.fork(holding, request)
+            )
+        for child in children:
+            if isinstance(child, Sandbox):
+                self.audit(owner, "sandbox.create", child.id, {"parent": id})
+        return children
+
+    # Checkpoints.
+
+    async def checkpoint(self, id: str, *, owner: str, name: str | None) -> Checkpoint:
+        """Keep the state that a sandbox is in; it runs on. *Not idempotent.*
+
+        When cancelled after it began, it goes on.
+
+        Raises:
+            NotFoundError: As `sandbox`.
+            VmpoolError: As `Branching.keep`.
+        """
+        holding = await self._household.find(id, owner=owner)
+        with self._noted("sandbox.checkpoint", id, owner, {} if name is None else {"name": name}):
+            return await self._household.finish(
+                holding, lambda: self._branching.keep(holding, name)
+            )
+
+    async def checkpoints(self, *, owner: str, sandbox: str | None) -> list[Checkpoint]:
+        """Return what `owner` keeps, newest first.
+
+        Args:
+            sandbox: Only what was kept of it; `None` for all.
+        """
+        return self._vault.of(owner, sandbox_id=sandbox)
+
+    def find_checkpoint(self, id_or_name: str, *, owner: str) -> Checkpoint:
+        """Return what `owner` keeps under an id or a name.
+
+        Raises:
+            NotFoundError: `checkpoint_not_found`.
+        """
+        return self._vault.find(id_or_name, owner=owner)
+
+    async def remove_checkpoint(self, id_or_name: str, *, owner: str) -> None:
+        """Remove a checkpoint; sandboxes that were made from it live on. *Not idempotent.*
+
+        Raises:
+            NotFoundError: `checkpoint_not_found`.
+            ConflictError: `checkpoint_in_use`; sandboxes are being restored from it.
+            StoreError, DiskFullError: The journal could not take it; the checkpoint stays.
+        """
+        kept = self._vault.find(id_or_name, owner=owner)
+        with self._noted("checkpoint.remove", kept.id, owner):
+            await self._vault.remove(kept)
+        await self.catalogue.release_base(kept.base_id)
+
+    # Coming up and going down.
+
+    async def recall(self) -> None:
+        """Know the paused sandboxes of servers before this one.
+
+        Raises:
+            StoreError, DiskFullError: The journal cannot be used.
+        """
+        for row in await self.store.open_sandboxes():
+            if row.state is not SandboxState.PAUSED:
+                continue
+            if self._vault.pause_of(row.id) is None or row.receipt is None:
+                log.error("sandbox=%s is lost: its state is gone from the disk", row.id)
+                await self.store.end_sandbox(row.id, EndReason.SERVER_LOST)
+                continue
+            sandbox = _recalled(row, None)
+            self._household.admit(sandbox, base_id=row.base_id, pool=None).journaled = True
+
+    async def take_over(self, row: SandboxRow, clone: Clone) -> Sandbox:
+        """Hold a sandbox of a server before this one, whose machine was adopted.
+
+        Raises:
+            SnapshotError: `base_missing`.
+            CapacityError: `pool_full`, `pool_closed`; the clone is still the caller's.
+        """
+        pool = (await self.catalogue.lineage(row.base_id)).pool
+        pool.reserve().fill(clone)
+        holding = self._household.admit(_recalled(row, clone), base_id=row.base_id, pool=pool)
+        holding.journaled = True
+        return holding.sandbox
+
+    async def close(self) -> None:
+        """End every sandbox that runs, and wait for all that was begun. *Idempotent.*
+
+        Paused ones stay as they are. Only after the pools were closed: whoever gets a clone
+        meanwhile would keep it. Goes on to its end when cancelled, and raises then; takes no longer
+        than two kill timeouts.
+        """
+        await self._household.close()
 
     def audit(
         self,
@@ -237,159 +458,116 @@ class Host:
         Args:
             outcome: `ok`, `cancelled` or the code of the error.
         """
-        if self._audits >= AUDITS:
-            log.error("the audit log is behind and lost %s of %s by %s", action, subject, owner)
-            return
-        self._audits += 1
-        self._spawn(self._write_audit(owner, action, subject, detail, outcome))
+        self._auditing.note(owner, action, subject, detail, outcome=outcome)
 
-    async def close(self) -> None:
-        """Kill every sandbox and wait for all that was begun. *Idempotent.*
+    @contextlib.contextmanager
+    def _noted(
+        self, action: str, subject: str, owner: str, detail: dict[str, str] | None = None
+    ) -> Iterator[None]:
+        """Audit and count what is done in the block, however it ends."""
+        began, outcome = time.perf_counter_ns(), "cancelled"
+        try:
+            yield
+            outcome = "ok"
+        except VmpoolError as err:
+            outcome = err.error_code
+            raise
+        finally:
+            self.metrics.turned(action, outcome, time.perf_counter_ns() - began)
+            self.audit(owner, action, subject, detail or {}, outcome=outcome)
 
-        Only after the pools were closed: whoever gets a clone meanwhile would keep it. Goes on to
-        its end when cancelled, and raises then; takes no longer than two kill timeouts.
-        """
-        for held in list(self._held.values()):
-            self._begin_end(held, EndReason.SERVER_STOPPED)
-        await uninterrupted(self._drain())
-
-    async def _drain(self) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + 2 * self.settings.deadlines.kill
-        while busy := {task for task in self._tasks if not task.done()}:
-            left = deadline - loop.time()
-            if left <= 0:
-                log.error("closed with %d tasks that do not end", len(busy))
-                return
-            await asyncio.wait(busy, timeout=left)
-
-    async def _find(self, id: str, owner: str) -> _Held:
-        held = self._held.get(id)
-        if held is not None and held.sandbox.owner == owner and held.ending is None:
-            return held
-        raise await self._absent(id, owner)
-
-    async def _hold(self, claim: Claim, wait: float) -> _Held:
+    async def _hold(self, claim: Claim, wait: float) -> Holding:
         """Take a clone from its pool and make it a sandbox, in one step after the hand-over."""
         pool = self.catalogue.pool(claim.template)
+        base_id = self.catalogue.status(claim.template).snapshot
+        assert base_id is not None
         began = time.perf_counter_ns()
         loop = asyncio.get_running_loop()
         clone = await pool.acquire(deadline=loop.time() + wait)
-        sandbox = Sandbox(
-            id=new_id(), clone=clone, claim=claim, acquire_ns=time.perf_counter_ns() - began
-        )
-        held = _Held(sandbox=sandbox, pool=pool)
-        held.watch = self._spawn(self._watch(held))
-        held.alarm = self._set_alarm(held)
-        self._held[sandbox.id] = held
-        return held
+        took = time.perf_counter_ns() - began
+        sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
+        return self._household.admit(sandbox, base_id=base_id, pool=pool)
 
-    def _set_alarm(self, held: _Held) -> asyncio.TimerHandle:
-        left = (held.sandbox.deadline_ns - time.time_ns()) / 1e9
-        loop = asyncio.get_running_loop()
-        return loop.call_later(max(left, 0), self._begin_end, held, EndReason.EXPIRED)
+    async def _sprout(self, request: CreateRequest, name: str, owner: str) -> Holding:
+        kept = self._vault.find(name, owner=owner)
+        claim = _claim(request, owner, of=kept)
+        return await self._forking.sprout(kept, claim)
 
-    async def _watch(self, held: _Held) -> None:
-        clone = held.sandbox.clone
-        await clone.wait_dead()
-        death = await clone.obituary()
-        log.warning("sandbox=%s clone=%s died: %s", held.sandbox.id, clone.id, death)
-        self.metrics.guest_failed(death.error_code)
-        self._begin_end(held, EndReason.CRASHED, death)
+    def _bases_in_use(self) -> set[str]:
+        return self._household.base_ids | self._vault.base_ids
 
-    async def _end(self, held: _Held, reason: EndReason) -> None:
-        """End a sandbox and wait for it; the ending goes on when the caller is cancelled."""
-        await asyncio.shield(self._begin_end(held, reason))
+    def _expire(self, holding: Holding, reason: EndReason) -> None:
+        """Do with a sandbox whose time is up what its maker chose."""
+        match holding.sandbox.claim.on_expiry:
+            case OnExpiry.KILL:
+                self._household.begin_end(holding, reason)
+            case OnExpiry.PAUSE:
+                self._household.begin(self._pause_instead(holding, reason))
 
-    def _begin_end(
-        self, held: _Held, reason: EndReason, death: InfrastructureError | None = None
-    ) -> asyncio.Task[None]:
-        """Start ending a sandbox, once; return the task that reaps it. *Idempotent.*"""
-        if held.ending is None:
-            held.sandbox.end(reason, death)
-            held.alarm.cancel()
-            held.ending = self._spawn(self._reap(held))
-        return held.ending
+    async def _pause_instead(self, holding: Holding, reason: EndReason) -> None:
+        """Pause a sandbox whose time is up; one that cannot be is tried again, and killed at last.
 
-    async def _reap(self, held: _Held) -> None:
-        """Kill the machine and say so everywhere, whatever of that fails."""
-        sandbox = held.sandbox
-        held.watch.cancel()
+        To kill it at once would lose what its owner was promised to find again: for a full disk
+        somebody makes room. It stays in the lists meanwhile, and the log says why.
+        """
+        sandbox = holding.sandbox
         try:
-            await sandbox.clone.kill()
-        except VmpoolError as err:  # the next start finds its directory, and it, again
-            log.error("sandbox=%s clone=%s is not gone: %s", sandbox.id, sandbox.clone.id, err)
-        sandbox.reaped()
-        held.pool.release(sandbox.clone)
-        assert sandbox.end_reason is not None
-        self.metrics.sandbox_ended(sandbox.end_reason)
-        log.info("sandbox=%s ended: %s", sandbox.id, sandbox.end_reason.value)
-        try:
-            if held.journaled:
-                await self.store.end_sandbox(sandbox.id, sandbox.end_reason)
-        except VmpoolError as err:  # the next start settles the row
-            log.error("sandbox=%s ended, which the journal does not know: %s", sandbox.id, err)
-        finally:
-            del self._held[sandbox.id]
-
-    async def _absent(self, id: str, owner: str) -> NotFoundError:
-        """Return why there is no such sandbox for `owner`; a stranger's was never there."""
-        held = self._held.get(id)
-        if held is not None and held.sandbox.owner == owner:
-            return held.sandbox.ended()
-        unknown = NotFoundError(f"there is no sandbox {id!r}", code="sandbox_not_found")
-        try:
-            row = await self.store.sandbox(id)
+            await self.pause(sandbox.id, owner=sandbox.owner)
         except NotFoundError:
-            return unknown
-        if row.token_id != _token_id(owner):
-            return unknown
-        return ended(id, row.end_reason)
-
-    async def _write_audit(
-        self, owner: str, action: str, subject: str, detail: dict[str, str], outcome: str
-    ) -> None:
-        try:
-            await self.store.audit.record(
-                action,
-                subject=subject,
-                token_id=_token_id(owner),
-                outcome=outcome,
-                detail=dict(detail),
-            )
+            return  # ended meanwhile
         except VmpoolError as err:
-            log.error("the audit log lost %s of %s by %s: %s", action, subject, owner, err)
-        finally:
-            self._audits -= 1
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-        return task
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("background work failed: %s", error, exc_info=error)
+            now = time.monotonic()
+            holding.overdue_since = holding.overdue_since or now
+            log.error("sandbox=%s is to be paused and cannot be: %s", sandbox.id, err)
+            if now - holding.overdue_since > PAUSE_PATIENCE:
+                self._household.begin_end(holding, reason)
+            elif holding.ending is None:
+                self._household.set_alarm(holding, PAUSE_RETRY)
+        else:
+            holding.overdue_since = None
 
 
-LOCAL = "local"
-"""The owner of everything on a server without tokens."""
-
-
-def _token_id(owner: str) -> str | None:
-    return None if owner == LOCAL else owner
-
-
-def _row(sandbox: Sandbox) -> SandboxRow:
-    return SandboxRow(
-        id=sandbox.id,
-        template=sandbox.template,
-        clone_id=sandbox.clone.id,
-        token_id=_token_id(sandbox.owner),
-        state=sandbox.state,
-        created_ns=sandbox.created_ns,
-        deadline_ns=sandbox.deadline_ns,
-        metadata=sandbox.metadata,
+def _claim(request: CreateRequest, owner: str, *, of: Checkpoint | None = None) -> Claim:
+    """Return what a sandbox is made with; of a checkpoint, on top of what that had."""
+    return Claim(
+        template=request.template if of is None else of.template,
+        owner=owner,
+        timeout=request.timeout,
+        metadata=request.metadata,
+        env=request.env if of is None else of.env | request.env,
+        on_expiry=request.on_expiry,
+        idle_timeout=request.idle_timeout,
+        auto_resume=request.auto_resume,
+        rng=request.rng,
+        clock=request.clock,
+        parent_checkpoint_id=None if of is None else of.id,
     )
+
+
+def _recalled(row: SandboxRow, clone: Clone | None) -> Sandbox:
+    """Return a sandbox as the journal knows it."""
+    assert row.receipt is not None
+    assert row.deadline_ns is not None
+    claim = Claim(
+        template=row.template,
+        owner=owner_of(row.token_id),
+        timeout=row.timeout,
+        metadata=row.metadata,
+        env=row.env,
+        on_expiry=row.on_expiry,
+        idle_timeout=row.idle_timeout,
+        auto_resume=row.auto_resume,
+        rng=row.rng,
+        clock=row.clock,
+        parent_id=row.parent_id,
+        parent_checkpoint_id=row.parent_checkpoint_id,
+    )
+    past = Past(
+        access_hash=row.access_hash,
+        created_ns=row.created_ns,
+        deadline_ns=row.deadline_ns,
+        paused_ns=row.paused_ns,
+        receipt=row.receipt,
+        clock_offset_ns=row.clock_offset_ns,
+    )
+    return Sandbox(id=row.id, clone=clone, claim=claim, acquire_ns=0, past=past)

@@ -97,8 +97,29 @@ class SandboxState(StrEnum):
 
     STARTING = "starting"
     RUNNING = "running"
+    PAUSING = "pausing"
+    """Its machine is being saved, to be ended; it may yet run on."""
+    PAUSED = "paused"
+    """It has no machine: what it was is in files."""
+    RESUMING = "resuming"
+    ROLLING_BACK = "rolling_back"
+    """It runs while the machine is made that takes its machine's place."""
     ENDING = "ending"
     ENDED = "ended"
+
+
+class OnExpiry(StrEnum):
+    """What becomes of a sandbox whose time is up, or that was idle for too long."""
+
+    KILL = "kill"
+    PAUSE = "pause"
+
+
+class AutoResume(StrEnum):
+    """Whether a request wakes a paused sandbox that it needs."""
+
+    NEVER = "never"
+    ON_REQUEST = "on_request"
 
 
 class EndReason(StrEnum):
@@ -109,7 +130,9 @@ class EndReason(StrEnum):
     FINISHED = "finished"
     """It was made for one request, and that was answered."""
     EXPIRED = "expired"
-    """Its deadline passed."""
+    """Its deadline passed; of a paused one, the time that it may be paused."""
+    IDLE = "idle"
+    """Nothing ran in it and nobody asked anything of it for its idle limit."""
     CRASHED = "crashed"
     """The guest or its hypervisor died."""
     FAILED_START = "failed_start"
@@ -125,6 +148,18 @@ class Started:
     """The clone is the sandbox's own and answers."""
 
 
+class Turn(StrEnum):
+    """What happens to the machine under a sandbox; an event like `Started`."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    ROLL_BACK = "roll back"
+    HALTED = "be halted"
+    """It is paused: just now, or again, for it could not be resumed."""
+    RUNS = "run on"
+    """It runs: on a new machine, or on the one it had, for what was begun failed."""
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """Somebody or something ends the sandbox."""
@@ -137,7 +172,18 @@ class Reaped:
     """The clone is gone, with all it held."""
 
 
-SandboxEvent = Started | End | Reaped
+SandboxEvent = Started | Turn | End | Reaped
+
+_TURNS: Final = {
+    (SandboxState.RUNNING, Turn.PAUSE): SandboxState.PAUSING,
+    (SandboxState.PAUSING, Turn.HALTED): SandboxState.PAUSED,
+    (SandboxState.PAUSING, Turn.RUNS): SandboxState.RUNNING,
+    (SandboxState.PAUSED, Turn.RESUME): SandboxState.RESUMING,
+    (SandboxState.RESUMING, Turn.HALTED): SandboxState.PAUSED,
+    (SandboxState.RESUMING, Turn.RUNS): SandboxState.RUNNING,
+    (SandboxState.RUNNING, Turn.ROLL_BACK): SandboxState.ROLLING_BACK,
+    (SandboxState.ROLLING_BACK, Turn.RUNS): SandboxState.RUNNING,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +196,7 @@ class Life:
     @property
     def over(self) -> bool:
         """Whether the sandbox takes no more requests."""
-        match self.state:
-            case SandboxState.STARTING | SandboxState.RUNNING:
-                return False
-            case SandboxState.ENDING | SandboxState.ENDED:
-                return True
+        return self.state in {SandboxState.ENDING, SandboxState.ENDED}
 
 
 def advance(life: Life, event: SandboxEvent) -> Life:
@@ -166,6 +208,8 @@ def advance(life: Life, event: SandboxEvent) -> Life:
     match event:
         case Started():
             return _start(life)
+        case Turn():
+            return _turn(life, event)
         case End(reason):
             return _end(life, reason)
         case Reaped():
@@ -178,24 +222,25 @@ def _start(life: Life) -> Life:
     return Life(SandboxState.RUNNING)
 
 
+def _turn(life: Life, turn: Turn) -> Life:
+    state = _TURNS.get((life.state, turn))
+    if state is None:
+        raise _illegal(life, turn.value)
+    return Life(state)
+
+
 def _end(life: Life, reason: EndReason) -> Life:
-    match life.state:
-        case SandboxState.STARTING:
-            return Life(SandboxState.ENDING, reason)
-        case SandboxState.RUNNING:
-            if reason is EndReason.FAILED_START:
-                raise _illegal(life, "fail to start")
-            return Life(SandboxState.ENDING, reason)
-        case SandboxState.ENDING | SandboxState.ENDED:
-            return life
+    if life.over:
+        return life
+    if reason is EndReason.FAILED_START and life.state is not SandboxState.STARTING:
+        raise _illegal(life, "fail to start")
+    return Life(SandboxState.ENDING, reason)
 
 
 def _reap(life: Life) -> Life:
-    match life.state:
-        case SandboxState.ENDING | SandboxState.ENDED:
-            return Life(SandboxState.ENDED, life.reason)
-        case SandboxState.STARTING | SandboxState.RUNNING:
-            raise _illegal(life, "be reaped before anything ended it")
+    if not life.over:
+        raise _illegal(life, "be reaped before anything ended it")
+    return Life(SandboxState.ENDED, life.reason)
 
 
 def _illegal(life: Life, event: str) -> ConflictError:

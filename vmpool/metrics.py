@@ -60,6 +60,15 @@ class Metrics:
         self._ended = self._count(
             "vmpool_sandboxes_ended", "Sandboxes that ended, by reason.", ["reason"]
         )
+        self._turn = self._timing(
+            "vmpool_sandbox_operation_seconds", "What was done to a sandbox.", ["operation"]
+        )
+        self._turns = self._count(
+            "vmpool_sandbox_operations", "What was done to a sandbox.", ["operation", "outcome"]
+        )
+        self._stopped = self._timing(
+            "vmpool_sandbox_stopped_seconds", "How long a guest stood still.", ["operation"]
+        )
         self._guest_failures = self._count(
             "vmpool_guest_failures", "Guests that died, hung or broke the protocol.", ["code"]
         )
@@ -108,6 +117,31 @@ class Metrics:
         """Record the end of one sandbox."""
         self._ended.labels(reason.value).inc()
 
+    def turned(self, operation: str, outcome: str, took_ns: int) -> None:
+        """Record what was done to a sandbox, or to a checkpoint.
+
+        Args:
+            outcome: `ok`, `cancelled`, or the error's code.
+        """
+        self._turns.labels(operation, outcome).inc()
+        self._turn.labels(operation).observe(took_ns * _NS)
+
+    def stopped(self, operation: str, took_ns: int) -> None:
+        """Record for how long a guest's virtual CPUs were stopped for an operation."""
+        self._stopped.labels(operation).observe(took_ns * _NS)
+
+    def watch_sandboxes(
+        self,
+        sandboxes: Callable[[], Mapping[str, int]],
+        checkpoints: Callable[[], Mapping[str, int]],
+    ) -> None:
+        """Show from now on how many sandboxes are in each state, and what checkpoints take.
+
+        Args:
+            checkpoints: Bytes, by purpose.
+        """
+        self._registry.register(_Sandboxes(sandboxes, checkpoints))
+
     def guest_failed(self, code: str) -> None:
         """Record a guest that was lost, by its error's code."""
         self._guest_failures.labels(code).inc()
@@ -147,3 +181,28 @@ class _Pools(Collector):
             for event, number in counters().items():
                 events.add_metric([template, event], number)
         yield from (clones, waiting, events)
+
+
+class _Sandboxes(Collector):
+    """Counts the sandboxes when somebody asks."""
+
+    def __init__(
+        self,
+        sandboxes: Callable[[], Mapping[str, int]],
+        checkpoints: Callable[[], Mapping[str, int]],
+    ) -> None:
+        self._sandboxes = sandboxes
+        self._checkpoints = checkpoints
+
+    def collect(self) -> Iterator[Metric]:
+        there = GaugeMetricFamily(
+            "vmpool_sandboxes", "Sandboxes, by their state.", labels=["state"]
+        )
+        for state, number in self._sandboxes().items():
+            there.add_metric([state], number)
+        kept = GaugeMetricFamily(
+            "vmpool_checkpoint_bytes", "Files of checkpoints, by purpose.", labels=["purpose"]
+        )
+        for purpose, size_bytes in self._checkpoints().items():
+            kept.add_metric([purpose], size_bytes)
+        yield from (there, kept)

@@ -29,6 +29,7 @@ from vmpool.lifecycle import EndReason
 from vmpool.metrics import Metrics
 from vmpool.store import Store
 from vmpool.tools import QEMU
+from vmpool.vault import Vault
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -70,8 +71,11 @@ async def open_host(
     """
     descriptors.raise_limit()
     clones, snapshots = settings.run / "clones", settings.state / "snapshots"
+    checkpoints = settings.state / "checkpoints"
     async with contextlib.AsyncExitStack() as opened:
-        await asyncio.to_thread(_make_directories, settings.state, settings.run, clones, snapshots)
+        await asyncio.to_thread(
+            _make_directories, settings.state, settings.run, clones, snapshots, checkpoints
+        )
         for directory in (settings.state, settings.run):
             await opened.enter_async_context(_alone(directory))
         images = Library(settings.state)
@@ -80,32 +84,27 @@ async def open_host(
         await _settle(store)
         base = base or await find_base(progress)
         metrics = Metrics()
-        catalogue = Catalogue(
-            Ground(
-                engine=base.engine,
-                accelerator=base.facts.accelerator,
-                transport=base.facts.transport,
-                images=images,
-                store=store,
-                metrics=metrics,
-                snapshots=snapshots,
-                clones=clones,
-                settings=settings,
-                deadlines=_deadlines(settings),
-                restores=asyncio.Semaphore(max(2, os.cpu_count() or 1)),
-            )
-        )
-        host = Host(
-            settings=settings,
-            facts=base.facts,
+        ground = Ground(
+            engine=base.engine,
+            accelerator=base.facts.accelerator,
+            transport=base.facts.transport,
             images=images,
-            catalogue=catalogue,
             store=store,
             metrics=metrics,
+            snapshots=snapshots,
+            clones=clones,
+            settings=settings,
+            deadlines=_deadlines(settings),
+            restores=asyncio.Semaphore(max(2, os.cpu_count() or 1)),
         )
+        catalogue = Catalogue(ground)
+        vault = Vault(checkpoints, store, settings.checkpoints)
+        await vault.open()
+        host = Host(ground, facts=base.facts, catalogue=catalogue, vault=vault)
         # Closed in the other order: first nobody gets a clone any more, then those who have one.
         opened.push_async_callback(host.close)
         opened.push_async_callback(catalogue.close)
+        await host.recall()
         await catalogue.restore_saved(progress=progress)
         yield host
 
@@ -160,8 +159,8 @@ async def _reap(
 
 
 async def _settle(store: Store) -> None:
-    """Make the journal say what is: no machine survived, so no sandbox is open."""
-    lost = await store.end_all_open(EndReason.SERVER_LOST)
+    """Make the journal say what is: no machine survived, so only what is paused is open."""
+    lost = await store.end_all_running(EndReason.SERVER_LOST)
     if lost:
         log.warning("%d sandboxes were lost with the last server", lost)
     await store.prune()

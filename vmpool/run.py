@@ -24,13 +24,14 @@ from vmpool.model import (
     Started,
     Stream,
 )
-from vmpool.sandbox import GRACE
+from vmpool.timed_execution import GRACE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from vmpool.agent import Agent
-    from vmpool.sandbox import Sandbox, TimedExecution
+    from vmpool.sandbox import Sandbox
+    from vmpool.timed_execution import TimedExecution
 
 TRANSFER_TIMEOUT = 300.0
 """Seconds for all files that go in, and as many for all that come out."""

@@ -1,4 +1,6 @@
-"""Sandbox: a clone that somebody holds, until they kill it, its time is up or it dies.
+"""Sandbox: a guest that somebody holds, until they kill it, its time is up or it dies.
+
+Its machine may make way for another, or for a checkpoint: then whoever was using it is told so.
 
 It decides what its holder may do in which state. It knows no pool and no store; whoever makes one
 gives it a clone and takes the clone back when it has ended.
@@ -8,35 +10,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import secrets
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from vmpool.errors import GuestError, NotFoundError
-from vmpool.lifecycle import End, EndReason, Life, Reaped, Started, advance
-from vmpool.model import Output, Result
+from vmpool.clone import RestoreTimings
+from vmpool.errors import ConflictError, GuestError, NotFoundError
+from vmpool.lifecycle import (
+    AutoResume,
+    End,
+    EndReason,
+    Life,
+    OnExpiry,
+    Reaped,
+    SandboxState,
+    Started,
+    Turn,
+    advance,
+)
+from vmpool.model import ClockPolicy, IdentityReceipt, Rng, Unique
+from vmpool.timed_execution import TimedExecution
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
-    from vmpool.agent import Agent, Execution
-    from vmpool.clone import Clone, RestoreTimings
+    from vmpool.agent import Agent
+    from vmpool.clone import Clone
     from vmpool.errors import InfrastructureError, VmpoolError
-    from vmpool.lifecycle import SandboxState
-    from vmpool.model import Code, Command, ExecutionEvent, IdentityReceipt
-
-GRACE = 15.0
-"""Seconds beyond its time that the end of an execution may take to be told: the guest kills what is
-over its time, and is not believed when it does not."""
-
-REST_BYTES = 4 << 20
-"""What may still come of an execution that is over its time by `GRACE`, for a reader who was slow:
-more than pipes, the channel's window and a last result hold once the process group is dead. What is
-over it is no rest: the guest goes on."""
-
-EVENT_BYTES = 256
-"""What one event counts at least: thousands of empty ones are not free."""
+    from vmpool.model import Code, Command
 
 CAUSE_TIMEOUT = 3.0
 """Seconds to wait for the word of what a guest died of, before its loss is all that is told."""
@@ -48,9 +52,15 @@ class Claim:
 
     Attributes:
         owner: Id of the token that may see and use it.
-        timeout: Seconds from the making until it is killed.
+        timeout: Seconds from the making until its time is up.
         metadata: The holder's own words, shown in lists, never interpreted.
         env: Environment of everything that runs in it; an execution's own goes on top.
+        on_expiry: What becomes of it when its time is up or it was idle for too long.
+        idle_timeout: Seconds that it may be idle; `None` for no limit.
+        auto_resume: Whether a request wakes it when it is paused.
+        rng: How its machines come by their randomness, and `clock` by their time.
+        parent_id: The sandbox that it was forked from.
+        parent_checkpoint_id: The checkpoint that it was made from.
     """
 
     template: str
@@ -58,107 +68,111 @@ class Claim:
     timeout: float
     metadata: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict, repr=False)
+    on_expiry: OnExpiry = OnExpiry.KILL
+    idle_timeout: float | None = None
+    auto_resume: AutoResume = AutoResume.NEVER
+    rng: Rng = field(default_factory=Unique)
+    clock: ClockPolicy = ClockPolicy.NOW
+    parent_id: str | None = None
+    parent_checkpoint_id: str | None = None
 
 
-class TimedExecution:
-    """An execution whose guest is given up when it goes on beyond its time.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What is known of a sandbox that another server made.
 
-    It may neither keep its reader waiting nor go on talking. Who reads slowly holds the guest back
-    and may learn of an end long after it came: what was left in buffers is still told.
-
-    Args:
-        timeout: Seconds that the guest was given; `None` for no end.
+    Attributes:
+        access_hash: SHA-256 of its access token, which nobody knows but its maker.
+        paused_ns: When it was paused, `None` when it runs.
+        receipt: What its last machine confirmed.
     """
 
-    def __init__(self, execution: Execution, timeout: float | None) -> None:
-        self._execution = execution
-        self._events = aiter(execution)
-        self._patience = None if timeout is None else timeout + GRACE
-        self._end = asyncio.get_running_loop().time() + (self._patience or 0.0)
-        self._rest_bytes = REST_BYTES
-        self.write_stdin = execution.write_stdin
-        self.close_stdin = execution.close_stdin
-        self.kill = execution.kill
-
-    @property
-    def pid(self) -> int:
-        """The process in the guest."""
-        return self._execution.pid
-
-    def __aiter__(self) -> AsyncIterator[ExecutionEvent]:
-        return self
-
-    async def __anext__(self) -> ExecutionEvent:
-        """Return the next event.
-
-        Raises:
-            GuestError: As `Execution`; `guest_unresponsive` when the end does not come.
-        """
-        if self._patience is None:
-            return await anext(self._events)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        limit = asyncio.timeout(self._patience)
-        try:
-            async with limit:
-                event = await anext(self._events)
-        except TimeoutError as err:
-            if not limit.expired():
-                raise
-            raise _over_its_time() from err
-        finally:
-            self._patience -= loop.time() - began
-        if loop.time() > self._end:
-            self._rest_bytes -= _size(event)
-            if self._rest_bytes < 0:
-                raise _over_its_time()
-        return event
+    access_hash: bytes = field(repr=False)
+    created_ns: int
+    deadline_ns: int
+    paused_ns: int | None
+    receipt: IdentityReceipt
+    clock_offset_ns: int
 
 
-def _over_its_time() -> GuestError:
-    return GuestError(
-        "the guest did not end the execution when its time was up", code="guest_unresponsive"
-    )
+class Stay:
+    """One machine's time under a sandbox, and the word to whoever was using it when it was over."""
 
+    def __init__(self, clone: Clone) -> None:
+        self.clone = clone
+        self._over = asyncio.Event()
+        self._farewell: Callable[[], VmpoolError] | None = None
 
-def _size(event: ExecutionEvent) -> int:
-    """Return what an event counts."""
-    match event:
-        case Output(data=data):
-            size = len(data)
-        case Result(mime=mime):
-            size = sum(map(len, mime.values()))
-        case _:
-            size = 0
-    return max(size, EVENT_BYTES)
+    def end(self, farewell: Callable[[], VmpoolError] | None) -> None:
+        """Note that it is over; `None` when nobody knows why."""
+        if not self._over.is_set():
+            self._farewell = farewell
+            self._over.set()
+
+    async def cause_of(self, err: GuestError) -> VmpoolError:
+        """Return why the guest was lost, when that becomes known soon; else `err`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CAUSE_TIMEOUT):
+                await self._over.wait()
+        return err if self._farewell is None else self._farewell()
 
 
 class Sandbox:
-    """A running guest under an id, an owner and a deadline.
+    """A guest under an id, an owner and a deadline; its machine may come and go.
+
+    Args:
+        clone: Its machine; `None` for one that is paused, which has a past.
+        past: `None` for one that is new.
 
     Attributes:
-        access_token: Opens this sandbox alone; the same for its whole life.
+        access_token: Opens this sandbox alone, for its whole life; empty when another server made
+            it: then only its hash is known.
         acquire_ns: How long its maker waited for the clone.
-        created_ns: Unix time; `deadline_ns` likewise.
+        created_ns: Unix time; `deadline_ns` likewise, but while it is paused its time stands still
+            at `paused_ns`.
+        paused_ns: Since when it is paused; `None` while it has a machine.
     """
 
-    def __init__(self, *, id: str, clone: Clone, claim: Claim, acquire_ns: int) -> None:
+    def __init__(
+        self,
+        *,
+        id: str,
+        clone: Clone | None,
+        claim: Claim,
+        acquire_ns: int,
+        past: Past | None = None,
+    ) -> None:
         self.id = id
         self.claim = claim
-        self.access_token = secrets.token_urlsafe(32)
         self.acquire_ns = acquire_ns
-        self.created_ns = time.time_ns()
-        self.deadline_ns = self.created_ns + int(claim.timeout * 1e9)
-        self._life = advance(Life(), Started())
-        self._over = asyncio.Event()
+        if past is None:
+            self.access_token = secrets.token_urlsafe(32)
+            self.access_hash = _hash(self.access_token)
+            self.created_ns = time.time_ns()
+            self.deadline_ns = self.created_ns + int(claim.timeout * 1e9)
+        else:
+            self.access_token = ""
+            self.access_hash = past.access_hash
+            self.created_ns, self.deadline_ns = past.created_ns, past.deadline_ns
+        self.paused_ns = None if past is None or clone is not None else past.paused_ns
+        self._past = past
+        self._life = Life(SandboxState.PAUSED) if clone is None else advance(Life(), Started())
         self._death: InfrastructureError | None = None
+        self._stay = None if clone is None else Stay(clone)
         self._clone = clone
+        self._visitors = 0
+        self._quiet_since = time.monotonic()
         self._env = {"VMPOOL_SANDBOX_ID": id, "VMPOOL_TEMPLATE": claim.template} | claim.env
 
     @property
     def state(self) -> SandboxState:
         """Where it is in its life."""
         return self._life.state
+
+    @property
+    def over(self) -> bool:
+        """Whether it takes no more requests."""
+        return self._life.over
 
     @property
     def end_reason(self) -> EndReason | None:
@@ -182,18 +196,40 @@ class Sandbox:
 
     @property
     def clone(self) -> Clone:
-        """The machine underneath; its holder is the host."""
-        return self._clone
+        """The machine underneath; its holder is the host.
+
+        Raises:
+            ConflictError: `sandbox_paused`; it has none.
+        """
+        if self._stay is None:
+            raise paused(self.id)
+        return self._stay.clone
+
+    @property
+    def has_machine(self) -> bool:
+        """Whether there is a machine underneath, which counts in a pool."""
+        return self._stay is not None
 
     @property
     def receipt(self) -> IdentityReceipt:
-        """The guest's word that its identity took."""
-        return self._clone.receipt
+        """The guest's word that its identity took, the last time that it was asked."""
+        if self._clone is not None:
+            return self._clone.receipt
+        assert self._past is not None
+        return self._past.receipt
+
+    @property
+    def clock_offset_ns(self) -> int:
+        """The guest's clock minus the host's."""
+        if self._clone is not None:
+            return self._clone.clock_offset_ns
+        assert self._past is not None
+        return self._past.clock_offset_ns
 
     @property
     def restore_timings(self) -> RestoreTimings:
-        """How long each phase of its restore took."""
-        return self._clone.timings
+        """How long each phase of its last restore took; nothing when another server did that."""
+        return self._clone.timings if self._clone is not None else UNTIMED
 
     @property
     def agent(self) -> Agent:
@@ -201,10 +237,9 @@ class Sandbox:
 
         Raises:
             NotFoundError: `sandbox_ended` when the sandbox is no more.
+            ConflictError: `sandbox_paused`.
         """
-        if self._life.over:
-            raise self.ended()
-        return self._clone.agent
+        return self._present().clone.agent
 
     @contextlib.asynccontextmanager
     async def execute(self, what: Command | Code) -> AsyncIterator[TimedExecution]:
@@ -214,6 +249,7 @@ class Sandbox:
 
         Raises:
             NotFoundError: `sandbox_ended` when the sandbox is no more, or ends meanwhile.
+            ConflictError: `sandbox_paused`, `sandbox_rolled_back`; as `attended`.
             InvalidRequestError: The guest refused the start.
             GuestError: `guest_unresponsive`: it did not end the execution when its time was up.
             InfrastructureError: The guest died, and of what.
@@ -226,37 +262,86 @@ class Sandbox:
     async def attended(self) -> AsyncIterator[Agent]:
         """Lend the agent for a block, and tell a guest that is lost meanwhile by its cause.
 
+        While it is lent, the sandbox is not idle.
+
         Raises:
             NotFoundError: `sandbox_ended` when the sandbox is no more, or ends meanwhile.
+            ConflictError: `sandbox_paused` when it is paused, or is meanwhile;
+                `sandbox_rolled_back` when its machine made way for another.
             InfrastructureError: The guest died, and of what.
         """
+        stay = self._present()
+        self._visitors += 1
         try:
-            yield self.agent
+            yield stay.clone.agent
         except GuestError as err:
-            raise await self._cause_of(err) from err
+            raise await stay.cause_of(err) from err
+        finally:
+            self._visitors -= 1
+            self.touch()
 
-    async def _cause_of(self, err: GuestError) -> VmpoolError:
-        """Return why the guest was lost, when that becomes known soon; else `err`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CAUSE_TIMEOUT):
-                await self._over.wait()
-        if not self._life.over:
-            return err
-        if self.end_reason is EndReason.CRASHED:
-            return self._death or err
-        return self.ended()
+    def touch(self) -> None:
+        """Count the time that it is idle from now on."""
+        self._quiet_since = time.monotonic()
+
+    @property
+    def quiet_seconds(self) -> float:
+        """How long nobody has asked anything of it; what runs in the guest, it does not know."""
+        return 0.0 if self._visitors else time.monotonic() - self._quiet_since
 
     def ended(self) -> NotFoundError:
         """Return, as an error to raise, that it is no more."""
         return ended(self.id, self.end_reason)
 
+    def loss(self) -> VmpoolError:
+        """Return, as an error to raise, of what it died, or that it is no more."""
+        return self._death or self.ended()
+
     def admits(self, token: str) -> bool:
         """Whether `token` is this sandbox's own."""
-        return secrets.compare_digest(token.encode(), self.access_token.encode())
+        return secrets.compare_digest(_hash(token), self.access_hash)
 
     def extend(self, timeout: float) -> None:
-        """Set the deadline to `timeout` seconds from now; it may come nearer as well."""
-        self.deadline_ns = time.time_ns() + int(timeout * 1e9)
+        """Set the deadline to `timeout` seconds from now; it may come nearer as well.
+
+        A paused one has that much time when it is resumed.
+        """
+        since_ns = time.time_ns() if self.paused_ns is None else self.paused_ns
+        self.deadline_ns = since_ns + int(timeout * 1e9)
+
+    @property
+    def left_seconds(self) -> float:
+        """How much of its time is left; of a paused one it does not pass."""
+        since_ns = time.time_ns() if self.paused_ns is None else self.paused_ns
+        return (self.deadline_ns - since_ns) / 1e9
+
+    def turn(self, turn: Turn) -> None:
+        """Take a turn, unless it has ended.
+
+        Raises:
+            ConflictError: `illegal_transition`.
+        """
+        if not self._life.over:
+            self._life = advance(self._life, turn)
+
+    def halted(self, paused_ns: int) -> None:
+        """Note that it goes on from a checkpoint, and needs its machine no more."""
+        assert self._stay is not None
+        self.turn(Turn.HALTED)
+        self.paused_ns = paused_ns
+        self._stay.end(partial(paused, self.id))
+        self._stay = None
+
+    def moved(self, clone: Clone) -> None:
+        """Note that it has another machine, also when it has ended."""
+        self.turn(Turn.RUNS)
+        if self._stay is not None:
+            self._stay.end(partial(rolled_back, self.id))
+        self._clone, self._stay = clone, Stay(clone)
+        if self.paused_ns is not None:
+            self.deadline_ns += time.time_ns() - self.paused_ns
+            self.paused_ns = None
+        self.touch()
 
     def end(self, reason: EndReason, death: InfrastructureError | None = None) -> None:
         """Let it take no more requests. *Idempotent*; the first reason stays.
@@ -267,11 +352,46 @@ class Sandbox:
         if not self._life.over:
             self._death = death
         self._life = advance(self._life, End(reason))
-        self._over.set()
+        if self._stay is not None:
+            unknown = self.end_reason is EndReason.CRASHED and self._death is None
+            self._stay.end(None if unknown else self.loss)
 
     def reaped(self) -> None:
         """Note that its clone is gone, after `end`."""
         self._life = advance(self._life, Reaped())
+
+    def _present(self) -> Stay:
+        if self._life.over:
+            raise self.ended()
+        if self._stay is None:
+            raise paused(self.id)
+        return self._stay
+
+
+UNTIMED = RestoreTimings(
+    spawn_ns=0, load_ns=0, resume_ns=0, hello_ns=0, identify_ns=0, warm_ns=0, rest_ns=0
+)
+
+
+def _hash(token: str) -> bytes:
+    """Return what is kept of a token: one of 256 random bits needs no salt."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def paused(id: str) -> ConflictError:
+    """Return, as an error to raise, that a sandbox has no machine."""
+    return ConflictError(
+        f"sandbox {id!r} is paused", code="sandbox_paused", remedy="resume it first"
+    )
+
+
+def rolled_back(id: str) -> ConflictError:
+    """Return, as an error to raise, that a sandbox's machine made way for an earlier state."""
+    return ConflictError(
+        f"sandbox {id!r} was rolled back while this ran",
+        code="sandbox_rolled_back",
+        remedy="ask again; what was done is undone",
+    )
 
 
 def ended(id: str, reason: EndReason | None) -> NotFoundError:

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import WSMsgType
 
 from tests.fakes import Faults
-from vmpool import sandbox as sandbox_module
+from vmpool import timed_execution
 from vmpool.errors import GuestError
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ async def test_a_reader_that_takes_nothing_is_given_up(serving: Serve) -> None:
 async def test_a_guest_that_does_not_keep_its_time_is_given_up(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox_module, "GRACE", 0.2)
+    monkeypatch.setattr(timed_execution, "GRACE", 0.2)
     made = await server.make_sandbox()
     path = f"{server.url}/v1/sandboxes/{made['id']}/exec"
     (sandbox,) = server.host.sandboxes(owner=server.owner)

@@ -325,7 +325,7 @@ async def test_a_run_that_fails_or_is_cancelled_is_on_the_audit_log(host: Host) 
 async def test_audit_entries_that_the_journal_cannot_follow_are_bounded(
     host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vmpool.host.AUDITS", 3)
+    monkeypatch.setattr("vmpool.auditing.WAITING", 3)
     for number in range(5):
         host.audit(OWNER, "x", str(number), {})
     await host.close()

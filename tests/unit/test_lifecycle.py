@@ -19,6 +19,7 @@ from vmpool.lifecycle import (
     SandboxEvent,
     SandboxState,
     Started,
+    Turn,
     advance,
     advance_clone,
 )
@@ -76,19 +77,14 @@ def test_every_clone_can_die() -> None:
         assert CloneState.DEAD in seen
 
 
-EXPECTED_ENDS = {
-    SandboxState.STARTING: SandboxState.ENDING,
-    SandboxState.RUNNING: SandboxState.ENDING,
-    SandboxState.ENDING: SandboxState.ENDING,
-    SandboxState.ENDED: SandboxState.ENDED,
-}
+OVER = {SandboxState.ENDING, SandboxState.ENDED}
 
 
 @pytest.mark.parametrize("state", list(SandboxState))
 def test_ending_is_possible_in_every_state_and_idempotent(state: SandboxState) -> None:
-    first = EndReason.EXPIRED if state in {SandboxState.ENDING, SandboxState.ENDED} else None
+    first = EndReason.EXPIRED if state in OVER else None
     life = advance(Life(state, first), End(EndReason.KILLED))
-    assert life.state is EXPECTED_ENDS[state]
+    assert life.state is (state if state in OVER else SandboxState.ENDING)
     assert advance(life, End(EndReason.CRASHED)) == life
 
 
@@ -98,12 +94,36 @@ def test_a_sandbox_starts_once(state: SandboxState) -> None:
     assert (started is not None) == (state is SandboxState.STARTING)
 
 
+def test_what_was_begun_with_a_machine_ends_where_it_began_or_where_it_was_to_lead() -> None:
+    lasting = {SandboxState.RUNNING, SandboxState.PAUSED}
+    for state, turn in product(set(SandboxState) - lasting, Turn):
+        after = life_after(Life(state), turn)
+        assert after is None or after.state in lasting
+    begun = {
+        (state, after.state)
+        for state, turn in product(lasting, Turn)
+        if (after := life_after(Life(state), turn))
+    }
+    assert begun == {
+        (SandboxState.RUNNING, SandboxState.PAUSING),
+        (SandboxState.PAUSED, SandboxState.RESUMING),
+        (SandboxState.RUNNING, SandboxState.ROLLING_BACK),
+    }
+    for state, under_way in begun:
+        afters = {life_after(Life(under_way), turn) for turn in (Turn.RUNS, Turn.HALTED)}
+        assert Life(state) in afters
+
+
 def test_a_running_sandbox_did_not_fail_to_start() -> None:
     assert life_after(Life(SandboxState.RUNNING), End(EndReason.FAILED_START)) is None
 
 
 events = st.lists(
-    st.just(Started()) | st.just(Reaped()) | st.builds(End, st.sampled_from(EndReason)), max_size=8
+    st.just(Started())
+    | st.just(Reaped())
+    | st.sampled_from(Turn)
+    | st.builds(End, st.sampled_from(EndReason)),
+    max_size=8,
 )
 
 

@@ -204,7 +204,7 @@ async def test_a_start_ends_what_the_last_run_left_open(tmp_path: Path) -> None:
         for name in ("a", "b", "c"):
             await store.record_sandbox(sandbox(name))
         await store.end_sandbox("a", EndReason.KILLED)
-        assert await store.end_all_open(EndReason.SERVER_LOST) == 2
+        assert await store.end_all_running(EndReason.SERVER_LOST) == 2
         assert await store.open_sandboxes() == []
         assert (await store.sandbox("a")).end_reason is EndReason.KILLED
         assert (await store.sandbox("b")).end_reason is EndReason.SERVER_LOST

@@ -1,12 +1,14 @@
-"""Rows: images, templates and sandboxes as the journal keeps them."""
+"""Rows: images, templates, sandboxes and checkpoints as the journal keeps them."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
-from vmpool.lifecycle import EndReason, SandboxState
+from vmpool.lifecycle import AutoResume, EndReason, OnExpiry, SandboxState
+from vmpool.model import ClockPolicy, IdentityReceipt, Preserve, Rng, Seed, Unique
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +41,23 @@ class TemplateRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxRow:
-    """A sandbox that was promised to somebody.
+    """A sandbox that was promised to somebody, with all that makes it again from its machine.
 
     Attributes:
-        clone_id: Names its directory in the run directory.
+        clone_id: Names its directory in the run directory; of a paused one it is gone.
         token_id: The owner; `None` on a server without tokens.
-        deadline_ns: When it ends by itself; `None` for never.
+        deadline_ns: When its time is up; `None` for never. Of a paused one it counts from
+            `paused_ns`.
         ended_ns: Set, with `end_reason`, exactly when `state` is `ended`.
+        base_id: Of the snapshot that its machine descends from.
+        checkpoint_id: What it goes on from, exactly when `state` is `paused`; the row of the
+            checkpoint is its own.
+        timeout: Seconds that it was given at first.
+        access_hash: SHA-256 of its access token; empty when it never had one.
+        receipt: What its machine confirmed last; `None` in rows of older schemas.
+        clock_offset_ns: The guest's clock minus the host's.
+        parent_id: The sandbox that it was forked from.
+        parent_checkpoint_id: The checkpoint that it was made from.
     """
 
     id: str
@@ -58,6 +70,60 @@ class SandboxRow:
     metadata: dict[str, str] = field(default_factory=dict)
     ended_ns: int | None = None
     end_reason: EndReason | None = None
+    base_id: str = ""
+    checkpoint_id: str | None = None
+    paused_ns: int | None = None
+    timeout: float = 0.0
+    idle_timeout: float | None = None
+    on_expiry: OnExpiry = OnExpiry.KILL
+    auto_resume: AutoResume = AutoResume.NEVER
+    rng: Rng = field(default_factory=Unique)
+    clock: ClockPolicy = ClockPolicy.NOW
+    clock_offset_ns: int = 0
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+    access_hash: bytes = field(default=b"", repr=False)
+    receipt: IdentityReceipt | None = None
+    parent_id: str | None = None
+    parent_checkpoint_id: str | None = None
+
+
+class Purpose(StrEnum):
+    """What a checkpoint is there for."""
+
+    KEPT = "kept"
+    """Somebody asked for it, and removes it."""
+    PAUSE = "pause"
+    """A paused sandbox goes on from it, which is its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRow:
+    """A state that a sandbox was in.
+
+    Attributes:
+        name: Unique among its owner's; `None` for none.
+        token_id: The owner; `None` on a server without tokens.
+        base_id: Of the snapshot that it is the difference from.
+        agent_key: What the agent in it obeys; never shown, never logged.
+        saved_ns: What the guest's clock said.
+        dirty_bytes: Memory that differed from the base.
+        size_bytes: Of its files.
+        env: Environment of everything that ran in the sandbox.
+    """
+
+    id: str
+    purpose: Purpose
+    name: str | None
+    token_id: str | None
+    sandbox_id: str
+    template: str
+    base_id: str
+    agent_key: bytes = field(repr=False)
+    created_ns: int
+    saved_ns: int
+    dirty_bytes: int
+    size_bytes: int
+    env: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 def template(row: dict[str, Any]) -> TemplateRow:
@@ -74,5 +140,63 @@ def sandbox(row: dict[str, Any]) -> SandboxRow:
             "state": SandboxState(row["state"]),
             "metadata": json.loads(row["metadata"]),
             "end_reason": None if reason is None else EndReason(reason),
+            "on_expiry": OnExpiry(row["on_expiry"]),
+            "auto_resume": AutoResume(row["auto_resume"]),
+            "rng": _rng(row["rng"]),
+            "clock": ClockPolicy(row["clock"]),
+            "env": json.loads(row["env"]),
+            "receipt": _receipt(row["receipt"]),
         }
     )
+
+
+def sandbox_columns(sandbox: SandboxRow) -> dict[str, Any]:
+    """Return a sandbox as it is recorded."""
+    return asdict(sandbox) | {
+        "metadata": json.dumps(sandbox.metadata),
+        "env": json.dumps(sandbox.env),
+        "rng": _rng_text(sandbox.rng),
+        "receipt": receipt_text(sandbox.receipt),
+    }
+
+
+def checkpoint(row: dict[str, Any]) -> CheckpointRow:
+    """Return a checkpoint as it was recorded."""
+    return CheckpointRow(
+        **row | {"purpose": Purpose(row["purpose"]), "env": json.loads(row["env"])}
+    )
+
+
+def checkpoint_columns(checkpoint: CheckpointRow) -> dict[str, Any]:
+    """Return a checkpoint as it is recorded."""
+    return asdict(checkpoint) | {"env": json.dumps(checkpoint.env)}
+
+
+def receipt_text(receipt: IdentityReceipt | None) -> str | None:
+    """Return a receipt as it is recorded."""
+    return None if receipt is None else json.dumps(asdict(receipt))
+
+
+def _receipt(text: str | None) -> IdentityReceipt | None:
+    if text is None:
+        return None
+    members = json.loads(text)
+    return IdentityReceipt(**members | {"generators": tuple(members["generators"])})
+
+
+def _rng_text(rng: Rng) -> str:
+    match rng:
+        case Unique():
+            return "unique"
+        case Seed(value=value):
+            return f"seed={value}"
+        case Preserve():
+            return "preserve"
+
+
+def _rng(text: str) -> Rng:
+    if text == "unique":
+        return Unique()
+    if text == "preserve":
+        return Preserve()
+    return Seed(value=int(text.removeprefix("seed=")))

@@ -34,4 +34,32 @@ SCHEMA = (
         "CREATE INDEX audit_by_action ON audit (action)",
         "CREATE INDEX audit_by_subject ON audit (subject)",
     ),
+    (
+        # What a sandbox is when there is no process that could say so. All of it is the holder's:
+        # the file is readable for the server's account alone.
+        """CREATE TABLE checkpoints (
+            id TEXT PRIMARY KEY, purpose TEXT NOT NULL CHECK (purpose IN ('kept', 'pause')),
+            name TEXT, token_id TEXT REFERENCES tokens (id), sandbox_id TEXT NOT NULL,
+            template TEXT NOT NULL, base_id TEXT NOT NULL, agent_key BLOB NOT NULL,
+            created_ns INTEGER NOT NULL, saved_ns INTEGER NOT NULL, dirty_bytes INTEGER NOT NULL,
+            size_bytes INTEGER NOT NULL, env TEXT NOT NULL) STRICT""",
+        """CREATE UNIQUE INDEX checkpoints_by_name
+            ON checkpoints (coalesce(token_id, ''), name)""",
+        "ALTER TABLE sandboxes ADD COLUMN base_id TEXT NOT NULL DEFAULT ''",
+        """ALTER TABLE sandboxes ADD COLUMN checkpoint_id TEXT REFERENCES checkpoints (id)
+            CHECK ((state = 'paused') = (checkpoint_id IS NOT NULL))""",
+        "ALTER TABLE sandboxes ADD COLUMN paused_ns INTEGER",
+        "ALTER TABLE sandboxes ADD COLUMN timeout REAL NOT NULL DEFAULT 0",
+        "ALTER TABLE sandboxes ADD COLUMN idle_timeout REAL",
+        "ALTER TABLE sandboxes ADD COLUMN on_expiry TEXT NOT NULL DEFAULT 'kill'",
+        "ALTER TABLE sandboxes ADD COLUMN auto_resume TEXT NOT NULL DEFAULT 'never'",
+        "ALTER TABLE sandboxes ADD COLUMN rng TEXT NOT NULL DEFAULT 'unique'",
+        "ALTER TABLE sandboxes ADD COLUMN clock TEXT NOT NULL DEFAULT 'now'",
+        "ALTER TABLE sandboxes ADD COLUMN clock_offset_ns INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE sandboxes ADD COLUMN env TEXT NOT NULL DEFAULT '{}'",
+        "ALTER TABLE sandboxes ADD COLUMN access_hash BLOB NOT NULL DEFAULT x''",
+        "ALTER TABLE sandboxes ADD COLUMN receipt TEXT",
+        "ALTER TABLE sandboxes ADD COLUMN parent_id TEXT",
+        "ALTER TABLE sandboxes ADD COLUMN parent_checkpoint_id TEXT",
+    ),
 )

@@ -1,10 +1,11 @@
-"""Store: what was promised, in SQLite: images, templates, tokens, sandboxes, and who did what.
+"""Store: what was promised, in SQLite: templates, tokens, sandboxes, checkpoints, and who did what.
 
 It says what should be; what is, the kernel and the run directory say, and the host compares the two
 when it starts. Times are Unix nanoseconds.
 
 Every write has survived the death of this process when its call returns. What a power cut may take
-back is the last moments of sandboxes and audit, when no sandbox lives on either; tokens are synced.
+back is the last moments of the audit log and of sandboxes that run, when no machine lives on
+either; tokens, paused sandboxes and checkpoints are synced.
 When a call is cancelled, its write may have happened or may happen yet.
 """
 
@@ -20,6 +21,7 @@ from vmpool.errors import ConflictError, NotFoundError
 from vmpool.journal import Journal
 from vmpool.store import rows
 from vmpool.store.audit import KEEP_AUDIT, Audit
+from vmpool.store.checkpoints import Checkpoints
 from vmpool.store.rows import ImageRow, SandboxRow, TemplateRow
 from vmpool.store.schema import SCHEMA
 from vmpool.store.tokens import Tokens
@@ -51,6 +53,7 @@ class Store:
     Attributes:
         tokens: Who may use the server.
         audit: Who did what.
+        checkpoints: The states that sandboxes were in, and the turns between them.
 
     All verbs raise `StoreError` and `DiskFullError` as `Journal.run` does.
     """
@@ -59,6 +62,7 @@ class Store:
         self._journal = Journal(path, SCHEMA)
         self.tokens = Tokens(self._journal, now_ns)
         self.audit = Audit(self._journal, now_ns)
+        self.checkpoints = Checkpoints(self._journal)
         self._now_ns = now_ns
         self._grown = 0
 
@@ -161,7 +165,7 @@ class Store:
         if self._grown >= PRUNE_EVERY:
             self._grown = 0
             await self._prune_sandboxes()  # first: who meets an error has no row
-        row = asdict(sandbox) | {"metadata": json.dumps(sandbox.metadata)}
+        row = rows.sandbox_columns(sandbox)
         await self._journal.run(lambda db: db.table("sandboxes").insert(row))
 
     async def sandbox(self, sandbox_id: str) -> SandboxRow:
@@ -193,21 +197,37 @@ class Store:
     async def end_sandbox(self, sandbox_id: str, reason: EndReason) -> None:
         """Record that a sandbox has ended; the first reason stays. *Idempotent.*
 
+        What it would have gone on from is forgotten with it.
+
         Raises:
             NotFoundError: `sandbox_not_found`.
         """
-        sql = """UPDATE sandboxes SET state = 'ended', ended_ns = coalesce(ended_ns, ?),
-            end_reason = coalesce(end_reason, ?) WHERE id = ?"""
-        await self._change_sandbox(sandbox_id, sql, [self._now_ns(), reason.value, sandbox_id])
+        arguments = [self._now_ns(), reason.value, sandbox_id]
 
-    async def end_all_open(self, reason: EndReason) -> int:
-        """End all open sandboxes, for a start that found none of them alive; return how many."""
+        def end(db: Database) -> None:
+            cursor = db.execute(
+                """UPDATE sandboxes SET state = 'ended', ended_ns = coalesce(ended_ns, ?),
+                end_reason = coalesce(end_reason, ?), checkpoint_id = NULL WHERE id = ?""",
+                arguments,
+            )
+            if cursor.rowcount == 0:
+                raise _unknown_sandbox(sandbox_id)
+            db.execute(
+                "DELETE FROM checkpoints WHERE sandbox_id = ? AND purpose = 'pause'", [sandbox_id]
+            )
+
+        await self._journal.run(end)
+
+    async def end_all_running(self, reason: EndReason) -> int:
+        """End all open sandboxes but the paused, for a start that found no machine; return how
+        many.
+        """
         arguments = [self._now_ns(), reason.value]
         return await self._journal.run(
             lambda db: (
                 db.execute(
                     """UPDATE sandboxes SET state = 'ended', ended_ns = ?, end_reason = ?
-                WHERE ended_ns IS NULL""",
+                WHERE ended_ns IS NULL AND state != 'paused'""",
                     arguments,
                 ).rowcount
             )

@@ -24,8 +24,21 @@ if TYPE_CHECKING:
 TOKEN_PATTERN = re.compile(r"e2b_[0-9a-f]{40}")
 """What tokens look like; older E2B SDKs refuse any that do not begin so."""
 
+LOCAL = "local"
+"""The owner of everything on a server without tokens."""
+
 LAST_USED_STEP_NS = 60 * 10**9
 """How old `last_used_ns` may be: a write a minute and token, not one a request."""
+
+
+def token_id_of(owner: str) -> str | None:
+    """Return the token that an owner is recorded by."""
+    return None if owner == LOCAL else owner
+
+
+def owner_of(token_id: str | None) -> str:
+    """Return the owner that a token's id in a row stands for."""
+    return LOCAL if token_id is None else token_id
 
 
 class Role(StrEnum):

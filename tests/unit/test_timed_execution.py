@@ -10,7 +10,7 @@ import pytest
 from tests.virtual_time import pass_time, virtual
 from vmpool.errors import GuestError
 from vmpool.model import Exited, Output, Result, Stream
-from vmpool.sandbox import EVENT_BYTES, GRACE, REST_BYTES, TimedExecution
+from vmpool.timed_execution import EVENT_BYTES, GRACE, REST_BYTES, TimedExecution
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -1,0 +1,61 @@
+"""Auditing: who did what, written into the journal behind the answer.
+
+It decides how much may wait for the journal; what is worth writing down, others do.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from vmpool.errors import VmpoolError
+from vmpool.store import token_id_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from vmpool.store.audit import Audit
+
+log = logging.getLogger(__name__)
+
+WAITING = 1024
+"""Entries that may wait for the journal; what is over is told to the log alone."""
+
+
+class Auditing:
+    """Writes entries in the background.
+
+    Args:
+        begin: Starts a task, which it owns.
+    """
+
+    def __init__(self, audit: Audit, begin: Callable[[Coroutine[Any, Any, None]], object]) -> None:
+        self._audit = audit
+        self._begin = begin
+        self._waiting = 0
+
+    def note(
+        self, owner: str, action: str, subject: str, detail: dict[str, str], *, outcome: str
+    ) -> None:
+        """Write an entry soon."""
+        if self._waiting >= WAITING:
+            log.error("the audit log is behind and lost %s of %s by %s", action, subject, owner)
+            return
+        self._waiting += 1
+        self._begin(self._write(owner, action, subject, detail, outcome))
+
+    async def _write(
+        self, owner: str, action: str, subject: str, detail: dict[str, str], outcome: str
+    ) -> None:
+        try:
+            await self._audit.record(
+                action,
+                subject=subject,
+                token_id=token_id_of(owner),
+                outcome=outcome,
+                detail=dict(detail),
+            )
+        except VmpoolError as err:
+            log.error("the audit log lost %s of %s by %s: %s", action, subject, owner, err)
+        finally:
+            self._waiting -= 1

@@ -1,0 +1,133 @@
+"""Branching: checkpoints of a running sandbox, and going back to one.
+
+The sandbox runs on whatever happens, on the machine it had or, once the journal has taken it, on
+the one that goes on from the checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmpool import checkpoint
+from vmpool.cancellation import uninterrupted
+from vmpool.errors import ConflictError, VmpoolError
+from vmpool.lifecycle import SandboxState, Turn
+from vmpool.model import Identity, Waking, new_id
+from vmpool.store import Purpose
+from vmpool.vault import checkpoint_of
+
+if TYPE_CHECKING:
+    from vmpool.catalogue import Catalogue
+    from vmpool.clone import Clone
+    from vmpool.household import Holding, Household
+    from vmpool.metrics import Metrics
+    from vmpool.nursery import Nursery
+    from vmpool.store import Store
+    from vmpool.vault import Checkpoint, Vault
+
+
+class Branching:
+    """Keeps and rolls back the sandboxes of a host; each verb is an operation of `Household`."""
+
+    def __init__(
+        self,
+        *,
+        household: Household,
+        catalogue: Catalogue,
+        nursery: Nursery,
+        vault: Vault,
+        store: Store,
+        metrics: Metrics,
+    ) -> None:
+        self._household = household
+        self._catalogue = catalogue
+        self._nursery = nursery
+        self._vault = vault
+        self._store = store
+        self._metrics = metrics
+
+    async def keep(self, holding: Holding, name: str | None) -> Checkpoint:
+        """Keep the state that a running sandbox is in. *Not idempotent.*
+
+        Raises:
+            ConflictError: `sandbox_paused`, `checkpoint_exists`.
+            InvalidRequestError: `checkpoint_name_invalid`.
+            CapacityError: `checkpoints_full`.
+            DiskFullError: There is no room for it.
+            EngineError, SnapshotError: It could not be saved.
+            StoreError: The journal could not take it.
+        """
+        sandbox = holding.running()
+        lineage = await self._catalogue.lineage(holding.base_id)
+        with self._vault.room(sandbox.owner, Purpose.KEPT, name):
+            saved = await checkpoint.save(
+                sandbox.clone, lineage.snapshot, id=new_id("cp"), snapshots=self._vault.directory
+            )
+            kept = checkpoint_of(
+                saved,
+                purpose=Purpose.KEPT,
+                name=name,
+                owner=sandbox.owner,
+                sandbox_id=sandbox.id,
+                template=sandbox.template,
+                key=sandbox.clone.key,
+                clock_offset_ns=sandbox.clock_offset_ns,
+                env=sandbox.claim.env,
+            )
+            await uninterrupted(self._vault.keep(kept))
+        self._metrics.stopped("checkpoint", saved.timings.paused_ns)
+        return kept
+
+    async def roll_back(self, holding: Holding, to: Checkpoint) -> None:
+        """Have a running sandbox go on from a checkpoint of its lineage. *Idempotent.*
+
+        Raises:
+            ConflictError: `sandbox_paused`; `checkpoint_unrelated`: it is of another template.
+            NotFoundError: `checkpoint_not_found`; it was removed meanwhile.
+            SnapshotError: The checkpoint is damaged, or `base_missing`.
+            EngineError, GuestError: No machine came up from it.
+            StoreError, DiskFullError: The journal could not take it.
+        """
+        sandbox = holding.running()
+        if to.base_id != holding.base_id:
+            raise ConflictError(
+                f"checkpoint {to.id!r} is of another template than sandbox {sandbox.id!r}",
+                code="checkpoint_unrelated",
+                remedy="create a sandbox from it",
+            )
+        lineage = await self._catalogue.lineage(holding.base_id)
+        who, claim = sandbox.receipt, sandbox.claim
+        with self._vault.lent(to, to=sandbox.id):
+            sandbox.turn(Turn.ROLL_BACK)
+            try:
+                clone = await self._nursery.grow(
+                    lineage.snapshot,
+                    await self._vault.load(to),
+                    key=to.key,
+                    identity=lambda _: Identity.known(who.hostname, who.machine_id),
+                    policy=Waking(rng=claim.rng, clock=claim.clock, saved_ns=to.saved_ns),
+                )
+                await uninterrupted(self._commit_move(holding, clone))
+            finally:
+                if sandbox.state is SandboxState.ROLLING_BACK:
+                    sandbox.turn(Turn.RUNS)
+
+    async def _commit_move(self, holding: Holding, clone: Clone) -> None:
+        """Exchange a sandbox's machine for another."""
+        sandbox = holding.sandbox
+        try:
+            await self._store.checkpoints.move(
+                sandbox.id,
+                clone_id=clone.id,
+                receipt=clone.receipt,
+                clock_offset_ns=clone.clock_offset_ns,
+            )
+        except VmpoolError:
+            await self._household.kill(holding, clone)
+            raise
+        old = sandbox.clone
+        assert holding.pool is not None
+        holding.pool.exchange(old, clone)
+        sandbox.moved(clone)
+        self._household.attend(holding)
+        await self._household.kill(holding, old)

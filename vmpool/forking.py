@@ -1,0 +1,248 @@
+"""Forking: children that go on where a sandbox is, as somebody else.
+
+Room for all of them is taken, and a hypervisor for each waits, before the parent is stopped; it
+runs on as soon as it was copied, whatever becomes of the children. Each child is journaled before
+anyone is told of it; one that fails is an error among the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from vmpool import checkpoint
+from vmpool.cancellation import uninterrupted
+from vmpool.errors import InfrastructureError, VmpoolError
+from vmpool.lifecycle import EndReason
+from vmpool.model import DEFAULT_USER, ClockPolicy, Identity, Rng, Unique, Waking, new_id
+from vmpool.sandbox import Claim, Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from vmpool.catalogue import Catalogue
+    from vmpool.clone import Clone
+    from vmpool.household import Holding, Household
+    from vmpool.lineages import Lineage
+    from vmpool.nursery import Nursery
+    from vmpool.place import Place
+    from vmpool.pool import Pool
+    from vmpool.snapshot import Snapshot
+    from vmpool.vault import Checkpoint, Vault
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkRequest:
+    """What somebody asks of a sandbox's children.
+
+    Attributes:
+        count: How many, at least one.
+        timeout: Seconds until a child's time is up.
+        metadata: Theirs alone.
+        env: On top of the parent's.
+        files: Guest path to content, written before anyone is told of a child.
+        rng: How their randomness comes about, and `clock` their time.
+    """
+
+    count: int
+    timeout: float
+    metadata: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
+    rng: Rng = field(default_factory=Unique)
+    clock: ClockPolicy = ClockPolicy.NOW
+
+
+class Forking:
+    """Makes sandboxes of states that others were in.
+
+    Args:
+        transient: Directory for what lives as long as a fork.
+    """
+
+    def __init__(
+        self,
+        *,
+        household: Household,
+        catalogue: Catalogue,
+        nursery: Nursery,
+        vault: Vault,
+        transient: Path,
+    ) -> None:
+        self._household = household
+        self._catalogue = catalogue
+        self._nursery = nursery
+        self._vault = vault
+        self._transient = transient
+
+    async def fork(self, holding: Holding, request: ForkRequest) -> list[Sandbox | VmpoolError]:
+        """Make children of a running sandbox; an operation of `Household`. *Not idempotent.*
+
+        When cancelled there are no children.
+
+        Returns:
+            For each child the sandbox, or why there is none.
+
+        Raises:
+            ConflictError: `sandbox_paused`.
+            CapacityError: `pool_full`; there is no room for all of them.
+            VmpoolError: The parent could not be copied, as `checkpoint.branch`.
+        """
+        parent = holding.running()
+        machine = parent.clone
+        lineage = await self._catalogue.lineage(holding.base_id)
+        seedling = _Seedling(key=machine.key, claim=_claim(parent, request), files=request.files)
+        with contextlib.ExitStack() as undo:
+            places = [_reserved(undo, lineage.pool) for _ in range(request.count)]
+            state: asyncio.Future[tuple[Snapshot, int]] = asyncio.Future()
+            births = [
+                asyncio.create_task(self._birth(place, lineage, state, seedling))
+                for place in places
+            ]
+            try:
+                at = self._transient
+                async with checkpoint.branch(machine, lineage.snapshot, at=at) as snapshot:
+                    state.set_result((snapshot, time.time_ns() + parent.clock_offset_ns))
+                    await asyncio.wait(births)
+            except BaseException:
+                state.cancel()
+                await uninterrupted(self._undo(births))
+                raise
+            return [_outcome(birth) for birth in births]
+
+    async def sprout(self, kept: Checkpoint, claim: Claim) -> Holding:
+        """Make a sandbox of a checkpoint. *Not idempotent.*
+
+        On failure and on cancellation there is none.
+
+        Raises:
+            NotFoundError: `checkpoint_not_found`; it was removed meanwhile.
+            CapacityError: `pool_full`.
+            VmpoolError: No machine came up from it, or the journal could not take it.
+        """
+        began = time.perf_counter_ns()
+        lineage = await self._catalogue.lineage(kept.base_id)
+        with contextlib.ExitStack() as undo:
+            place = _reserved(undo, lineage.pool)
+            id = new_id()
+            undo.enter_context(self._vault.lent(kept, to=id))
+            clone = await self._nursery.grow(
+                lineage.snapshot,
+                await self._vault.load(kept),
+                key=kept.key,
+                identity=Identity.fresh,
+                policy=Waking(rng=claim.rng, clock=claim.clock, saved_ns=kept.saved_ns),
+            )
+            place.fill(clone)
+        took = time.perf_counter_ns() - began
+        return await self._admit(
+            Sandbox(id=id, clone=clone, claim=claim, acquire_ns=took), lineage, {}
+        )
+
+    async def _birth(
+        self,
+        place: Place[Clone],
+        lineage: Lineage,
+        state: asyncio.Future[tuple[Snapshot, int]],
+        seedling: _Seedling,
+    ) -> Sandbox:
+        began = time.perf_counter_ns()
+        waiting = await self._nursery.stand_by(lineage.snapshot)
+        try:
+            snapshot, saved_ns = await asyncio.shield(state)
+        except BaseException:
+            await waiting.kill()
+            raise
+        claim = seedling.claim
+        clone = await self._nursery.wake(
+            waiting,
+            snapshot,
+            key=seedling.key,
+            identity=Identity.fresh,
+            policy=Waking(rng=claim.rng, clock=claim.clock, saved_ns=saved_ns),
+        )
+        place.fill(clone)
+        took = time.perf_counter_ns() - began
+        sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
+        return (await self._admit(sandbox, lineage, seedling.files)).sandbox
+
+    async def _admit(self, sandbox: Sandbox, lineage: Lineage, files: dict[str, bytes]) -> Holding:
+        """Watch over a sandbox, furnish and journal it; or end it."""
+        base_id = lineage.snapshot.manifest.id
+        holding = self._household.admit(sandbox, base_id=base_id, pool=lineage.pool)
+        try:
+            for path, content in files.items():
+                async with sandbox.attended() as agent:
+                    await agent.write_file(path, _once(content), user=DEFAULT_USER)
+        except BaseException:
+            await self._household.end(holding, EndReason.KILLED)
+            raise
+        await self._household.record(holding)
+        return holding
+
+    async def _undo(self, births: list[asyncio.Task[Sandbox]]) -> None:
+        """End what has come and what is coming."""
+        for birth in births:
+            birth.cancel()
+        await asyncio.wait(births)
+        for birth in births:
+            if not birth.cancelled() and birth.exception() is None:
+                child = self._household.living(birth.result().id)
+                if child is not None:
+                    await self._household.end(child, EndReason.KILLED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seedling:
+    """What children are made of beside the state.
+
+    Attributes:
+        key: What the agent in the state obeys.
+    """
+
+    key: bytes = field(repr=False)
+    claim: Claim
+    files: dict[str, bytes] = field(repr=False)
+
+
+def _claim(parent: Sandbox, request: ForkRequest) -> Claim:
+    """Return what a child is asked for with; what the request does not say is the parent's."""
+    return replace(
+        parent.claim,
+        timeout=request.timeout,
+        metadata=request.metadata,
+        env=parent.claim.env | request.env,
+        rng=request.rng,
+        clock=request.clock,
+        parent_id=parent.id,
+        parent_checkpoint_id=None,
+    )
+
+
+def _reserved(undo: contextlib.ExitStack, pool: Pool[Clone]) -> Place[Clone]:
+    """Return a place that `undo` gives up unless it was filled."""
+    place = pool.reserve()
+    undo.callback(place.give_up)
+    return place
+
+
+def _outcome(birth: asyncio.Task[Sandbox]) -> Sandbox | VmpoolError:
+    error = birth.exception()
+    if error is None:
+        return birth.result()
+    if isinstance(error, VmpoolError):
+        log.warning("a child was not born: %s", error)
+        return error
+    log.error("a child was not born", exc_info=error)
+    return InfrastructureError("a child could not be made, for a reason that is in the log")
+
+
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    yield content

@@ -1,0 +1,221 @@
+"""Pausing: a sandbox makes way for its checkpoint, and comes back from it.
+
+The journal's word is the commit point of both. Whatever fails before it leaves the sandbox as it
+was; what fails after it is cleaned up behind the answer, or by the next start.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from vmpool import checkpoint
+from vmpool.cancellation import uninterrupted
+from vmpool.errors import EngineError, SnapshotError, VmpoolError
+from vmpool.lifecycle import SandboxState, Turn
+from vmpool.model import Identity, Preserve, Waking, new_id
+from vmpool.store import Purpose
+from vmpool.vault import checkpoint_of
+
+if TYPE_CHECKING:
+    from vmpool.catalogue import Catalogue
+    from vmpool.checkpoint import Saved
+    from vmpool.clone import Clone
+    from vmpool.household import Holding, Household
+    from vmpool.lineages import Lineage
+    from vmpool.metrics import Metrics
+    from vmpool.nursery import Nursery
+    from vmpool.place import Place
+    from vmpool.sandbox import Sandbox
+    from vmpool.store import Store
+    from vmpool.vault import Checkpoint, Vault
+
+log = logging.getLogger(__name__)
+
+
+class Pausing:
+    """Pauses and resumes the sandboxes of a host; each verb is an operation of `Household`."""
+
+    def __init__(
+        self,
+        *,
+        household: Household,
+        catalogue: Catalogue,
+        nursery: Nursery,
+        vault: Vault,
+        store: Store,
+        metrics: Metrics,
+    ) -> None:
+        self._household = household
+        self._catalogue = catalogue
+        self._nursery = nursery
+        self._vault = vault
+        self._store = store
+        self._metrics = metrics
+
+    async def pause(self, holding: Holding) -> None:
+        """Save a sandbox and end its machine. *Idempotent.*
+
+        When cancelled before the commit, it runs on.
+
+        Raises:
+            CapacityError: `checkpoints_full`; its owner has as many paused ones as one may have.
+            DiskFullError: There is no room for its state.
+            EngineError, SnapshotError: It could not be saved.
+            StoreError: The journal could not take it.
+        """
+        sandbox = holding.sandbox
+        if sandbox.state is SandboxState.PAUSED:
+            return
+        lineage = await self._catalogue.lineage(holding.base_id)
+        with self._vault.room(sandbox.owner, Purpose.PAUSE):
+            sandbox.turn(Turn.PAUSE)
+            self._household.disregard(holding)
+            try:
+                saved = await checkpoint.halt(
+                    sandbox.clone,
+                    lineage.snapshot,
+                    id=new_id("cp"),
+                    snapshots=self._vault.directory,
+                )
+            except BaseException:
+                self._run_on(holding)
+                raise
+            await uninterrupted(self._commit_pause(holding, saved))
+
+    async def _commit_pause(self, holding: Holding, saved: Saved) -> None:
+        """Exchange the machine, which is halted, for what was saved."""
+        sandbox = holding.sandbox
+        paused_ns = time.time_ns()
+        kept = checkpoint_of(
+            saved,
+            purpose=Purpose.PAUSE,
+            name=None,
+            owner=sandbox.owner,
+            sandbox_id=sandbox.id,
+            template=sandbox.template,
+            key=sandbox.clone.key,
+            clock_offset_ns=sandbox.clock_offset_ns,
+            env=sandbox.claim.env,
+        )
+        try:
+            await self._store.checkpoints.pause(
+                kept.row, deadline_ns=sandbox.deadline_ns, paused_ns=paused_ns
+            )
+        except VmpoolError:
+            try:
+                await sandbox.clone.machine.resume()
+            except EngineError as err:  # it died, which its watch will see
+                log.error("sandbox=%s did not run on: %s", sandbox.id, err)
+            self._run_on(holding)
+            await self._vault.discard(kept.id)
+            raise
+        self._vault.note(kept)
+        if sandbox.over:
+            return  # ended meanwhile: whoever reaps it drops what was saved, too
+        machine, pool = sandbox.clone, holding.pool
+        holding.pool = None
+        sandbox.halted(paused_ns)
+        self._household.attend(holding)
+        self._metrics.stopped("pause", saved.timings.paused_ns)
+        await self._household.kill(holding, machine)
+        assert pool is not None
+        pool.release(machine)
+
+    def _run_on(self, holding: Holding) -> None:
+        """Note that nothing came of a pause; its deadline counts again."""
+        holding.sandbox.turn(Turn.RUNS)
+        self._household.attend(holding)
+
+    async def resume(self, holding: Holding, timeout: float | None) -> None:
+        """Have a paused sandbox go on where it was. *Idempotent.*
+
+        When cancelled before the commit, it stays paused.
+
+        Args:
+            timeout: Seconds from now until its time is up; `None` for what was left of it, or all
+                of it again when none was.
+
+        Raises:
+            SnapshotError: `base_missing`, or its state is damaged or gone.
+            CapacityError: `pool_full`.
+            EngineError, GuestError: It did not come up; it stays paused.
+            StoreError, DiskFullError: The journal could not take it; it stays paused.
+        """
+        sandbox = holding.sandbox
+        if sandbox.state is not SandboxState.PAUSED:
+            return
+        kept = self._state_of(sandbox)
+        lineage = await self._catalogue.lineage(holding.base_id)
+        place = lineage.pool.reserve()
+        sandbox.turn(Turn.RESUME)
+        self._household.disregard(holding)
+        try:
+            clone = await self._woken(sandbox, kept, lineage)
+        except BaseException:
+            place.give_up()
+            self._stay_paused(holding)
+            raise
+        await uninterrupted(self._commit_resume(holding, clone, place, lineage, timeout))
+
+    async def _woken(self, sandbox: Sandbox, kept: Checkpoint, lineage: Lineage) -> Clone:
+        who = sandbox.receipt
+        return await self._nursery.grow(
+            lineage.snapshot,
+            await self._vault.load(kept),
+            key=kept.key,
+            identity=lambda _: Identity.known(who.hostname, who.machine_id),
+            policy=Waking(
+                rng=Preserve(),
+                clock=sandbox.claim.clock,
+                saved_ns=kept.saved_ns,
+            ),
+        )
+
+    async def _commit_resume(
+        self,
+        holding: Holding,
+        clone: Clone,
+        place: Place[Clone],
+        lineage: Lineage,
+        timeout: float | None,
+    ) -> None:
+        """Exchange what was saved for the machine, which runs."""
+        sandbox = holding.sandbox
+        kept = self._state_of(sandbox)
+        left = timeout
+        if left is None:
+            left = sandbox.left_seconds if sandbox.left_seconds > 0 else sandbox.claim.timeout
+        try:
+            await self._store.checkpoints.resume(
+                sandbox.id,
+                clone_id=clone.id,
+                receipt=clone.receipt,
+                deadline_ns=time.time_ns() + int(left * 1e9),
+                clock_offset_ns=clone.clock_offset_ns,
+            )
+        except VmpoolError:
+            await self._household.kill(holding, clone)
+            place.give_up()
+            self._stay_paused(holding)
+            raise
+        place.fill(clone)
+        holding.pool = lineage.pool
+        sandbox.moved(clone)
+        sandbox.extend(left)
+        self._household.attend(holding)
+        await self._vault.discard(kept.id)
+
+    def _stay_paused(self, holding: Holding) -> None:
+        """Note that nothing came of waking it."""
+        holding.sandbox.turn(Turn.HALTED)
+        self._household.attend(holding)
+
+    def _state_of(self, sandbox: Sandbox) -> Checkpoint:
+        kept = self._vault.pause_of(sandbox.id)
+        if kept is None:
+            raise SnapshotError(
+                f"the state of sandbox {sandbox.id!r} is gone", code="snapshot_missing"
+            )
+        return kept

@@ -1,0 +1,352 @@
+"""Vault: the checkpoints of a host: what was kept of sandboxes, and what paused ones go on from.
+
+A directory and a row each. The row counts: a directory without one is swept when a host starts, and
+what is being restored from, nobody removes. It knows no machine and no pool; what a checkpoint is
+the difference from, it only names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmpool import snapshot
+from vmpool.cancellation import uninterrupted
+from vmpool.errors import CapacityError, ConflictError, InvalidRequestError, NotFoundError
+from vmpool.store import CheckpointRow, Purpose, owner_of, token_id_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vmpool.checkpoint import Saved
+    from vmpool.config import CheckpointSettings
+    from vmpool.snapshot import Snapshot
+    from vmpool.store import Store
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A state that a sandbox was in.
+
+    Attributes:
+        name: Unique among its owner's; `None` for none.
+        sandbox_id: Whose state it is; that sandbox may be gone.
+        base_id: Of the snapshot that it is the difference from.
+        created_ns: Unix time.
+        dirty_bytes: Memory that differed from the base.
+        size_bytes: Of its files; layers of disk that it shares with others count in each.
+        key: What the agent in it obeys.
+        saved_ns: What the guest's clock said.
+        env: Environment of everything that ran in the sandbox.
+    """
+
+    id: str
+    name: str | None
+    owner: str
+    sandbox_id: str
+    template: str
+    base_id: str
+    created_ns: int
+    dirty_bytes: int
+    size_bytes: int
+    purpose: Purpose
+    key: bytes = field(repr=False)
+    saved_ns: int
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, row: CheckpointRow) -> Checkpoint:
+        """Return a checkpoint that was recorded."""
+        return cls(
+            id=row.id,
+            name=row.name,
+            owner=owner_of(row.token_id),
+            sandbox_id=row.sandbox_id,
+            template=row.template,
+            base_id=row.base_id,
+            created_ns=row.created_ns,
+            dirty_bytes=row.dirty_bytes,
+            size_bytes=row.size_bytes,
+            purpose=row.purpose,
+            key=row.agent_key,
+            saved_ns=row.saved_ns,
+            env=row.env,
+        )
+
+    @property
+    def row(self) -> CheckpointRow:
+        """What is recorded of it."""
+        return CheckpointRow(
+            id=self.id,
+            purpose=self.purpose,
+            name=self.name,
+            token_id=token_id_of(self.owner),
+            sandbox_id=self.sandbox_id,
+            template=self.template,
+            base_id=self.base_id,
+            agent_key=self.key,
+            created_ns=self.created_ns,
+            saved_ns=self.saved_ns,
+            dirty_bytes=self.dirty_bytes,
+            size_bytes=self.size_bytes,
+            env=self.env,
+        )
+
+
+class Vault:
+    """All checkpoints of a host; `open` before use.
+
+    Args:
+        directory: Where their directories are, and are written.
+        settings: How many an owner may have.
+
+    Attributes:
+        directory: As given.
+    """
+
+    def __init__(self, directory: Path, store: Store, settings: CheckpointSettings) -> None:
+        self.directory = directory
+        self._store = store
+        self._settings = settings
+        self._known: dict[str, Checkpoint] = {}
+        self._going: set[str] = set()
+        self._coming: Counter[tuple[str, Purpose]] = Counter()
+        self._leases: dict[str, Counter[str]] = {}
+
+    async def open(self) -> None:
+        """Read what there is, and remove what a crash left between a row and its directory.
+
+        Raises:
+            StoreError, DiskFullError: The journal cannot be used.
+        """
+        there = await asyncio.to_thread(self._directories)
+        for row in await self._store.checkpoints.all():
+            if row.id in there:
+                self._known[row.id] = Checkpoint.of(row)
+            elif row.purpose is Purpose.KEPT:
+                log.error("checkpoint=%s is gone from the disk", row.id)
+                await self._store.checkpoints.remove(row.id)
+        for id in there - self._known.keys():
+            log.warning("removed checkpoint=%s, which was never told of", id)
+            await asyncio.to_thread(shutil.rmtree, self.directory / id)
+
+    @property
+    def base_ids(self) -> set[str]:
+        """The snapshots that checkpoints are the difference from."""
+        return {checkpoint.base_id for checkpoint in self._known.values()}
+
+    @property
+    def tally(self) -> dict[str, int]:
+        """How many bytes the checkpoints have, by purpose."""
+        sizes = dict.fromkeys(map(str, Purpose), 0)
+        for checkpoint in self._known.values():
+            sizes[checkpoint.purpose] += checkpoint.size_bytes
+        return sizes
+
+    def of(self, owner: str, *, sandbox_id: str | None = None) -> list[Checkpoint]:
+        """Return what `owner` keeps, of one sandbox or of all, newest first."""
+        found = [
+            each
+            for each in self._known.values()
+            if (each.owner, each.purpose) == (owner, Purpose.KEPT)
+            and sandbox_id in {None, each.sandbox_id}
+            and each.id not in self._going
+        ]
+        return sorted(found, key=lambda each: (each.created_ns, each.id), reverse=True)
+
+    def find(self, id_or_name: str, *, owner: str) -> Checkpoint:
+        """Return what `owner` keeps under an id or a name; an id goes before a name.
+
+        Raises:
+            NotFoundError: `checkpoint_not_found`; there is none, or it is somebody else's.
+        """
+        mine = self.of(owner)
+        for each in [
+            *(each for each in mine if each.id == id_or_name),
+            *(each for each in mine if each.name == id_or_name),
+        ]:
+            return each
+        raise NotFoundError(f"there is no checkpoint {id_or_name!r}", code="checkpoint_not_found")
+
+    def pause_of(self, sandbox_id: str) -> Checkpoint | None:
+        """Return what a paused sandbox goes on from."""
+        return next(
+            (
+                each
+                for each in self._known.values()
+                if (each.sandbox_id, each.purpose) == (sandbox_id, Purpose.PAUSE)
+            ),
+            None,
+        )
+
+    @contextlib.contextmanager
+    def room(self, owner: str, purpose: Purpose, name: str | None = None) -> Iterator[None]:
+        """Keep room for one more checkpoint of `owner` while it is made.
+
+        Raises:
+            InvalidRequestError: `checkpoint_name_invalid`.
+            ConflictError: `checkpoint_exists`; `owner` has one of that name.
+            CapacityError: `checkpoints_full`; `owner` has as many as one may have.
+        """
+        if name is not None:
+            self._require_free(owner, name)
+        coming = owner, purpose
+        held = sum((each.owner, each.purpose) == coming for each in self._known.values())
+        most = self._settings.kept if purpose is Purpose.KEPT else self._settings.paused
+        if held + self._coming[coming] >= most:
+            what = "checkpoints" if purpose is Purpose.KEPT else "paused sandboxes"
+            raise CapacityError(
+                f"there are {most} {what} already",
+                code="checkpoints_full",
+                remedy="remove or resume some, or raise the limit in [checkpoints]",
+            )
+        self._coming[coming] += 1
+        try:
+            yield
+        finally:
+            self._coming[coming] -= 1
+
+    async def keep(self, checkpoint: Checkpoint) -> None:
+        """Record what was saved in `directory`, or remove it when the journal does not take it.
+
+        Raises:
+            ConflictError: `checkpoint_exists`.
+            StoreError, DiskFullError: The journal could not take it.
+        """
+        try:
+            await self._store.checkpoints.record(checkpoint.row)
+        except BaseException:
+            await self.discard(checkpoint.id)
+            raise
+        self.note(checkpoint)
+
+    def note(self, checkpoint: Checkpoint) -> None:
+        """Know of a checkpoint that was recorded."""
+        self._known[checkpoint.id] = checkpoint
+
+    async def load(self, checkpoint: Checkpoint) -> Snapshot:
+        """Read a checkpoint's manifest.
+
+        Raises:
+            SnapshotError: It is damaged or gone.
+        """
+        return await asyncio.to_thread(snapshot.load, self.directory / checkpoint.id)
+
+    @contextlib.contextmanager
+    def lent(self, checkpoint: Checkpoint, *, to: str) -> Iterator[None]:
+        """Keep a checkpoint from being removed while sandbox `to` is restored from it.
+
+        Raises:
+            NotFoundError: `checkpoint_not_found`; it was removed meanwhile.
+        """
+        if checkpoint.id not in self._known or checkpoint.id in self._going:
+            raise NotFoundError(
+                f"there is no checkpoint {checkpoint.id!r}", code="checkpoint_not_found"
+            )
+        users = self._leases.setdefault(checkpoint.id, Counter())
+        users[to] += 1
+        try:
+            yield
+        finally:
+            users[to] -= 1
+            if not +users:
+                self._leases.pop(checkpoint.id, None)
+
+    async def remove(self, checkpoint: Checkpoint) -> None:
+        """Remove a checkpoint that is kept. *Idempotent*; once begun it goes on when cancelled.
+
+        Raises:
+            ConflictError: `checkpoint_in_use`, with the sandboxes that are restored from it now.
+            StoreError, DiskFullError: The journal could not take it; the checkpoint stays.
+        """
+        users = sorted(+self._leases.get(checkpoint.id, Counter()))
+        if users:
+            raise ConflictError(
+                f"checkpoint {checkpoint.id!r} is being restored from, for {', '.join(users)}",
+                code="checkpoint_in_use",
+                remedy="try again in a moment",
+            )
+        self._going.add(checkpoint.id)
+        await uninterrupted(self._remove(checkpoint.id))
+
+    async def _remove(self, id: str) -> None:
+        try:
+            await self._store.checkpoints.remove(id)
+            await self.discard(id)
+        finally:
+            self._going.discard(id)
+
+    async def discard(self, id: str) -> None:
+        """Remove the directory of what has no row. *Idempotent*; goes on when cancelled."""
+        self._known.pop(id, None)
+        try:
+            await uninterrupted(asyncio.to_thread(snapshot.discard, self.directory / id))
+        except OSError as err:  # the next start sweeps it
+            log.error("checkpoint=%s cannot be removed: %s", id, err)
+
+    def _require_free(self, owner: str, name: str) -> None:
+        if _NAME.fullmatch(name) is None:
+            raise InvalidRequestError(
+                f"{name!r} is no name for a checkpoint",
+                code="checkpoint_name_invalid",
+                remedy="use up to 64 letters, digits, dots, dashes and underscores",
+            )
+        if any(each.name == name for each in self.of(owner)):
+            raise ConflictError(
+                f"there is a checkpoint {name!r} already",
+                code="checkpoint_exists",
+                remedy="remove it first, or choose another name",
+            )
+
+    def _directories(self) -> set[str]:
+        """Return the ids that have a directory, after removing what is half-written."""
+        for left in snapshot.sweep(self.directory):
+            log.warning("removed a half-written checkpoint %s", left.name)
+        return {path.name for path in self.directory.iterdir()}
+
+
+def checkpoint_of(
+    saved: Saved,
+    *,
+    purpose: Purpose,
+    name: str | None,
+    owner: str,
+    sandbox_id: str,
+    template: str,
+    key: bytes,
+    clock_offset_ns: int,
+    env: dict[str, str],
+) -> Checkpoint:
+    """Return what was saved of a sandbox as a checkpoint.
+
+    Args:
+        clock_offset_ns: The guest's clock minus the host's.
+    """
+    manifest = saved.snapshot.manifest
+    assert manifest.base is not None
+    return Checkpoint(
+        id=manifest.id,
+        name=name,
+        owner=owner,
+        sandbox_id=sandbox_id,
+        template=template,
+        base_id=manifest.base.id,
+        created_ns=manifest.created_ns,
+        dirty_bytes=saved.dirty_bytes,
+        size_bytes=sum(file.size_bytes for file in manifest.files.values()),
+        purpose=purpose,
+        key=key,
+        saved_ns=manifest.created_ns + clock_offset_ns,
+        env=env,
+    )
