@@ -39,6 +39,7 @@ EFFECTS = {"asyncio", "selectors", "socket", "sqlite3", "subprocess", "threading
 """What a pure module does not touch, and no library from outside either."""
 
 OWNERS = {
+    "IPython": ("vmpool_agent.notebook",),  # in images that have it
     "aiohttp": ("vmpool.api*", "vmpool.cli*", "vmpool.client*"),  # the server's edge, and clients'
     "click": ("vmpool.cli*",),
     "msgspec": ("vmpool*",),
@@ -46,6 +47,7 @@ OWNERS = {
     "prometheus_client": ("vmpool.metrics*",),
     "qemu": ("vmpool.engine.qemu.monitor",),
     "sqlite_utils": ("vmpool.journal", "vmpool.store.*"),
+    "traitlets": ("vmpool_agent.notebook",),  # IPython's settings
 }
 """Libraries, and the modules that own each: all others meet it through them alone."""
 
@@ -92,10 +94,20 @@ def test_the_agent_runs_on_the_standard_library_alone() -> None:
     wrong = [
         f"{module} imports {name}"
         for module in MODULES
-        if module.startswith("vmpool_agent")
+        if module.startswith("vmpool_agent") and module != "vmpool_agent.notebook"
         for name in filter(is_foreign, imported_by(module))
     ]
     assert not wrong
+
+
+def test_what_needs_ipython_is_imported_when_it_is_asked_for() -> None:
+    program = (
+        "import sys, vmpool_agent.machine, vmpool_agent.zygote; print('IPython' in sys.modules)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    assert ended.stdout == "False\n"
 
 
 def test_host_and_guest_share_the_codec_and_nothing_else() -> None:

@@ -36,6 +36,11 @@ def bundle(value: object) -> dict[str, str]:
             if form is not None:
                 forms.setdefault(kind, form)
     forms.setdefault("text/plain", _plain(value))
+    return fit(forms)
+
+
+def fit(forms: dict[str, object]) -> dict[str, str]:
+    """Return forms as a bundle of text that one message holds; binary ones become base64."""
     shown = {str(kind): _text(form) for kind, form in forms.items()}
     return _fitting({clean(kind): clean(text) for kind, text in shown.items()})
 
@@ -60,7 +65,7 @@ def _fitting(forms: dict[str, str]) -> dict[str, str]:
     """Return a bundle that one message holds: where all are too much, the start of the text."""
     if len(json.dumps(forms)) <= _BUNDLE_LIMIT:
         return forms
-    plain = forms["text/plain"]
+    plain = forms.get("text/plain", "")
     cut = "\n[cut]" if len(plain) > _TEXT_LIMIT else ""
     left_out = _LEFT_OUT if len(forms) > 1 else ""
     return {"text/plain": plain[:_TEXT_LIMIT] + cut + left_out}

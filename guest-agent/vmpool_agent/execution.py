@@ -56,6 +56,11 @@ class Execution:
             self._timer = machine.reactor.after(timeout, self._on_timeout)
         self.relay = Relay(machine.reactor, outlet, self)
 
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.relay.over
+
     def adopt(self, pid: int, pipes: Pipes, *, ended: Callable[[], None] | None = None) -> None:
         """Take on the process that does it, and the agent's ends of its pipes.
 
@@ -214,16 +219,26 @@ def read_launch(machine: Machine, request: dict[str, Any]) -> spawn.Launch:
     Raises:
         OperationError: It is malformed, or names an account that is not there.
     """
-    env = request.get("env", {})
+    env = read_env(request, "env")
     cwd = request.get("cwd")
+    if cwd is not None and not is_argument(cwd):
+        raise OperationError("bad_request", "cwd is a string without zero, or null")
+    return spawn.Launch(machine.account(request), {**machine.randomness.environment, **env}, cwd)
+
+
+def read_env(request: dict[str, Any], member: str) -> dict[str, str]:
+    """Return the variables that a member of a request holds, none where it is left out.
+
+    Raises:
+        OperationError: It is malformed.
+    """
+    env = request.get(member, {})
     if not isinstance(env, dict) or not all(
         is_argument(name) and is_argument(value) and name and "=" not in name
         for name, value in env.items()
     ):
-        raise OperationError("bad_request", "env maps names to strings, without zero")
-    if cwd is not None and not is_argument(cwd):
-        raise OperationError("bad_request", "cwd is a string without zero, or null")
-    return spawn.Launch(machine.account(request), {**machine.randomness.environment, **env}, cwd)
+        raise OperationError("bad_request", f"{member} maps names to strings, without zero")
+    return env
 
 
 def read_timeout(request: dict[str, Any]) -> float | None:

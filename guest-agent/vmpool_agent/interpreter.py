@@ -16,7 +16,7 @@ import functools
 import json
 import os
 import socket
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vmpool_agent import execution, spawn
 from vmpool_agent.pipes import Pipes
@@ -49,6 +49,20 @@ class _Request(NamedTuple):
     stdin: bool
 
 
+class Taker(Protocol):
+    """Who waits for a spare."""
+
+    @property
+    def over(self) -> bool:
+        """Whether it waits no more."""
+
+    def adopt(self, pid: int, pipes: Pipes, *, ended: Callable[[], None] | None = None) -> None:
+        """Take on the process and its pipes, and call `ended` once a spare may be made again."""
+
+    def lose(self, why: str) -> None:
+        """Learn that none comes."""
+
+
 class _Spare:
     """A fork of the warm interpreter that runs one request.
 
@@ -76,7 +90,7 @@ class Interpreter:
         self._socket: socket.socket | None = None
         self._coming: set[_Spare] = set()
         self._ready: list[_Spare] = []
-        self._runs: collections.deque[tuple[Execution, _Request]] = collections.deque()
+        self._runs: collections.deque[tuple[Taker, _Request]] = collections.deque()
         self._kept = 1
         self._questions: list[Callable[[], None]] = []
         self._wishes: list[tuple[int, Callable[[list[str]], None]]] = []
@@ -143,6 +157,11 @@ class Interpreter:
         self._assign()
         return execution.Foreground(run, channel)
 
+    def lend(self, taker: Taker, document: bytes) -> None:
+        """Have a spare become the interpreter of a context; its stdin takes requests."""
+        self._runs.append((taker, _Request(document, stdin=True)))
+        self._assign()
+
     def quiesce(self, answer: Callable[[], None]) -> None:
         """Have the warm interpreter collect its garbage once it is warm; spares are made anew."""
 
@@ -190,7 +209,7 @@ class Interpreter:
         """Give waiting runs to waiting spares."""
         while self._runs and self._ready:
             run, request = self._runs.popleft()
-            if run.relay.over:
+            if run.over:
                 continue
             spare = self._ready.pop()
             assert spare.pid is not None

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmpool_agent import fileops, identity, processops, program, spawn
+from vmpool_agent import contextops, fileops, identity, processops, program, spawn
 from vmpool_agent.claim import Claim
+from vmpool_agent.contexts import Contexts
 from vmpool_agent.interpreter import Interpreter
 from vmpool_agent.processes import Processes
 from vmpool_agent.randomness import Randomness
@@ -39,6 +40,7 @@ class Machine:
         self._expected: dict[int, Callable[[int], None]] = {}
         self.interpreter = Interpreter(self, warm_up)
         self.processes = Processes()
+        self.contexts = Contexts()
         self._oom_kills = system.oom_kills()
 
     @property
@@ -82,6 +84,8 @@ class Machine:
             return self.interpreter.run(channel, request)
         if name in fileops.OPERATIONS:
             return fileops.run(self, channel, request)
+        if name in contextops.OPERATIONS:
+            return contextops.OPERATIONS[name](self, channel, request)
         if name in identity.OPERATIONS:
             return identity.OPERATIONS[name](self, channel, request)
         if name in processops.OPERATIONS:

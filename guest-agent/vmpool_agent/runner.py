@@ -19,11 +19,11 @@ import socket
 import sys
 import sysconfig
 import threading
-import traceback
 import types
 from typing import TYPE_CHECKING, Any
 
-from vmpool_agent import display, generators, spawn
+from vmpool_agent import display, failure, generators, spawn
+from vmpool_agent.session import OperationError
 from vmpool_agent.system import Account
 
 if TYPE_CHECKING:
@@ -33,26 +33,26 @@ if TYPE_CHECKING:
 
 _WRITTEN = (1, 2, spawn.REPORT)
 _FILE = "<code>"
-_NAME_LIMIT = 256
-_TEXT_LIMIT = 32 * 1024
-"""Characters of an exception's text, each 12 bytes of JSON at worst: both fit one message."""
 
 
-def serve(system: System) -> int:
+def serve(system: System, warm: generators.States) -> int:
     """Rehearse a run, then say so on descriptor 4 and run what comes there; returns its code.
 
     From a fresh fork, whose 0 to 3 are already those of the run.
+
+    Args:
+        warm: Where the warm interpreter's generators stand; this fork's do no longer.
 
     Raises:
         OperationError: The working directory is missing or closed to the account.
     """
     _open_streams()
     with _aside():
-        _rehearse(system)
-    return serve_at_once(system)
+        _rehearse(system, warm)
+    return serve_at_once(system, warm)
 
 
-def serve_at_once(system: System) -> int:
+def serve_at_once(system: System, warm: generators.States) -> int:
     """As `serve`, for a request that waits already: a rehearsal would only be in its way."""
     with contextlib.suppress(OSError):
         system.unprotect()
@@ -64,7 +64,7 @@ def serve_at_once(system: System) -> int:
     request = _receive(control)
     if request is None:
         return 0  # the agent wants us no longer
-    return _finish(_run(system, request))
+    return _finish(_run(system, request, warm))
 
 
 @contextlib.contextmanager
@@ -84,7 +84,7 @@ def _aside() -> Iterator[None]:
         os.close(writing)
 
 
-def _rehearse(system: System) -> None:
+def _rehearse(system: System, warm: generators.States) -> None:
     """Do all that a run does, from its request to its output: its first touch is then not ours."""
     _clear_environment()
     us = Account("root", os.getuid(), os.getgid(), tuple(os.getgroups()), "/")
@@ -102,9 +102,7 @@ def _rehearse(system: System) -> None:
         agent.send(json.dumps(request).encode("ascii"))
     received = _receive(ours)
     assert received is not None
-    kept = generators.states()
-    _run(system, received)
-    generators.put_back(kept)
+    _run(system, received, warm)
 
 
 def _clear_environment() -> None:
@@ -132,15 +130,33 @@ def _receive(control: socket.socket) -> dict[str, Any] | None:
     return request
 
 
-def _run(system: System, request: dict[str, Any]) -> int:
-    generators.reseed(request["rng"])
+def _run(system: System, request: dict[str, Any], warm: generators.States) -> int:
+    generators.reseed(request["rng"], warm)
     name, uid, gid, groups, home = request["account"]
     account = Account(name, uid, gid, tuple(groups), home)
     os.environ.update(request["env"])
     spawn.enter(system, spawn.Launch(account, {}, request["cwd"]))
     _set_path(home)
+    if "source" not in request:
+        return _serve_context()
     spawn.tell({"type": "started"})
     return _exit_code(request["source"])
+
+
+def _serve_context() -> int:
+    """Be the interpreter of a context until the agent wants it no longer; return the exit code.
+
+    Raises:
+        OperationError: `language_unavailable`: the image has no IPython.
+    """
+    try:
+        from vmpool_agent import notebook  # noqa: PLC0415 the image may have no IPython
+    except ModuleNotFoundError as err:
+        missing = (err.name or "").partition(".")[0]
+        raise OperationError(
+            "language_unavailable", f"no contexts of Python here: the image has no {missing}"
+        ) from err
+    return notebook.serve()
 
 
 def _open_streams() -> None:
@@ -175,7 +191,7 @@ def _exit_code(source: str) -> int:
     except SystemExit as err:
         return _code_of(err)
     except BaseException as err:  # noqa: BLE001 it is the code's, and told to the caller
-        spawn.tell({"type": "raised", **_describe(err)})
+        spawn.tell({"type": "raised", **failure.describe(err, _is_ours)})
         return 1
     return 0
 
@@ -206,22 +222,8 @@ def _show(mime: dict[str, str]) -> None:
     spawn.tell({"type": "result", "mime": mime})
 
 
-def _describe(err: BaseException) -> dict[str, Any]:
-    trace = err.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-        trace = trace.tb_next
-    if isinstance(err, SyntaxError) and err.filename == _FILE:
-        trace = None
-    try:
-        value = str(err)
-    except Exception:  # noqa: BLE001 it is the exception's own code
-        value = "<its str raised>"
-    text = "".join(traceback.format_exception(type(err), err.with_traceback(trace), trace))
-    return {
-        "name": display.clean(type(err).__name__[:_NAME_LIMIT]),
-        "value": display.clean(value[:_TEXT_LIMIT]),
-        "traceback": display.clean(text[-_TEXT_LIMIT:]),
-    }
+def _is_ours(filename: str) -> bool:
+    return filename in (__file__, ast.__file__)
 
 
 def _code_of(err: SystemExit) -> int:

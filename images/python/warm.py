@@ -8,7 +8,6 @@ import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import IPython.core.interactiveshell
 import matplotlib as mpl
 
 mpl.use("Agg")
@@ -16,6 +15,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+
+from vmpool_agent import notebook
 
 
 def warm() -> None:
@@ -31,7 +32,8 @@ def warm() -> None:
     axes.legend()
     figure.savefig(io.BytesIO(), format="png")
     plt.close(figure)
-    IPython.core.interactiveshell.InteractiveShell.clear_instance()
+    notebook.rehearse()
+    plt.switch_backend("Agg")  # for code that runs in no context
 
 
 warm()

@@ -1,0 +1,297 @@
+"""Notebook: the interpreter of a Python context, IPython's own with our ends attached.
+
+It runs in a fork of the warm interpreter, which may hold one shell made ready before the snapshot.
+What the shell would print is told to the agent: values and displays as MIME bundles, exceptions
+with their traceback. It reads requests until the agent closes them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import contextlib
+import fcntl
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+import IPython
+from IPython.core import page
+from IPython.core.compilerop import CachingCompiler
+from IPython.core.displayhook import DisplayHook
+from IPython.core.displaypub import DisplayPublisher
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.profiledir import ProfileDir
+from traitlets.config import Config
+
+from vmpool_agent import display, failure, generators, spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+_LIBRARIES = (str(pathlib.Path(IPython.__file__).parent), str(pathlib.Path(__file__).parent))
+_INLINE = "module://matplotlib_inline.backend_inline"
+_NO_STDIN = "a context has no stdin: put the value into the code, or run it with exec"
+_REHEARSAL = ("x = 6 * 7\nx", "raise ValueError(x)", "print('', end='')")
+
+
+class _Hook(DisplayHook):
+    """Shows a cell's value."""
+
+    shell: Shell
+
+    def write_output_prompt(self) -> None:
+        """Nothing: it is no terminal."""
+
+    def write_format_data(
+        self, format_dict: dict[str, object], md_dict: dict[str, object] | None = None
+    ) -> None:
+        """Tell the value's forms."""
+        self.shell.show(format_dict, is_main=True)
+
+    def finish_displayhook(self) -> None:
+        """Nothing: it is no terminal."""
+
+
+class _Publisher(DisplayPublisher):
+    """Shows what code displays while it runs."""
+
+    shell: Shell
+
+    def publish(
+        self,
+        data: dict[str, object],
+        metadata: dict[str, object] | None = None,
+        source: str | None = None,
+        *,
+        transient: dict[str, object] | None = None,
+        update: bool = False,
+        **_: object,
+    ) -> None:
+        """Tell a display's forms; one that is updated comes again under its id."""
+        name = (transient or {}).get("display_id")
+        self.shell.show(data, display_id=None if name is None else str(name)[:256])
+
+    def clear_output(self, wait: bool = False) -> None:
+        """Nothing: what was told is told."""
+
+
+class _Compiler(CachingCompiler):
+    """Names cells as a traceback should."""
+
+    def get_code_name(self, raw_code: str, transformed_code: str, number: int) -> str:
+        """Return the file name of a cell."""
+        return f"<cell {number}>"
+
+
+class Shell(InteractiveShell):
+    """IPython without a terminal, a history file or a directory of its own.
+
+    Attributes:
+        tell: Takes what is reported; the agent, but for a rehearsal.
+    """
+
+    tell: Callable[[dict[str, Any]], None] = staticmethod(spawn.tell)
+
+    displayhook_class = _Hook
+    display_pub_class = _Publisher
+    compiler_class = _Compiler
+
+    def init_profile_dir(self, profile_dir: object = None) -> None:
+        """Have one only while it is asked for: nothing is kept there."""
+        with tempfile.TemporaryDirectory() as directory:
+            self.profile_dir = ProfileDir(location=directory)
+
+    def init_ipython_dir(self, ipython_dir: object) -> None:
+        """Leave the home alone."""
+        self.ipython_dir = tempfile.gettempdir()
+
+    def init_virtualenv(self) -> None:
+        """Look for none: the path is the account's."""
+
+    def enable_gui(self, gui: str | None = None) -> None:
+        """Nothing: there is none."""
+
+    def show(
+        self, forms: dict[str, object], *, is_main: bool = False, display_id: str | None = None
+    ) -> None:
+        """Tell a value's forms, after all that was printed before."""
+        _flush()
+        told: dict[str, Any] = {"type": "result", "mime": display.fit(forms), "is_main": is_main}
+        if display_id is not None:
+            told["display_id"] = display.clean(display_id)
+        self.tell(told)
+
+    def system(self, cmd: str) -> None:
+        """Run `!cmd` on our own outputs, in our process group: what interrupts us reaches it."""
+        _flush()
+        line = self.var_expand(cmd, depth=1)
+        self.user_ns["_exit_code"] = subprocess.call(["/bin/bash", "-c", line])
+
+    def showtraceback(self, exc_tuple: Any = None, *_: object, **__: object) -> None:
+        """Tell an exception; one that asks for the end is none."""
+        err = exc_tuple[1] if exc_tuple else sys.exc_info()[1]
+        if err is not None and not isinstance(err, SystemExit):
+            self._tell_raised(err)
+
+    def showsyntaxerror(self, *_: object, **__: object) -> None:
+        """Tell what could not be compiled."""
+        err = sys.exc_info()[1]
+        assert err is not None
+        self._tell_raised(err.with_traceback(None))
+
+    def _tell_raised(self, err: BaseException) -> None:
+        _flush()
+        self.tell({"type": "raised", **failure.describe(err, _is_ours)})
+
+    def ask_exit(self) -> NoReturn:
+        """End the execution; the context goes on."""
+        raise SystemExit(0)
+
+
+def _is_ours(filename: str) -> bool:
+    return filename.startswith(_LIBRARIES)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _make_shell() -> Shell:
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.HistoryManager.hist_file = ":memory:"
+    config.InteractiveShell.colors = "nocolor"
+    config.InteractiveShell.compiler_class = _Compiler
+    config.PlainTextFormatter.max_seq_length = 0
+    shell = Shell.instance(config=config)
+    atexit.unregister(shell.atexit_operations)
+    shell.db = {}
+    shell.set_hook("show_in_pager", page.as_hook(page.display_page), 90)
+    warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
+    return shell
+
+
+class Notebook:
+    """One context's interpreter, between its requests."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+        signal.signal(signal.SIGINT, _pass)
+
+    def run(self, request: dict[str, Any]) -> None:
+        """Run one request and report how it ended."""
+        shell = self._shell
+        process = os.getpid()
+        os.environ.update(request["changes"])
+        if request["rng"] is not None:
+            generators.reseed(request["rng"])
+        number, shell.execution_count = request["number"], request["executions"]
+        shell.tell({"type": "begun", "number": number})
+        with _environment(request["env"]):
+            code = self._execute(request["source"])
+        _flush()
+        if os.getpid() != process:
+            os._exit(code)  # a fork of the code's own that ran to the cell's end
+        shell.tell({"type": "ended", "number": number, "exit_code": code})
+
+    def _execute(self, source: str) -> int:
+        """Run a cell; return its exit code."""
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            outcome = self._shell.run_cell(source, store_history=True)
+        except KeyboardInterrupt:  # between two steps of IPython's own
+            self._shell.showtraceback()
+            return 1
+        finally:
+            signal.signal(signal.SIGINT, _pass)
+        err = outcome.error_before_exec or outcome.error_in_exec
+        if isinstance(err, SystemExit):
+            return _code_of(err)
+        return 0 if err is None else 1
+
+
+def _pass(_number: int, _frame: FrameType | None) -> None:
+    """Take a signal between two cells: were it ignored, what a program starts with were too."""
+
+
+def rehearse() -> None:
+    """Make a shell ready in the warm interpreter, and have it do what each context does first."""
+    shell = _make_shell()
+    shell.tell = lambda _: None
+    _draw_inline(shell)
+    for source in _REHEARSAL:
+        shell.run_cell(source, store_history=True)
+    shell.reset()
+    del shell.tell
+
+
+def serve() -> int:
+    """Run what comes over descriptor 0 until it ends; returns the exit code. From a fresh fork."""
+    requests = _take_requests()
+    shell = Shell.instance() if Shell.initialized() else _make_shell()
+    sys.modules["__main__"] = shell.user_module
+    builtins.input = _refuse_input
+    _draw_inline(shell)
+    notebook = Notebook(shell)
+    shell.tell({"type": "ready"})
+    with requests:
+        for line in requests:
+            notebook.run(json.loads(line))
+    return 0
+
+
+def _take_requests() -> BinaryIO:
+    """Return what descriptor 0 was, and leave nothing there."""
+    requests = os.fdopen(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, spawn.CONTROL), "rb")
+    null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.close(null)
+    return requests
+
+
+def _draw_inline(shell: Shell) -> None:
+    """Have figures shown as results, those of a matplotlib that is imported later as well."""
+    if importlib.util.find_spec("matplotlib_inline") is None:
+        return
+    os.environ["MPLBACKEND"] = _INLINE
+    if "matplotlib" in sys.modules:
+        shell.enable_matplotlib("inline")
+
+
+def _refuse_input(_prompt: object = "") -> NoReturn:
+    raise EOFError(_NO_STDIN)
+
+
+@contextlib.contextmanager
+def _environment(env: dict[str, str]) -> Iterator[None]:
+    """Set variables for the length of a block."""
+    before = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _code_of(err: SystemExit) -> int:
+    if err.code is None:
+        return 0
+    if isinstance(err.code, int):
+        return err.code & 0xFF
+    print(err.code, file=sys.stderr)
+    return 1
