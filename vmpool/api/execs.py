@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vmpool.api.route import Call
     from vmpool.model import ExecutionEvent
-    from vmpool.sandbox import TimedExecution
+    from vmpool.timed_execution import TimedExecution
 
 NDJSON = "application/x-ndjson"
 

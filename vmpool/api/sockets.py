@@ -20,7 +20,8 @@ from vmpool.errors import CallerError, ConflictError, Fault, InvalidRequestError
 
 if TYPE_CHECKING:
     from vmpool.api.route import Call
-    from vmpool.sandbox import Sandbox, TimedExecution
+    from vmpool.sandbox import Sandbox
+    from vmpool.timed_execution import TimedExecution
 
 
 class _PeerLeftError(Exception):
