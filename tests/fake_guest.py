@@ -172,6 +172,7 @@ LIES = (
     "hostname",
     "machine-id",
     "reset",
+    "rng",
 )
 
 
@@ -181,6 +182,7 @@ class LyingMachine(Machine):
     def __init__(self, system: FakeSystem, warm_up: str, *, lie: str, ignored: str) -> None:
         super().__init__(system, warm_up)
         self._ignored = ignored
+        self._lie = lie
         self._resets = RESETS if lie == "reset" else 0
         if lie == "generators":
             self.interpreter.await_spares = (  # type: ignore[method-assign]
@@ -190,6 +192,8 @@ class LyingMachine(Machine):
     def start(self, channel: Channel, request: dict[str, Any]) -> Operation | None:
         if request.get("op") == self._ignored:
             return None
+        if self._lie == "rng" and request.get("op") == "identify":
+            request["rng"] = "unique" if request["rng"] != "unique" else "preserve"
         if self._resets:
             self._resets -= 1
             channel._session._hang_up()

@@ -13,7 +13,7 @@ import os
 import random
 import secrets
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,16 +23,28 @@ _SEED_SIZE = 64
 _WORD = 4
 
 
+class States(NamedTuple):
+    """Where generators stand.
+
+    Attributes:
+        numpy: `None` where it is not imported.
+    """
+
+    random: tuple[Any, ...]
+    numpy: dict[str, Any] | None
+
+
 def names() -> list[str]:
     """Return the generators that `reseed` would seed now."""
     return ["random", *(name for name, module in _MODULES.items() if module in sys.modules)]
 
 
-def reseed(rng: dict[str, Any]) -> None:
+def reseed(rng: dict[str, Any], warm: States | None = None) -> None:
     """Start every generator as the clone was told.
 
     Args:
         rng: `Randomness.told`.
+        warm: Where they go on from if they are to; `None` for from where they are.
     """
     _renew_names()
     if rng["seed"] is not None:
@@ -42,21 +54,20 @@ def reseed(rng: dict[str, Any]) -> None:
     elif not rng["preserve"]:
         random.seed(int.from_bytes(os.urandom(_SEED_SIZE), "little"))
         _seed_numpy(os.urandom, secrets.randbits)
+    elif warm is not None:
+        random.setstate(warm.random)
+        if warm.numpy is not None:
+            sys.modules["numpy.random"].set_state(warm.numpy)
 
 
-def states() -> tuple[object, ...]:
-    """Return where the generators stand that a clone may be told to preserve."""
+def states() -> States:
+    """Return where the generators stand that a clone may be told to preserve.
+
+    For a process's forks, in which they stand elsewhere: Python itself seeds `random` anew in each.
+    """
     numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is None:
-        return (random.getstate(),)
-    return (random.getstate(), numpy_random.get_state(legacy=False))
-
-
-def put_back(kept: tuple[object, ...]) -> None:
-    """Have them go on from where `states` found them."""
-    random.setstate(kept[0])  # type: ignore[arg-type]
-    if len(kept) > 1:
-        sys.modules["numpy.random"].set_state(kept[1])
+    known = None if numpy_random is None else numpy_random.get_state(legacy=False)
+    return States(random.getstate(), known)
 
 
 def _seed_numpy(draw: Callable[[int], bytes], bits: Callable[[int], int]) -> None:

@@ -6,13 +6,14 @@ the clone no longer shares. It reads no request; a fork does, and is the agent's
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import runpy
 import socket
 from typing import TYPE_CHECKING
 
-from vmpool_agent import runner, spawn
+from vmpool_agent import generators, runner, spawn
 from vmpool_agent.reactor import report
 
 if TYPE_CHECKING:
@@ -31,13 +32,14 @@ def main(control: int, warm_up: str, system: System) -> int:
         except BaseException:  # noqa: BLE001 a broken warm-up costs the warmth, not the interpreter
             report(f"warm-up {warm_up} failed")
     _settle()
+    warm = generators.states()
     with socket.socket(fileno=control) as connection:
-        while _serve_one(connection, system):
+        while _serve_one(connection, system, warm):
             pass
     return 0
 
 
-def _serve_one(connection: socket.socket, system: System) -> bool:
+def _serve_one(connection: socket.socket, system: System, warm: generators.States) -> bool:
     """Do as the agent says; false at its end."""
     data, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
     if not data:
@@ -48,8 +50,8 @@ def _serve_one(connection: socket.socket, system: System) -> bool:
         return True
     # Without it the spare, and then its end, would be waited for in vain: closing tells the agent.
     try:
-        urgent = data == spawn.FORK_AT_ONCE
-        _fork_spare(descriptors, runner.serve_at_once if urgent else runner.serve, system)
+        serve = runner.serve_at_once if data == spawn.FORK_AT_ONCE else runner.serve
+        _fork_spare(descriptors, functools.partial(serve, system, warm))
     except OSError:
         report("fork failed")
     finally:
@@ -64,7 +66,7 @@ def _settle() -> None:
     gc.freeze()
 
 
-def _fork_spare(descriptors: list[int], serve: Callable[[System], int], system: System) -> None:
+def _fork_spare(descriptors: list[int], serve: Callable[[], int]) -> None:
     """Fork twice: an orphan is handed to the agent, which then learns of its end by itself.
 
     Args:
@@ -78,6 +80,6 @@ def _fork_spare(descriptors: list[int], serve: Callable[[System], int], system: 
         return
     try:
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        spawn.fork((null, *pipes, control), lambda: serve(system))
+        spawn.fork((null, *pipes, control), serve)
     finally:
         os._exit(0)

@@ -350,8 +350,8 @@ from vmpool_agent import generators
 builtins.seeded = []
 ssl.RAND_add = lambda material, entropy: seeded.append("openssl") if any(material) else None
 honest = generators.reseed
-def reseed(rng):
-    honest(rng)
+def reseed(*told):
+    honest(*told)
     if uuid._node is None:
         seeded.append("uuid")
     if not rehearsed:  # what it leaves is in the snapshot, the same in all clones
