@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import fake_guest
-from vmpool.agent import Agent, asking, client, connect, link
+from vmpool.agent import Agent, Peer, asking, client, connect, link
 from vmpool.errors import GuestError, InvalidRequestError, TooLargeError
 from vmpool.model import Code, Command, Exited, Identity, SerialAddress, Unique
 from vmpool_agent import wire
@@ -278,6 +278,31 @@ async def test_a_host_that_left_inside_a_frame_is_followed_by_one_that_works(
             agent.execute(Command(argv=("true",))) as execution,
         ):
             assert [event async for event in execution][-1] == Exited(exit_code=0)
+
+
+async def test_half_a_frame_that_nobody_ends_is_ended_before_the_first_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over virtio-serial an agent need not have noticed that its host is another one."""
+    monkeypatch.setattr(link, "_RESYNC", 60.0)
+    before, agent = wire.Connection(wire.Role.HOST), wire.Connection(wire.Role.AGENT, bool)
+    before.synchronise(bytes(wire.NONCE_SIZE), fake_guest.KEY)
+    agent.receive(before.take())
+    agent.take()
+    assert agent.synchronised
+    agent.receive(frame(OPEN, 1) + frame(MESSAGE, 1, b"{}") + frame(DATA, 1, bytes(32768))[:100])
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            agent.receive(data)
+            writer.write(agent.take())
+
+    async with (
+        hostile(tmp_path, script) as address,
+        await connect(address, key=fake_guest.KEY, timeout=5, peer=Peer.USED) as found,
+        found._link.open(),
+    ):
+        assert agent.synchronised
 
 
 @pytest.mark.parametrize("seed", range(5))
