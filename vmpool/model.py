@@ -291,10 +291,11 @@ class Code:
 
 
 class Stream(StrEnum):
-    """Which output a chunk came from."""
+    """Which output a chunk came from; a terminal has but one."""
 
     STDOUT = "stdout"
     STDERR = "stderr"
+    PTY = "pty"
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,6 +351,60 @@ class Exited:
     signal: int | None = None
     timed_out: bool = False
     out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TerminalSize:
+    """A terminal's size in characters, each from 1 to 65,535."""
+
+    rows: int
+    cols: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The first event of following a process that runs already.
+
+    Attributes:
+        pid: Process id in the guest.
+        skipped_bytes: What it wrote before the first output that follows, and is not told.
+    """
+
+    pid: int
+    skipped_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessInfo:
+    """A kept process of a guest: one that outlives whoever began it.
+
+    What it was begun with may hold surrogate escapes, for what is no UTF-8.
+
+    Attributes:
+        pid: Process id in the guest.
+        tag: Its beginner's word for it.
+        cwd: As it was asked for, `None` for the account's home.
+        terminal: Size of its terminal, `None` when it runs at none.
+        takes_input: Whether its stdin is open.
+        started_ns: Unix time, by the guest's clock.
+        output_bytes: What it has written so far; `backlog_bytes` of it are held.
+        ended: How it ended, `None` while it runs.
+        cut: `env` and the last of `argv` were too large to be remembered.
+    """
+
+    pid: int
+    tag: str | None
+    argv: tuple[str, ...]
+    env: dict[str, str] = field(repr=False)
+    cwd: str | None
+    user: str
+    terminal: TerminalSize | None
+    takes_input: bool
+    started_ns: int
+    output_bytes: int
+    backlog_bytes: int
+    ended: Exited | None
+    cut: bool = False
 
 
 ExecutionEvent = Started | Output | Result | Raised | Exited

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import json
 import os
+import select
 import signal
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -161,6 +162,8 @@ class Relay:
         self._status = status
         self.attend()
         self._check_end()
+        if self._terminal is not None and self._grace is None and not self._ended:
+            self._grace = self._reactor.after(_GRACE, self._leave_terminal)
 
     def _watch_outputs(self) -> None:
         for fd in self._outputs:
@@ -340,6 +343,18 @@ class Relay:
                     self._come_again()
                     return True
         return False
+
+    def _leave_terminal(self) -> None:
+        """Give up a terminal whose session is over: what the child wrote there has been read."""
+        fd = self._terminal
+        if fd is None or self._ended:
+            return
+        waiting = select.poll()
+        waiting.register(fd, select.POLLIN)
+        if waiting.poll(0) or not self._outlet.capacity:
+            self._grace = self._reactor.after(_GRACE, self._leave_terminal)
+        else:
+            self._give_up_output()
 
     def _give_up_output(self) -> None:
         for fd in list(self._outputs):

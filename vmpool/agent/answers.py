@@ -95,6 +95,18 @@ class _Change(TypedDict):
     destination: NotRequired[str | None]
 
 
+class _Size(TypedDict):
+    rows: int
+    cols: int
+
+
+class _End(TypedDict):
+    exit_code: int | None
+    signal: int | None
+    timed_out: bool
+    out_of_memory: bool
+
+
 class _Answer(TypedDict, total=False):
     """All that an answer may hold; what else a guest sends is passed over unread."""
 
@@ -121,6 +133,19 @@ class _Answer(TypedDict, total=False):
     generators: list[str]
     rng: str | dict[str, int]
     clock_ns: int
+    tag: str | None
+    argv: list[str]
+    env: dict[str, str]
+    cwd: str | None
+    user: str
+    pty: _Size | None
+    stdin: bool
+    started_ns: int
+    output_bytes: int
+    backlog_bytes: int
+    skipped_bytes: int
+    cut: bool
+    ended: _End | None
 
 
 _DECODER = msgspec.json.Decoder(_Answer)
@@ -165,7 +190,7 @@ def execution_event(message: dict[str, Any]) -> ExecutionEvent:
         case "result":
             mime = message.get("mime")
             if not isinstance(mime, dict):
-                raise _malformed("mime")
+                raise malformed("mime")
             return Result(_forms({_clean(kind): _clean(_text(mime, kind)) for kind in mime}))
         case "raised":
             name, value, trace = (
@@ -173,11 +198,11 @@ def execution_event(message: dict[str, Any]) -> ExecutionEvent:
             )
             return Raised(name, value, trace)
         case "exited":
-            return _exited(message)
+            return exited(message)
         case "error":
-            raise _refusal(message, REQUEST_REFUSALS, InvalidRequestError)
+            raise refusal(message, REQUEST_REFUSALS, InvalidRequestError)
         case _:
-            raise _malformed("type")
+            raise malformed("type")
 
 
 def done(message: dict[str, Any]) -> dict[str, Any]:
@@ -193,13 +218,13 @@ def done(message: dict[str, Any]) -> dict[str, Any]:
         case "done":
             return message
         case "error" if message.get("code") in ("bad_request", "unknown_group", "unknown_user"):
-            raise _refusal(message, REQUEST_REFUSALS, InvalidRequestError)
+            raise refusal(message, REQUEST_REFUSALS, InvalidRequestError)
         case "error" if message.get("code") == "too_many_entries":
-            raise _refusal(message, frozenset({"too_many_entries"}), TooLargeError)
+            raise refusal(message, frozenset({"too_many_entries"}), TooLargeError)
         case "error":
-            raise _refusal(message, FILE_REFUSALS, GuestFileError)
+            raise refusal(message, FILE_REFUSALS, GuestFileError)
         case _:
-            raise _malformed("type")
+            raise malformed("type")
 
 
 def rng_request(rng: Rng) -> str | dict[str, int]:
@@ -223,10 +248,10 @@ def receipt(message: dict[str, Any], clock_error_ns: int, rng: Rng) -> IdentityR
         GuestError: It is malformed, or speaks of other generators.
     """
     if message.get("rng") != rng_request(rng):
-        raise _malformed("rng")
+        raise malformed("rng")
     generators = message.get("generators")
     if not isinstance(generators, list) or not all(isinstance(name, str) for name in generators):
-        raise _malformed("generators")
+        raise malformed("generators")
     return IdentityReceipt(
         hostname=_short(message, "hostname"),
         machine_id=_short(message, "machine_id"),
@@ -245,7 +270,7 @@ def entries(message: dict[str, Any]) -> list[FileInfo]:
     """
     listed = message.get("entries")
     if not isinstance(listed, list):
-        raise _malformed("entries")
+        raise malformed("entries")
     return [file_info(entry) for entry in listed]
 
 
@@ -256,11 +281,11 @@ def file_info(value: object) -> FileInfo:
         GuestError: It is malformed.
     """
     if not isinstance(value, dict):
-        raise _malformed("info")
+        raise malformed("info")
     try:
         kind = FileKind(_short(value, "kind"))
     except ValueError as err:
-        raise _malformed("kind") from err
+        raise malformed("kind") from err
     return FileInfo(
         path=path(value, "path"),
         kind=kind,
@@ -281,7 +306,7 @@ def path(message: dict[str, Any], name: str) -> str:
     """
     text = _text(message, name)
     if len(text) > _MAX_PATH:
-        raise _malformed(name)
+        raise malformed(name)
     return text
 
 
@@ -293,7 +318,7 @@ def integer(message: dict[str, Any], name: str) -> int:
     """
     value = message.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**64:
-        raise _malformed(name)
+        raise malformed(name)
     return value
 
 
@@ -308,14 +333,19 @@ def _forms(mime: dict[str, str]) -> dict[str, str]:
     return {_PLAIN: marked, **{kind: mime[kind] for kind in first}}
 
 
-def _exited(message: dict[str, Any]) -> Exited:
+def exited(message: dict[str, Any]) -> Exited:
+    """Return how an execution ended.
+
+    Raises:
+        GuestError: The message is malformed.
+    """
     code, signal = message.get("exit_code"), message.get("signal")
     if (code is None) == (signal is None):
-        raise _malformed("exit_code")
+        raise malformed("exit_code")
     if code is not None and not 0 <= integer(message, "exit_code") <= 255:
-        raise _malformed("exit_code")
+        raise malformed("exit_code")
     if signal is not None and not 0 < integer(message, "signal") < 128:
-        raise _malformed("signal")
+        raise malformed("signal")
     return Exited(
         exit_code=code,
         signal=signal,
@@ -324,9 +354,7 @@ def _exited(message: dict[str, Any]) -> Exited:
     )
 
 
-def _refusal(
-    message: dict[str, Any], known: frozenset[str], kind: type[VmpoolError]
-) -> VmpoolError:
+def refusal(message: dict[str, Any], known: frozenset[str], kind: type[VmpoolError]) -> VmpoolError:
     """Return the error for a refusal; a code that we do not know is the guest's own failure."""
     code = message.get("code")
     text = _printable(_text(message, "message"))
@@ -340,7 +368,7 @@ def _refusal(
 def _text(message: dict[str, Any], name: str) -> str:
     value = message.get(name)
     if not isinstance(value, str):
-        raise _malformed(name)
+        raise malformed(name)
     return value
 
 
@@ -378,5 +406,6 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _malformed(name: str) -> GuestError:
+def malformed(name: str) -> GuestError:
+    """Return the error for a member that is not what it must be."""
     return GuestError(f"answer with a wrong {name!r}", code="guest_protocol")

@@ -15,6 +15,7 @@ from vmpool.agent import answers
 from vmpool.agent.asking import ask, patience
 from vmpool.agent.link import Link, LinkChannel, Peer, open_link
 from vmpool.agent.watches import Watch, watching
+from vmpool.agent.processes import Processes
 from vmpool.errors import ConflictError, GuestError, TooLargeError
 from vmpool.model import (
     AgentAddress,
@@ -124,9 +125,14 @@ class Execution:
 
 
 class Agent:
-    """The agent of one guest. Owns its link; an async context manager."""
+    """The agent of one guest. Owns its link; an async context manager.
+
+    Attributes:
+        processes: Those that outlive whoever began them.
+    """
 
     def __init__(self, link: Link) -> None:
+        self.processes = Processes(link)
         self._link = link
 
     async def __aenter__(self) -> Self:

@@ -270,6 +270,13 @@ class Stderr(Struct, frozen=True, kw_only=True, tag="stderr", tag_field="type"):
     data_base64: bytes | UnsetType = UNSET
 
 
+class Pty(Struct, frozen=True, kw_only=True, tag="pty", tag_field="type"):
+    """What a program wrote to its terminal, as in `stdout`."""
+
+    data: str | UnsetType = UNSET
+    data_base64: bytes | UnsetType = UNSET
+
+
 class ShownResult(Struct, frozen=True, kw_only=True, tag="result", tag_field="type"):
     """A value that the code showed; binary forms are base64."""
 
@@ -301,7 +308,7 @@ class ProblemLine(Struct, frozen=True, kw_only=True, tag="problem", tag_field="t
     problem: Problem
 
 
-ExecLine = Started | Stdout | Stderr | ShownResult | RaisedLine | ExitLine | ProblemLine
+ExecLine = Started | Stdout | Stderr | Pty | ShownResult | RaisedLine | ExitLine | ProblemLine
 
 
 class Input(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

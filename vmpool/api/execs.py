@@ -60,8 +60,11 @@ class Transcript:
                 yield views.exit_line(event, self._began_ns)
 
 
+_LINES = {Stream.STDOUT: bodies.Stdout, Stream.STDERR: bodies.Stderr, Stream.PTY: bodies.Pty}
+
+
 def _output(stream: Stream, piece: str | bytes) -> bodies.ExecLine:
-    kind = bodies.Stdout if stream is Stream.STDOUT else bodies.Stderr
+    kind = _LINES[stream]
     return kind(data=piece) if isinstance(piece, str) else kind(data_base64=piece)
 
 
