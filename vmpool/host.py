@@ -11,27 +11,29 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmpool import run
 from vmpool.auditing import Auditing
 from vmpool.branching import Branching
-from vmpool.errors import InvalidRequestError, NotFoundError, VmpoolError
+from vmpool.creation import CreateRequest, Creation
+from vmpool.errors import InvalidRequestError, VmpoolError
+from vmpool.expiry import Expiry
 from vmpool.forking import Forking, ForkRequest
-from vmpool.household import Holding, Household
+from vmpool.household import Household
 from vmpool.lifecycle import AutoResume, EndReason, OnExpiry, SandboxState
-from vmpool.model import Accelerator, ClockPolicy, Rng, Transport, Unique, new_id
+from vmpool.model import Accelerator, Transport
 from vmpool.nursery import Nursery
 from vmpool.pausing import Pausing
-from vmpool.sandbox import Claim, Past, Sandbox, paused
-from vmpool.store import owner_of
+from vmpool.sandbox import Claim, Sandbox, paused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmpool.catalogue import Catalogue, Ground
     from vmpool.clone import Clone
+    from vmpool.household import Holding
     from vmpool.run import RunOutcome, RunRequest
     from vmpool.store import SandboxRow
     from vmpool.vault import Checkpoint, Vault
@@ -39,12 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["AutoResume", "CreateRequest", "ForkRequest", "Host", "HostFacts", "OnExpiry"]
 
 log = logging.getLogger(__name__)
-
-PAUSE_RETRY = 60.0
-"""Seconds until a pause that was due and failed is tried again; the sandbox runs on meanwhile."""
-
-PAUSE_PATIENCE = 3600.0
-"""Seconds after which a sandbox that was to be paused, and cannot be, is killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,34 +55,6 @@ class HostFacts:
     accelerator_reason: str
     transport: Transport
     qemu_version: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CreateRequest:
-    """What somebody asks of a new sandbox.
-
-    Attributes:
-        template: What it is restored from; empty when `checkpoint` says that.
-        checkpoint: Id or name of a checkpoint to go on from; `None` for a template.
-        timeout: Seconds until its time is up.
-        wait: Seconds to wait for a clone when none is ready; for a checkpoint nobody waits.
-        on_expiry: What becomes of it when its time is up, or it was idle for too long.
-        idle_timeout: Seconds that it may be idle; `None` for no limit.
-        auto_resume: Whether a request wakes it when it is paused.
-        rng: How its randomness comes about, and `clock` its time.
-    """
-
-    template: str = ""
-    checkpoint: str | None = None
-    timeout: float
-    wait: float
-    metadata: dict[str, str] = field(default_factory=dict)
-    env: dict[str, str] = field(default_factory=dict, repr=False)
-    on_expiry: OnExpiry = OnExpiry.KILL
-    idle_timeout: float | None = None
-    auto_resume: AutoResume = AutoResume.NEVER
-    rng: Rng = field(default_factory=Unique)
-    clock: ClockPolicy = ClockPolicy.NOW
 
 
 class Host:
@@ -144,6 +112,10 @@ class Host:
             vault=vault,
             transient=vault.directory,
         )
+        self._creation = Creation(
+            household=self._household, catalogue=catalogue, vault=vault, forking=self._forking
+        )
+        self._expiry = Expiry(self._household, pause=self.pause)
         catalogue.in_use = self._bases_in_use
         self.metrics.watch_sandboxes(lambda: self._household.tally, lambda: vault.tally)
 
@@ -160,19 +132,12 @@ class Host:
             CapacityError: No clone within `request.wait` seconds, or the queue is full.
             StoreError, DiskFullError: The journal could not take it.
         """
-        if bool(request.template) == (request.checkpoint is not None):
-            raise InvalidRequestError(
-                "a sandbox is made of a template or of a checkpoint", code="source_unclear"
-            )
-        if request.checkpoint is None:
-            holding = await self._hold(_claim(request, owner), request.wait)
-            await self._household.record(holding)
-            detail = {"template": request.template}
-        else:
-            holding = await self._sprout(request, request.checkpoint, owner)
-            detail = {"checkpoint": request.checkpoint}
-        self.audit(owner, "sandbox.create", holding.sandbox.id, detail)
-        return holding.sandbox
+        sandbox = await self._creation.create(request, owner)
+        source = {"template": request.template}
+        if request.checkpoint is not None:
+            source = {"checkpoint": request.checkpoint}
+        self.audit(owner, "sandbox.create", sandbox.id, source)
+        return sandbox
 
     async def run(self, request: RunRequest, *, owner: str) -> RunOutcome:
         """Run once in a machine that nobody had before and nobody gets after. *Not idempotent.*
@@ -186,7 +151,7 @@ class Host:
         """
         timeout = self.settings.requests.sandbox_timeout_most
         claim = Claim(template=request.template, owner=owner, timeout=timeout)
-        holding = await self._hold(claim, request.wait)
+        holding = await self._creation.hold(claim, request.wait)
         outcome = "cancelled"
         try:
             answer = await run.run(holding.sandbox, request)
@@ -418,9 +383,8 @@ class Host:
             if self._vault.pause_of(row.id) is None or row.receipt is None:
                 log.error("sandbox=%s is lost: its state is gone from the disk", row.id)
                 await self.store.end_sandbox(row.id, EndReason.SERVER_LOST)
-                continue
-            sandbox = _recalled(row, None)
-            self._household.admit(sandbox, base_id=row.base_id, pool=None).journaled = True
+            else:
+                self._household.recall(row, clone=None, pool=None)
 
     async def take_over(self, row: SandboxRow, clone: Clone) -> Sandbox:
         """Hold a sandbox of a server before this one, whose machine was adopted.
@@ -431,9 +395,7 @@ class Host:
         """
         pool = (await self.catalogue.lineage(row.base_id)).pool
         pool.reserve().fill(clone)
-        holding = self._household.admit(_recalled(row, clone), base_id=row.base_id, pool=pool)
-        holding.journaled = True
-        return holding.sandbox
+        return self._household.recall(row, clone=clone, pool=pool).sandbox
 
     async def close(self) -> None:
         """End every sandbox that runs, and wait for all that was begun. *Idempotent.*
@@ -476,98 +438,8 @@ class Host:
             self.metrics.turned(action, outcome, time.perf_counter_ns() - began)
             self.audit(owner, action, subject, detail or {}, outcome=outcome)
 
-    async def _hold(self, claim: Claim, wait: float) -> Holding:
-        """Take a clone from its pool and make it a sandbox, in one step after the hand-over."""
-        pool = self.catalogue.pool(claim.template)
-        base_id = self.catalogue.status(claim.template).snapshot
-        assert base_id is not None
-        began = time.perf_counter_ns()
-        loop = asyncio.get_running_loop()
-        clone = await pool.acquire(deadline=loop.time() + wait)
-        took = time.perf_counter_ns() - began
-        sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
-        return self._household.admit(sandbox, base_id=base_id, pool=pool)
-
-    async def _sprout(self, request: CreateRequest, name: str, owner: str) -> Holding:
-        kept = self._vault.find(name, owner=owner)
-        claim = _claim(request, owner, of=kept)
-        return await self._forking.sprout(kept, claim)
+    def _expire(self, holding: Holding, reason: EndReason) -> None:
+        self._expiry.due(holding, reason)
 
     def _bases_in_use(self) -> set[str]:
         return self._household.base_ids | self._vault.base_ids
-
-    def _expire(self, holding: Holding, reason: EndReason) -> None:
-        """Do with a sandbox whose time is up what its maker chose."""
-        match holding.sandbox.claim.on_expiry:
-            case OnExpiry.KILL:
-                self._household.begin_end(holding, reason)
-            case OnExpiry.PAUSE:
-                self._household.begin(self._pause_instead(holding, reason))
-
-    async def _pause_instead(self, holding: Holding, reason: EndReason) -> None:
-        """Pause a sandbox whose time is up; one that cannot be is tried again, and killed at last.
-
-        To kill it at once would lose what its owner was promised to find again: for a full disk
-        somebody makes room. It stays in the lists meanwhile, and the log says why.
-        """
-        sandbox = holding.sandbox
-        try:
-            await self.pause(sandbox.id, owner=sandbox.owner)
-        except NotFoundError:
-            return  # ended meanwhile
-        except VmpoolError as err:
-            now = time.monotonic()
-            holding.overdue_since = holding.overdue_since or now
-            log.error("sandbox=%s is to be paused and cannot be: %s", sandbox.id, err)
-            if now - holding.overdue_since > PAUSE_PATIENCE:
-                self._household.begin_end(holding, reason)
-            elif holding.ending is None:
-                self._household.set_alarm(holding, PAUSE_RETRY)
-        else:
-            holding.overdue_since = None
-
-
-def _claim(request: CreateRequest, owner: str, *, of: Checkpoint | None = None) -> Claim:
-    """Return what a sandbox is made with; of a checkpoint, on top of what that had."""
-    return Claim(
-        template=request.template if of is None else of.template,
-        owner=owner,
-        timeout=request.timeout,
-        metadata=request.metadata,
-        env=request.env if of is None else of.env | request.env,
-        on_expiry=request.on_expiry,
-        idle_timeout=request.idle_timeout,
-        auto_resume=request.auto_resume,
-        rng=request.rng,
-        clock=request.clock,
-        parent_checkpoint_id=None if of is None else of.id,
-    )
-
-
-def _recalled(row: SandboxRow, clone: Clone | None) -> Sandbox:
-    """Return a sandbox as the journal knows it."""
-    assert row.receipt is not None
-    assert row.deadline_ns is not None
-    claim = Claim(
-        template=row.template,
-        owner=owner_of(row.token_id),
-        timeout=row.timeout,
-        metadata=row.metadata,
-        env=row.env,
-        on_expiry=row.on_expiry,
-        idle_timeout=row.idle_timeout,
-        auto_resume=row.auto_resume,
-        rng=row.rng,
-        clock=row.clock,
-        parent_id=row.parent_id,
-        parent_checkpoint_id=row.parent_checkpoint_id,
-    )
-    past = Past(
-        access_hash=row.access_hash,
-        created_ns=row.created_ns,
-        deadline_ns=row.deadline_ns,
-        paused_ns=row.paused_ns,
-        receipt=row.receipt,
-        clock_offset_ns=row.clock_offset_ns,
-    )
-    return Sandbox(id=row.id, clone=clone, claim=claim, acquire_ns=0, past=past)

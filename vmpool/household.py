@@ -20,8 +20,8 @@ from vmpool.errors import CapacityError, NotFoundError, VmpoolError
 from vmpool.idleness import idle
 from vmpool.lifecycle import EndReason, SandboxState
 from vmpool.pool import Pool
-from vmpool.sandbox import Sandbox, ended, paused
-from vmpool.store import SandboxRow, token_id_of
+from vmpool.sandbox import Claim, Past, Sandbox, ended, paused
+from vmpool.store import SandboxRow, owner_of, token_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -177,6 +177,16 @@ class Household:
         holding = Holding(sandbox=sandbox, base_id=base_id, pool=pool)
         self._holdings[sandbox.id] = holding
         self.attend(holding)
+        return holding
+
+    def recall(self, row: SandboxRow, *, clone: Clone | None, pool: Pool[Clone] | None) -> Holding:
+        """Watch over a sandbox of a server before this one.
+
+        Args:
+            clone: Its machine, which counts in `pool` as held; `None` for one that is paused.
+        """
+        holding = self.admit(_recalled(row, clone), base_id=row.base_id, pool=pool)
+        holding.journaled = True
         return holding
 
     async def record(self, holding: Holding) -> None:
@@ -414,3 +424,32 @@ class Household:
         if row.token_id != token_id_of(owner):
             return unknown
         return ended(id, row.end_reason)
+
+
+def _recalled(row: SandboxRow, clone: Clone | None) -> Sandbox:
+    """Return a sandbox as the journal knows it."""
+    assert row.receipt is not None
+    assert row.deadline_ns is not None
+    claim = Claim(
+        template=row.template,
+        owner=owner_of(row.token_id),
+        timeout=row.timeout,
+        metadata=row.metadata,
+        env=row.env,
+        on_expiry=row.on_expiry,
+        idle_timeout=row.idle_timeout,
+        auto_resume=row.auto_resume,
+        rng=row.rng,
+        clock=row.clock,
+        parent_id=row.parent_id,
+        parent_checkpoint_id=row.parent_checkpoint_id,
+    )
+    past = Past(
+        access_hash=row.access_hash,
+        created_ns=row.created_ns,
+        deadline_ns=row.deadline_ns,
+        paused_ns=row.paused_ns,
+        receipt=row.receipt,
+        clock_offset_ns=row.clock_offset_ns,
+    )
+    return Sandbox(id=row.id, clone=clone, claim=claim, acquire_ns=0, past=past)

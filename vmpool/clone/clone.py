@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import time
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from vmpool.cancellation import uninterrupted
-from vmpool.clone.introduction import require_clock
+from vmpool.clone.introduction import identify, require_clock
 from vmpool.errors import GuestError
+from vmpool.model import Identity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
     from vmpool.clone.timings import RestoreDeadlines, RestoreTimings
     from vmpool.engine import Machine
     from vmpool.errors import InfrastructureError
-    from vmpool.model import IdentityReceipt
+    from vmpool.model import IdentityReceipt, Waking
 
 OBITUARY_TIMEOUT = 1.0
 """Seconds that a hypervisor may outlive its guest's agent and still count as the cause."""
@@ -88,6 +92,25 @@ class Clone:
             asking.cancel()
             await asyncio.wait([asking])
         require_clock(error_ns)
+
+    async def become(self, policy: Waking) -> None:
+        """Come by other randomness, or another time, as the same as before. *Idempotent.*
+
+        Raises:
+            GuestError: The agent did not confirm in time, or `identity_unconfirmed`; call `kill()`.
+            HostError, DiskFullError: The papers could not be written; call `kill()`.
+        """
+        who = Identity.known(self.receipt.hostname, self.receipt.machine_id)
+        offset_ns = policy.clock_offset_ns(time.time_ns())
+        receipt = await identify(
+            self.agent,
+            who,
+            rng=policy.rng,
+            clock_offset_ns=offset_ns,
+            timeout=self._deadlines.identify,
+        )
+        self._papers = structs.replace(self._papers, receipt=receipt, clock_offset_ns=offset_ns)
+        await asyncio.to_thread(self._papers.write, self.directory)
 
     async def wait_dead(self) -> None:
         """Return once the machine has ended or the agent link is lost."""

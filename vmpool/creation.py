@@ -1,0 +1,135 @@
+"""Creation: sandboxes of a template's pool, or of a checkpoint.
+
+It decides what a sandbox is made of, and makes sure that there is a whole one, journaled, or none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmpool.errors import InvalidRequestError
+from vmpool.lifecycle import AutoResume, EndReason, OnExpiry
+from vmpool.model import ClockPolicy, Rng, Unique, Waking, new_id
+from vmpool.sandbox import Claim, Sandbox
+
+if TYPE_CHECKING:
+    from vmpool.catalogue import Catalogue
+    from vmpool.forking import Forking
+    from vmpool.household import Holding, Household
+    from vmpool.vault import Checkpoint, Vault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateRequest:
+    """What somebody asks of a new sandbox.
+
+    Attributes:
+        template: What it is restored from; empty when `checkpoint` says that.
+        checkpoint: Id or name of a checkpoint to go on from; `None` for a template.
+        timeout: Seconds until its time is up.
+        wait: Seconds to wait for a clone when none is ready; for a checkpoint nobody waits.
+        on_expiry: What becomes of it when its time is up, or it was idle for too long.
+        idle_timeout: Seconds that it may be idle; `None` for no limit.
+        auto_resume: Whether a request wakes it when it is paused.
+        rng: How its randomness comes about, and `clock` its time.
+    """
+
+    template: str = ""
+    checkpoint: str | None = None
+    timeout: float
+    wait: float
+    metadata: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+    on_expiry: OnExpiry = OnExpiry.KILL
+    idle_timeout: float | None = None
+    auto_resume: AutoResume = AutoResume.NEVER
+    rng: Rng = field(default_factory=Unique)
+    clock: ClockPolicy = ClockPolicy.NOW
+
+
+class Creation:
+    """Makes sandboxes."""
+
+    def __init__(
+        self, *, household: Household, catalogue: Catalogue, vault: Vault, forking: Forking
+    ) -> None:
+        self._household = household
+        self._catalogue = catalogue
+        self._vault = vault
+        self._forking = forking
+
+    async def create(self, request: CreateRequest, owner: str) -> Sandbox:
+        """Make a sandbox, journaled. *Not idempotent*; on failure and cancellation there is none.
+
+        Raises:
+            VmpoolError: As `Host.create`.
+        """
+        if bool(request.template) == (request.checkpoint is not None):
+            raise InvalidRequestError(
+                "a sandbox is made of a template or of a checkpoint", code="source_unclear"
+            )
+        if request.checkpoint is not None:
+            kept = self._vault.find(request.checkpoint, owner=owner)
+            return (await self._forking.sprout(kept, _claim(request, owner, of=kept))).sandbox
+        holding = await self.hold(_claim(request, owner), request.wait)
+        await self._prepare(holding)
+        await self._household.record(holding)
+        return holding.sandbox
+
+    async def hold(self, claim: Claim, wait: float) -> Holding:
+        """Take a clone from its pool and make it a sandbox, in one step after the hand-over.
+
+        Nothing is journaled.
+
+        Raises:
+            NotFoundError: `template_not_found`.
+            CapacityError: No clone within `wait` seconds, or the queue is full.
+        """
+        pool = self._catalogue.pool(claim.template)
+        base_id = self._catalogue.status(claim.template).snapshot
+        assert base_id is not None
+        began = time.perf_counter_ns()
+        loop = asyncio.get_running_loop()
+        clone = await pool.acquire(deadline=loop.time() + wait)
+        took = time.perf_counter_ns() - began
+        sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
+        return self._household.admit(sandbox, base_id=base_id, pool=pool)
+
+    async def _prepare(self, holding: Holding) -> None:
+        """Have a clone of a pool come by randomness and time as it was asked for; or end it.
+
+        Clones are restored before anybody asks, so they come with what most want.
+        """
+        sandbox, claim = holding.sandbox, holding.sandbox.claim
+        if (claim.rng, claim.clock) == (Unique(), ClockPolicy.NOW):
+            return
+        try:
+            base = (await self._catalogue.lineage(holding.base_id)).snapshot
+            saved_ns = base.manifest.created_ns
+            async with sandbox.attended():
+                await sandbox.clone.become(
+                    Waking(rng=claim.rng, clock=claim.clock, saved_ns=saved_ns)
+                )
+        except BaseException:
+            await self._household.end(holding, EndReason.KILLED)
+            raise
+
+
+def _claim(request: CreateRequest, owner: str, *, of: Checkpoint | None = None) -> Claim:
+    """Return what a sandbox is made with; of a checkpoint, on top of what that had."""
+    return Claim(
+        template=request.template if of is None else of.template,
+        owner=owner,
+        timeout=request.timeout,
+        metadata=request.metadata,
+        env=request.env if of is None else of.env | request.env,
+        on_expiry=request.on_expiry,
+        idle_timeout=request.idle_timeout,
+        auto_resume=request.auto_resume,
+        rng=request.rng,
+        clock=request.clock,
+        parent_checkpoint_id=None if of is None else of.id,
+    )
