@@ -21,6 +21,7 @@ AT_ONCE = {"attach", "detach"}
 _TWINS = (
     blocking.Client,
     blocking.Sandbox,
+    blocking.Checkpoints,
     blocking.Execution,
     blocking.Interaction,
     blocking.Files,
@@ -59,6 +60,8 @@ class Twin:
 
 
 def _twin(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_twin(one) for one in value]
     return Twin(value) if isinstance(value, _TWINS) else value
 
 

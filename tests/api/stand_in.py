@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmpool import run
 from vmpool.clone import RestoreTimings
-from vmpool.errors import NotFoundError
+from vmpool.errors import GuestError, NotFoundError
 from vmpool.lifecycle import EndReason
 from vmpool.metrics import Metrics
 from vmpool.model import (
@@ -29,12 +29,15 @@ from vmpool.model import (
     new_id,
 )
 from vmpool.sandbox import Claim, Sandbox
-from vmpool.store import Role
+from vmpool.store import Purpose, Role
+from vmpool.vault import Checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator
 
     from vmpool.config import Settings
+    from vmpool.errors import VmpoolError
+    from vmpool.forking import ForkRequest
     from vmpool.host import CreateRequest
 
 TEMPLATE = "python"
@@ -159,7 +162,7 @@ class PaperHost:
     async def create(self, request: CreateRequest, *, owner: str) -> Sandbox:
         return await self._hold(
             Claim(
-                template=request.template,
+                template=request.template or TEMPLATE,
                 owner=owner,
                 timeout=request.timeout,
                 metadata=request.metadata,
@@ -184,6 +187,40 @@ class PaperHost:
             raise NotFoundError(f"sandbox {id!r} has ended", code="sandbox_ended")
         raise NotFoundError(f"there is no sandbox {id!r}", code="sandbox_not_found")
 
+    async def awake(self, id: str, *, owner: str) -> Sandbox:
+        return await self.sandbox(id, owner=owner)
+
+    async def pause(self, id: str, *, owner: str) -> Sandbox:
+        return await self.sandbox(id, owner=owner)
+
+    async def resume(self, id: str, *, owner: str, **_: Any) -> Sandbox:
+        return await self.sandbox(id, owner=owner)
+
+    async def rollback(self, id: str, *, owner: str, checkpoint: str) -> Sandbox:
+        self.find_checkpoint(checkpoint, owner=owner)
+        return await self.sandbox(id, owner=owner)
+
+    async def checkpoint(self, id: str, *, owner: str, name: str | None) -> Checkpoint:
+        return _kept(await self.sandbox(id, owner=owner), name)
+
+    async def checkpoints(self, *, owner: str, **_: Any) -> list[Checkpoint]:
+        return [_kept(sandbox, None) for sandbox in self.sandboxes(owner=owner)]
+
+    def find_checkpoint(self, id_or_name: str, *, owner: str) -> Checkpoint:
+        for sandbox in self.sandboxes(owner=owner):
+            if sandbox.id == id_or_name:
+                return _kept(sandbox, None)
+        raise NotFoundError(f"no checkpoint {id_or_name!r}", code="checkpoint_not_found")
+
+    async def remove_checkpoint(self, id_or_name: str, *, owner: str) -> None:
+        self.find_checkpoint(id_or_name, owner=owner)
+
+    async def fork(
+        self, id: str, request: ForkRequest, *, owner: str
+    ) -> list[Sandbox | VmpoolError]:
+        made: list[Sandbox | VmpoolError] = [await self.sandbox(id, owner=owner)]
+        return (made + [GuestError("on paper")] * request.count)[: request.count]
+
     async def sandbox_by_access_token(self, id: str, token: str) -> Sandbox | None:
         sandbox = self._live.get(id)
         return sandbox if sandbox is not None and sandbox.access_token == token else None
@@ -207,3 +244,21 @@ class PaperHost:
     def _end(self, sandbox: Sandbox, reason: EndReason) -> None:
         sandbox.end(reason)
         self._ended[sandbox.id] = self._live.pop(sandbox.id).owner
+
+
+def _kept(sandbox: Sandbox, name: str | None) -> Checkpoint:
+    """Return a checkpoint under the id of its sandbox."""
+    return Checkpoint(
+        id=sandbox.id,
+        name=name,
+        owner=sandbox.owner,
+        sandbox_id=sandbox.id,
+        template=sandbox.template,
+        base_id="0",
+        created_ns=0,
+        dirty_bytes=0,
+        size_bytes=0,
+        purpose=Purpose.KEPT,
+        key=b"",
+        saved_ns=0,
+    )

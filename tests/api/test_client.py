@@ -13,7 +13,7 @@ import pytest
 
 import vmpool
 from tests.blocking_twin import Twin
-from vmpool.client import asynchronous, blocking, execution, files, sandbox
+from vmpool.client import asynchronous, blocking, checkpoints, execution, files, sandbox
 from vmpool.client.events import Exited, Output, Started
 from vmpool.errors import (
     GuestFileError,
@@ -351,6 +351,7 @@ async def test_threads_share_a_blocking_client(server: Server) -> None:
     [
         (asynchronous.AsyncClient, blocking.Client),
         (sandbox.AsyncSandbox, blocking.Sandbox),
+        (checkpoints.AsyncCheckpoints, blocking.Checkpoints),
         (execution.AsyncExecution, blocking.Execution),
         (execution.AsyncInteraction, blocking.Interaction),
         (files.AsyncFiles, blocking.Files),

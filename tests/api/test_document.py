@@ -34,8 +34,14 @@ EXAMPLES = 15
 
 SEED = 20261121
 
-REFUSES_GOOD_FORM = {"GET /v1/sandboxes/{id}/exec", "POST /v1/templates"}
-"""What answers good form with a problem: one wants a WebSocket, one no integer written as 5.0."""
+REFUSES_GOOD_FORM = {
+    "GET /v1/sandboxes/{id}/exec",
+    "POST /v1/templates",
+    "POST /v1/sandboxes",
+    "POST /v1/sandboxes/{id}/fork",
+}
+"""What answers good form with a problem: one wants a WebSocket, the others no integer written as
+5.0."""
 
 
 async def read_document(server: Server) -> dict[str, Any]:

@@ -99,18 +99,18 @@ def test_what_is_made_is_asked_for_again_with_the_same_key_when_the_answer_is_lo
     monkeypatch.setattr(repetition, "PAUSES", (0.0, 0.0))
     cut = http(b"{}", length=9)
     with answering(cut, cut, http(b'{"id": "a"}')) as (remote, server):
-        assert remote.make("/v1/x", {}) == {"id": "a"}
+        assert remote.once("/v1/x", {}) == {"id": "a"}
     keys = re.findall(rb"\r\nIdempotency-Key: (\w+)\r\n", server.received)
     assert len(keys) == 3
     assert len(set(keys)) == 1
     with answering(cut, cut, cut) as (remote, _), pytest.raises(InfrastructureError) as lost:
-        remote.make("/v1/x", {})
+        remote.once("/v1/x", {})
     assert lost.value.error_code == "server_lost"
 
 
 def test_what_the_server_refuses_is_not_asked_for_again() -> None:
     with answering(problem("capacity", "503 No")) as (remote, _), pytest.raises(CapacityError):
-        remote.make("/v1/x", {})
+        remote.once("/v1/x", {})
 
 
 def test_without_a_token_none_is_sent() -> None:

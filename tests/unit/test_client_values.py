@@ -23,6 +23,10 @@ SAID = [
     (values.ImageInfo, bodies.ImageAnswer),
     (values.Health, bodies.Health),
     (values.SandboxPage, sandbox_bodies.SandboxList),
+    (values.CheckpointInfo, sandbox_bodies.CheckpointAnswer),
+    (values.CheckpointPage, sandbox_bodies.CheckpointList),
+    (values.ForkedChild, sandbox_bodies.Child),
+    (values.Forked, sandbox_bodies.ForkAnswer),
     (values.FileListing, bodies.FileList),
     (values.TemplateListing, bodies.TemplateList),
     (values.ImageListing, bodies.ImageList),
@@ -35,6 +39,7 @@ ASKED: list[tuple[Any, Any]] = [
     (options.RunOptions, bodies.Run),
     (options.ExecOptions, bodies.Exec),
     (options.SandboxOptions, sandbox_bodies.CreateSandbox),
+    (options.ForkOptions, sandbox_bodies.Fork),
     (options.TemplateOptions, bodies.CreateTemplate),
 ]
 
@@ -58,7 +63,8 @@ def test_the_client_can_ask_for_all_that_the_server_takes(ours: Any, theirs: Any
     asked = set(ours.__annotations__)
     taken = {field.name for field in msgspec.structs.fields(theirs)}
     assert asked <= taken
-    elsewhere = {"code", "stdin_base64", "name", "image"}  # arguments, or made of another option
+    # arguments, or made of another option
+    elsewhere = {"code", "stdin_base64", "name", "image", "count"}
     assert taken - elsewhere <= asked
 
 

@@ -28,6 +28,11 @@ PROBLEMS_OF_BODIES: Final = (408, 413, 415, 503)
 _PATH_PARAMETERS: Final[Json] = {
     "id": {"type": "string", "pattern": "^[a-z0-9]{1,64}$", "description": "A sandbox's id"},
     "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]*$", "maxLength": 128},
+    "checkpoint": {
+        "type": "string",
+        "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        "description": "A checkpoint's id or name",
+    },
 }
 
 _EXACTLY_ONE: Final = {
@@ -35,7 +40,11 @@ _EXACTLY_ONE: Final = {
     "Exec": ("code", "argv"),
     "FileContent": ("content", "content_base64"),
 }
-_AT_MOST_ONE: Final = {"Run": ("stdin", "stdin_base64"), "Exec": ("stdin", "stdin_base64")}
+_AT_MOST_ONE: Final = {
+    "Run": ("stdin", "stdin_base64"),
+    "Exec": ("stdin", "stdin_base64"),
+    "CreateSandbox": ("template", "checkpoint"),
+}
 
 
 def document(
@@ -181,8 +190,11 @@ def _bound(components: Json, limits: Limits) -> None:
         ("Run", "wait", published.wait_seconds),
         ("Exec", "timeout", published.execution_seconds),
         ("CreateSandbox", "timeout", published.sandbox_seconds),
+        ("CreateSandbox", "idle_timeout", published.sandbox_seconds),
         ("CreateSandbox", "wait", published.wait_seconds),
         ("SetTimeout", "timeout", published.sandbox_seconds),
+        ("Resume", "timeout", published.sandbox_seconds),
+        ("Fork", "timeout", published.sandbox_seconds),
     ):
         _set(components[name]["properties"][member], "number", "maximum", most)
     for name in ("Run", "Exec"):

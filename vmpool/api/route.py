@@ -42,14 +42,14 @@ class Call:
     caller: Caller
 
     async def sandbox(self) -> Sandbox:
-        """Return the sandbox that the path names.
+        """Return the sandbox that the path names, awake: its guest is needed.
 
         Raises:
             NotFoundError: `sandbox_not_found` or `sandbox_ended`.
+            ConflictError: `sandbox_paused`, unless it was made to wake on request.
+            VmpoolError: It could not be woken, and stays paused.
         """
-        if self.caller.sandbox is not None:
-            return self.caller.sandbox
-        return await self.host.sandbox(self.request.match_info["id"], owner=self.caller.owner)
+        return await self.host.awake(self.request.match_info["id"], owner=self.caller.owner)
 
 
 class Source(Enum):

@@ -16,15 +16,17 @@ from vmpool.api import (
     templates,
 )
 from vmpool.api.auth import Access
+from vmpool.api.checkpoint_routes import CHECKPOINT_ROUTES
 from vmpool.api.idempotency import takes_once
 from vmpool.api.route import Answer, Route, reads, takes
 
 JSON: Final = "application/json"
 
 _SANDBOX: Final = (404, 410)
-_GUEST: Final = (*_SANDBOX, 502)
+_WOKEN: Final = (*_SANDBOX, 409, 429, 503, 507)
+_GUEST: Final = (*_WOKEN, 502)
 _CAPACITY: Final = (404, 409, 429, 503, 507)
-_FILE: Final = (*_GUEST, 403, 409, 507)
+_FILE: Final = (*_GUEST, 403)
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route(
@@ -44,7 +46,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         summary="Make a sandbox",
         access=Access.OWNER,
         answers=(Answer(status=201, body=sandbox_bodies.SandboxAnswer, media=JSON),),
-        problems=_CAPACITY,
+        problems=(*_CAPACITY, 502),
         **takes_once(sandbox_bodies.CreateSandbox, sandboxes.create),
     ),
     Route(
@@ -86,6 +88,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         problems=_SANDBOX,
         **takes(sandbox_bodies.SetTimeout, sandboxes.set_timeout),
     ),
+    *CHECKPOINT_ROUTES,
     Route(
         method="POST",
         path="/v1/sandboxes/{id}/exec",
@@ -103,7 +106,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         summary="Run something in a sandbox over a WebSocket, with stdin",
         access=Access.SANDBOX,
         answers=(Answer(status=101),),
-        problems=(*_SANDBOX, 426),
+        problems=(*_GUEST, 426),
         **reads(bodies.Nothing, sockets.execute),
     ),
     Route(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-import msgspec
 from aiohttp import web
 
 from vmpool.api import bodies, sandbox_bodies, views
 from vmpool.api.limits import check_arguments, check_path
 from vmpool.api.route import Call, answer
-from vmpool.api.task import content_of, stdin_of, task_of
+from vmpool.api.task import content_of, rng_of, stdin_of, task_of
 from vmpool.host import CreateRequest
+from vmpool.lifecycle import AutoResume, OnExpiry
+from vmpool.model import ClockPolicy
 from vmpool.run import RunRequest
 
 if TYPE_CHECKING:
     from vmpool.sandbox import Sandbox
+
+DEFAULT_TEMPLATE: Final = "python"
 
 
 async def run(call: Call, body: bodies.Run) -> web.Response:
@@ -43,16 +46,22 @@ async def create(call: Call, body: sandbox_bodies.CreateSandbox) -> web.Response
     timeout = published.sandbox_seconds_default if body.timeout is None else body.timeout
     call.limits.check_timeout(timeout, published.sandbox_seconds)
     check_arguments((), body.env)
+    if body.idle_timeout is not None:
+        call.limits.check_timeout(body.idle_timeout, published.sandbox_seconds)
     request = CreateRequest(
-        template=body.template,
+        template=body.template or ("" if body.checkpoint is not None else DEFAULT_TEMPLATE),
+        checkpoint=body.checkpoint,
         timeout=timeout,
         metadata=body.metadata,
         env=body.env,
         wait=_wait(call, body.wait),
+        on_expiry=OnExpiry(body.on_expiry),
+        idle_timeout=body.idle_timeout,
+        auto_resume=AutoResume.ON_REQUEST if body.auto_resume else AutoResume.NEVER,
+        rng=rng_of(body.rng),
+        clock=ClockPolicy(body.clock),
     )
-    sandbox = await call.host.create(request, owner=call.caller.owner)
-    made = msgspec.structs.replace(views.sandbox(sandbox), access_token=sandbox.access_token)
-    return answer(made, status=201)
+    return answer(views.made(await call.host.create(request, owner=call.caller.owner)), status=201)
 
 
 async def list_own(call: Call, query: sandbox_bodies.ListSandboxesQuery) -> web.Response:
@@ -81,7 +90,8 @@ async def list_own(call: Call, query: sandbox_bodies.ListSandboxesQuery) -> web.
 
 async def look(call: Call, _: bodies.Nothing) -> web.Response:
     """Return one sandbox."""
-    return answer(views.sandbox(await call.sandbox()))
+    sandbox = await call.host.sandbox(call.request.match_info["id"], owner=call.caller.owner)
+    return answer(views.sandbox(sandbox))
 
 
 async def kill(call: Call, _: bodies.Nothing) -> web.Response:

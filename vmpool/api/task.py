@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmpool import model
 from vmpool.api.limits import check_arguments, check_code, check_path
+from vmpool.api.sandbox_bodies import Seed
 from vmpool.errors import InvalidRequestError
 from vmpool.model import Code, Command
 
 if TYPE_CHECKING:
     from vmpool.api.bodies import Exec, FileContent, Run
     from vmpool.api.limits import Limits
+    from vmpool.api.sandbox_bodies import RngPolicy
+    from vmpool.model import Rng
 
 
 def task_of(body: Run | Exec, limits: Limits) -> Command | Code:
@@ -42,6 +46,17 @@ def task_of(body: Run | Exec, limits: Limits) -> Command | Code:
     return Command(
         argv=argv, env=body.env, cwd=cwd, user=body.user, timeout=timeout, stdin=has_stdin
     )
+
+
+def rng_of(policy: RngPolicy) -> Rng:
+    """Return where random numbers come from."""
+    match policy:
+        case "unique":
+            return model.Unique()
+        case "preserve":
+            return model.Preserve()
+        case Seed(seed=number):
+            return model.Seed(number)
 
 
 def stdin_of(body: Run | Exec) -> bytes:

@@ -6,10 +6,12 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
+import msgspec
 from msgspec import UNSET
 
 from vmpool.api import bodies, codec, sandbox_bodies
 from vmpool.errors import Fault, TaskError, TaskMemoryError, TaskTimeoutError
+from vmpool.lifecycle import AutoResume
 
 if TYPE_CHECKING:
     from vmpool import policy
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from vmpool.model import Exited, FileInfo, IdentityReceipt
     from vmpool.run import RunOutcome
     from vmpool.sandbox import Sandbox
+    from vmpool.vault import Checkpoint
 
 
 _LAST_NS: Final = 253_402_300_799 * 10**9  # the end of the year 9999, RFC 3339's last
@@ -66,9 +69,33 @@ def sandbox(value: Sandbox) -> sandbox_bodies.SandboxAnswer:
         state=value.state.value,
         created_at=rfc3339(value.created_ns),
         expires_at=rfc3339(value.deadline_ns),
+        on_expiry=value.claim.on_expiry.value,
+        idle_timeout=value.claim.idle_timeout,
+        auto_resume=value.claim.auto_resume is AutoResume.ON_REQUEST,
+        parent=value.claim.parent_id,
+        checkpoint=value.claim.parent_checkpoint_id,
         metadata=value.metadata,
         identity=receipt(value.receipt),
         timings_ms=restore_times(value.restore_timings, value.acquire_ns),
+    )
+
+
+def made(value: Sandbox) -> sandbox_bodies.SandboxAnswer:
+    """Return a sandbox for whoever made it, with its access token."""
+    return msgspec.structs.replace(sandbox(value), access_token=value.access_token)
+
+
+def checkpoint(value: Checkpoint) -> sandbox_bodies.CheckpointAnswer:
+    """Return a checkpoint, without its key."""
+    return sandbox_bodies.CheckpointAnswer(
+        id=value.id,
+        name=value.name,
+        sandbox=value.sandbox_id,
+        template=value.template,
+        base=value.base_id,
+        created_at=rfc3339(value.created_ns),
+        dirty_bytes=value.dirty_bytes,
+        size_bytes=value.size_bytes,
     )
 
 

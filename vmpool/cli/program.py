@@ -53,6 +53,13 @@ COMMANDS = {
         failure=ExitCode.NOT_RUN,
     ),
     "sandbox": Entry(module="sandboxes", summary="Create, inspect, fill and kill sandboxes."),
+    "pause": Entry(module="pause", summary="Save sandboxes and end their machines."),
+    "resume": Entry(module="resume", summary="Go on with a paused sandbox."),
+    "checkpoint": Entry(
+        module="checkpoints", summary="Create, list and remove checkpoints of sandboxes."
+    ),
+    "rollback": Entry(module="rollback", summary="Put a sandbox back to a checkpoint."),
+    "fork": Entry(module="fork", summary="Make children of a running sandbox."),
     "template": Entry(module="templates", summary="Create, list and remove templates."),
     "image": Entry(module="images", summary="Build, import, list and remove images."),
     "token": Entry(module="tokens", summary="Create, list and revoke access tokens."),

@@ -61,10 +61,10 @@ class Remote:
         if self._connection is not None:
             self._connection.close()
 
-    def make(self, path: str, body: object) -> Any:
-        """Have something made; return the decoded answer.
+    def once(self, path: str, body: object) -> Any:
+        """Have something done; return the decoded answer.
 
-        Sent again when the answer is lost, and made once all the same.
+        Sent again when the answer is lost, and done once all the same.
 
         Raises:
             VmpoolError: As `call`.

@@ -71,9 +71,9 @@ def command(
     if stdin:
         body |= output.encode("stdin", sys.stdin.buffer.read())
     fetched = dict(_fetched(word) for word in returned)
-    body["files"] = dict(_sent(word, what["user"] or DEFAULT_USER) for word in files)
+    body["files"] = dict(sent(word, what["user"] or DEFAULT_USER) for word in files)
     body["return_files"] = list(fetched)
-    answer = remote.make(path("run"), body)
+    answer = remote.once(path("run"), body)
     if as_json:
         table.print_json(answer)
     else:
@@ -107,8 +107,16 @@ def _value(milliseconds: float | None) -> str:
     return "-" if milliseconds is None else f"{milliseconds:.1f}"
 
 
-def _sent(word: str, user: str) -> tuple[str, dict[str, str]]:
-    """Return a file's path in the guest and its content as a request has it."""
+def sent(word: str, user: str) -> tuple[str, dict[str, str]]:
+    """Return a file's path in the guest and its content as a request has it.
+
+    Args:
+        word: `FILE` or `FILE:GUEST_PATH`.
+        user: Whose home a file without a path goes to.
+
+    Raises:
+        InvalidRequestError: `file_unreadable`.
+    """
     name, _, target = word.partition(":")
     file = Path(name)
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmpool.cli import files, table
+from vmpool.cli.birth import birth_body, birth_options, given, pairs
 from vmpool.cli.connection import connects
 from vmpool.cli.remote import path
 
@@ -25,38 +26,48 @@ def command() -> None:
 @connects
 @click.option("-t", "--template", metavar="NAME", help="Its template.  [default: python]")
 @click.option(
-    "--timeout",
+    "--checkpoint", metavar="ID_OR_NAME", help="What it goes on from, in place of a template."
+)
+@birth_options
+@click.option(
+    "--on-expiry",
+    type=click.Choice(["kill", "pause"]),
+    help="What becomes of it when its time is up.  [default: kill]",
+)
+@click.option(
+    "--idle-timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Kill it after so long.",
+    help="The same becomes of it after so long without work.",
 )
 @click.option(
-    "-e", "--env", multiple=True, metavar="NAME=VALUE", help="Variable for all in it. Repeatable."
-)
-@click.option(
-    "-m", "--metadata", multiple=True, metavar="NAME=VALUE", help="Words of yours. Repeatable."
+    "--auto-resume", is_flag=True, help="Wake it from a pause when something is asked of its guest."
 )
 @json_option
 def create(
     remote: Remote,
     *,
     template: str | None,
-    timeout: float | None,
-    env: tuple[str, ...],
-    metadata: tuple[str, ...],
+    checkpoint: str | None,
+    on_expiry: str | None,
+    idle_timeout: float | None,
+    auto_resume: bool,
     as_json: bool,
+    **what: Any,
 ) -> None:
     """Create a sandbox and print its id.
 
     \b
       id=$(vmpool sandbox create --timeout 600)
     """
-    body: dict[str, Any] = {"env": _pairs("env", env), "metadata": _pairs("metadata", metadata)}
-    if template is not None:
-        body["template"] = template
-    if timeout is not None:
-        body["timeout"] = timeout
-    answer = remote.make(path("sandboxes"), body)
+    body = birth_body(**what) | given(
+        template=template,
+        checkpoint=checkpoint,
+        on_expiry=on_expiry,
+        idle_timeout=idle_timeout,
+        auto_resume=auto_resume or None,
+    )
+    answer = remote.once(path("sandboxes"), body)
     if as_json:
         table.print_json(answer)
     else:
@@ -71,7 +82,7 @@ def create(
 @json_option
 def list_(remote: Remote, *, metadata: tuple[str, ...], as_json: bool) -> None:
     """List your sandboxes, newest first."""
-    _pairs("metadata", metadata)
+    pairs("metadata", metadata)
     sandboxes: list[dict[str, Any]] = []
     cursor: str | None = None
     while True:
@@ -114,7 +125,10 @@ def show(remote: Remote, *, sandbox: str, as_json: bool) -> None:
         "template": one["template"],
         "state": one["state"],
         "created": table.moment(one["created_at"]),
-        "expires": table.moment(one["expires_at"]),
+        "expires": f"{table.moment(one['expires_at'])}, then: {one['on_expiry']}",
+        "idle limit (s)": _said(one["idle_timeout"]),
+        "forked from": _said(one["parent"]),
+        "checkpoint": _said(one["checkpoint"]),
         "hostname": identity["hostname"],
         "machine id": identity["machine_id"],
         "boot id": identity["boot_id"],
@@ -139,7 +153,7 @@ def kill(remote: Remote, *, sandboxes: tuple[str, ...]) -> None:
 @click.argument("sandbox")
 @click.argument("seconds", type=click.FloatRange(min=0))
 def timeout(remote: Remote, *, sandbox: str, seconds: float) -> None:
-    """Let a sandbox live for SECONDS from now.
+    """Let a sandbox have SECONDS from now.
 
     That is longer or shorter than it had.
     """
@@ -147,17 +161,9 @@ def timeout(remote: Remote, *, sandbox: str, seconds: float) -> None:
     click.echo(f"expires {table.moment(answer['expires_at'])}")
 
 
+def _said(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
 for _file_command in (files.upload, files.download, files.ls):
     command.add_command(_file_command)
-
-
-def _pairs(option: str, words: tuple[str, ...]) -> dict[str, str]:
-    """Return `NAME=VALUE` words as a mapping.
-
-    Raises:
-        click.UsageError: One has no `=`.
-    """
-    for word in words:
-        if "=" not in word:
-            raise click.UsageError(f"--{option} takes NAME=VALUE, not {word!r}")
-    return dict(word.split("=", 1) for word in words)

@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Unpack
 
 from vmpool.cancellation import uninterrupted
+from vmpool.client.checkpoints import AsyncCheckpoints
 from vmpool.client.connection import Connection, Repeat, Request, path_of
 from vmpool.client.endpoint import find_endpoint
 from vmpool.client.options import RunOptions, SandboxOptions, TemplateOptions, body_of
@@ -49,6 +50,9 @@ FAREWELL_SECONDS = 30.0
 class AsyncClient:
     """A client of one server. Close it when done, or use it in `async with`.
 
+    Attributes:
+        checkpoints: What sandboxes were, kept on the server.
+
     Args:
         server: Its address; else `VMPOOL_SERVER`, the server that runs on this host, or
             `http://127.0.0.1:8700`.
@@ -74,6 +78,7 @@ class AsyncClient:
     ) -> None:
         endpoint = find_endpoint(server=server, token=token, token_file=token_file, state=state)
         self._connection = Connection(endpoint, timeout=timeout)
+        self.checkpoints = AsyncCheckpoints(self._connection)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
@@ -122,7 +127,7 @@ class AsyncClient:
         return read_run(await self._connection.call(request, repeat=Repeat.WHEN_LOST))
 
     async def create(self, **options: Unpack[SandboxOptions]) -> AsyncSandbox:
-        """Make a sandbox, which lives until its timeout or `kill`.
+        """Make a sandbox, of a template or a checkpoint; it lives until its timeout or `kill`.
 
         Sent again when the answer is lost; there is one sandbox all the same, and none when this is
         cancelled while the server can be reached.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar, Unpack
 from vmpool.client.asynchronous import AsyncClient
 from vmpool.client.files import READ_BYTES
 from vmpool.client.portal import Portal
+from vmpool.errors import VmpoolError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from vmpool.client.checkpoints import AsyncCheckpoints
     from vmpool.client.events import Event
     from vmpool.client.execution import AsyncExecution, AsyncInteraction
     from vmpool.client.files import AsyncFiles
     from vmpool.client.options import (
         ExecOptions,
+        ForkOptions,
         RunOptions,
         SandboxOptions,
         TaskOptions,
@@ -34,7 +37,14 @@ if TYPE_CHECKING:
     )
     from vmpool.client.result import Result
     from vmpool.client.sandbox import AsyncSandbox
-    from vmpool.client.values import FileInfo, Health, ImageInfo, SandboxInfo, TemplateInfo
+    from vmpool.client.values import (
+        CheckpointInfo,
+        FileInfo,
+        Health,
+        ImageInfo,
+        SandboxInfo,
+        TemplateInfo,
+    )
 
 T = TypeVar("T")
 
@@ -58,6 +68,7 @@ class Client:
             server, token=token, token_file=token_file, state=state, timeout=timeout
         )
         self._portal = Portal(self._behind.close)
+        self.checkpoints = Checkpoints(self._portal, self._behind.checkpoints)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"
@@ -168,6 +179,37 @@ class Sandbox:
         """As `AsyncSandbox.look`."""
         return self._portal.call(self._behind.look())
 
+    def pause(self) -> SandboxInfo:
+        """As `AsyncSandbox.pause`."""
+        return self._portal.call(self._behind.pause())
+
+    def resume(self, *, timeout: float | None = None) -> SandboxInfo:
+        """As `AsyncSandbox.resume`."""
+        return self._portal.call(self._behind.resume(timeout=timeout))
+
+    def checkpoint(self, name: str | None = None) -> CheckpointInfo:
+        """As `AsyncSandbox.checkpoint`."""
+        return self._portal.call(self._behind.checkpoint(name))
+
+    def rollback(self, checkpoint: CheckpointInfo | str) -> SandboxInfo:
+        """As `AsyncSandbox.rollback`."""
+        return self._portal.call(self._behind.rollback(checkpoint))
+
+    def fork(self, count: int = 1, **options: Unpack[ForkOptions]) -> list[Sandbox]:
+        """As `AsyncSandbox.fork`."""
+        made = self._portal.call(self._behind.fork(count, **options))
+        return [Sandbox(self._portal, child) for child in made]
+
+    def try_fork(
+        self, count: int = 1, **options: Unpack[ForkOptions]
+    ) -> list[Sandbox | VmpoolError]:
+        """As `AsyncSandbox.try_fork`."""
+        found = self._portal.call(self._behind.try_fork(count, **options))
+        return [
+            child if isinstance(child, VmpoolError) else Sandbox(self._portal, child)
+            for child in found
+        ]
+
     def set_timeout(self, timeout: float) -> SandboxInfo:
         """As `AsyncSandbox.set_timeout`."""
         return self._portal.call(self._behind.set_timeout(timeout))
@@ -179,6 +221,27 @@ class Sandbox:
     def detach(self) -> None:
         """As `AsyncSandbox.detach`."""
         self._behind.detach()
+
+
+class Checkpoints:
+    """The checkpoints of one server, as `AsyncCheckpoints`."""
+
+    def __init__(self, portal: Portal, behind: AsyncCheckpoints) -> None:
+        self._portal = portal
+        self._behind = behind
+
+    def list(self, sandbox: Sandbox | str | None = None) -> tuple[CheckpointInfo, ...]:
+        """As `AsyncCheckpoints.list`."""
+        wanted = sandbox if sandbox is None or isinstance(sandbox, str) else sandbox.id
+        return self._portal.call(self._behind.list(wanted))
+
+    def look(self, checkpoint: CheckpointInfo | str) -> CheckpointInfo:
+        """As `AsyncCheckpoints.look`."""
+        return self._portal.call(self._behind.look(checkpoint))
+
+    def remove(self, checkpoint: CheckpointInfo | str) -> None:
+        """As `AsyncCheckpoints.remove`."""
+        self._portal.call(self._behind.remove(checkpoint))
 
 
 class Execution:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vmpool.client.values import CheckpointInfo
+
 
 class TaskOptions(TypedDict, total=False):
     """What to run beside `code`, or in its place, and how.
@@ -58,22 +60,60 @@ class RunOptions(ExecOptions, total=False):
     wait: float
 
 
-class SandboxOptions(TypedDict, total=False):
-    """What sandbox to make.
+class Seed(TypedDict):
+    """The number that every random generator starts from, so that what is drawn repeats."""
+
+    seed: int
+
+
+class ChildOptions(TypedDict, total=False):
+    """What to make of a running sandbox or a checkpoint.
 
     Attributes:
-        template: What it is made of.
-        timeout: Seconds until it is killed.
+        timeout: Seconds until its time is up.
         metadata: Words of yours to find it by.
-        env: Environment variables of everything that runs in it.
-        wait: Seconds to wait for a machine when none is ready.
+        env: Environment variables of everything that runs in it; a child's own come on top of its
+            parent's.
+        rng: Where its random numbers come from: fresh (`unique`, unless something else is said), a
+            seed, or as they would have come in the parent (`preserve`).
+        clock: What time it is in it: `now`, or when its state was saved (`frozen-at-snapshot`).
     """
 
-    template: str
     timeout: float
     metadata: Mapping[str, str]
     env: Mapping[str, str]
+    rng: Literal["unique", "preserve"] | Seed
+    clock: Literal["now", "frozen-at-snapshot"]
+
+
+class ForkOptions(ChildOptions, total=False):
+    """As `ChildOptions`, for the children of a fork.
+
+    Attributes:
+        files: Contents by path, written into each before it is yours.
+    """
+
+    files: Mapping[str, str | bytes]
+
+
+class SandboxOptions(ChildOptions, total=False):
+    """As `ChildOptions`, and what sandbox to make.
+
+    Attributes:
+        template: What it is made of.
+        checkpoint: What it is made of in place of a template: one, its id or its name.
+        wait: Seconds to wait for a machine when none is ready.
+        on_expiry: What becomes of it when its time is up: `kill`, or `pause`.
+        idle_timeout: Seconds without work after which the same comes.
+        auto_resume: Whether it wakes from a pause when something is asked of its guest.
+    """
+
+    template: str
+    checkpoint: CheckpointInfo | str
     wait: float
+    on_expiry: Literal["kill", "pause"]
+    idle_timeout: float
+    auto_resume: bool
 
 
 class TemplateOptions(TypedDict, total=False):
@@ -90,12 +130,14 @@ class TemplateOptions(TypedDict, total=False):
 
 
 def body_of(code: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request's body: bytes and files as the interface has them."""
+    """Return a request's body: bytes, files and checkpoints as the interface has them."""
     body = dict(options)
     if code is not None:
         body["code"] = code
     if "stdin" in body:
         body |= _content("stdin", body.pop("stdin"))
+    if "checkpoint" in body:
+        body["checkpoint"] = getattr(body["checkpoint"], "id", body["checkpoint"])
     if "files" in body:
         body["files"] = {path: _content("content", data) for path, data in body["files"].items()}
     return body

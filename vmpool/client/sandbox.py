@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Unpack
 
 import msgspec
 
+from vmpool.cancellation import uninterrupted
+from vmpool.client.checkpoints import reference_of
 from vmpool.client.connection import Connection, Repeat, Request, path_of
 from vmpool.client.execution import AsyncExecution, AsyncInteraction, drain
 from vmpool.client.files import AsyncFiles
-from vmpool.client.options import ExecOptions, TaskOptions, body_of
-from vmpool.client.values import SandboxInfo, read
-from vmpool.errors import InfrastructureError, NotFoundError
+from vmpool.client.options import ExecOptions, ForkOptions, TaskOptions, body_of
+from vmpool.client.problem import error_of
+from vmpool.client.values import CheckpointInfo, Forked, ForkedChild, SandboxInfo, read
+from vmpool.errors import InfrastructureError, NotFoundError, VmpoolError
+from vmpool.model import new_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     import aiohttp
 
     from vmpool.client.result import Result
+
+log = logging.getLogger(__name__)
 
 
 class AsyncSandbox:
@@ -114,8 +121,115 @@ class AsyncSandbox:
         request = Request(method="GET", path=path_of("sandboxes", self.id))
         return read(await self._connection.call(request, repeat=Repeat.WHEN_LOST), SandboxInfo)
 
+    async def pause(self) -> SandboxInfo:
+        """Save it and end its machine: what it was is in files, and uses neither memory nor CPU.
+
+        Whatever runs in it stops where it is and goes on with `resume`.
+
+        Raises:
+            ConflictError: It is paused already.
+            NotFoundError: `sandbox_not_found` or `sandbox_ended`.
+            VmpoolError: It could not be saved and runs on; or the server was lost.
+        """
+        return await self._turn("pause", {})
+
+    async def resume(self, *, timeout: float | None = None) -> SandboxInfo:
+        """Go on where it was paused, under its own names, with fresh randomness and the time now.
+
+        Args:
+            timeout: Seconds from now until its time is up; unless given, what was left of it.
+
+        Raises:
+            CapacityError: There is no room for its machine; it stays paused.
+            ConflictError: It is not paused.
+            NotFoundError: `sandbox_not_found` or `sandbox_ended`.
+            VmpoolError: It could not be restored and stays paused; or the server was lost.
+        """
+        return await self._turn("resume", {} if timeout is None else {"timeout": timeout})
+
+    async def checkpoint(self, name: str | None = None) -> CheckpointInfo:
+        """Keep what it is now, memory and disk; it runs on.
+
+        Sent again when the answer is lost, and taken once all the same.
+
+        Args:
+            name: Yours, unique among your checkpoints; lower case, digits, `.`, `_` and `-`.
+
+        Raises:
+            ConflictError: `checkpoint_exists`: another one has this name.
+            NotFoundError: `sandbox_not_found` or `sandbox_ended`.
+            VmpoolError: It could not be kept, and nothing of it is; or the server was lost.
+        """
+        body = {} if name is None else {"name": name}
+        return read(await self._ask("checkpoints", body), CheckpointInfo)
+
+    async def rollback(self, checkpoint: CheckpointInfo | str) -> SandboxInfo:
+        """Go back to a checkpoint: what was done since is gone, and what runs is broken off.
+
+        Args:
+            checkpoint: One of this sandbox, its id or its name.
+
+        Raises:
+            NotFoundError: `checkpoint_not_found`, `sandbox_not_found` or `sandbox_ended`.
+            VmpoolError: It could not be restored, and the sandbox is as it was; or the server was
+                lost.
+        """
+        return await self._turn("rollback", {"checkpoint": reference_of(checkpoint)})
+
+    async def fork(self, count: int = 1, **options: Unpack[ForkOptions]) -> list[AsyncSandbox]:
+        """Make children of it as it is now, all of them or none; it runs on, whatever happens.
+
+        What runs in it goes on in each child too. They live until their timeouts or `kill`. Sent
+        again when the answer is lost; there are `count` all the same.
+
+        Args:
+            count: How many.
+            options: See `ForkOptions`.
+
+        Raises:
+            CapacityError: There is no room for so many.
+            ConflictError: It is paused, or about to be.
+            NotFoundError: `sandbox_not_found` or `sandbox_ended`.
+            VmpoolError: That of the first child that could not be made; those that were have been
+                killed. Or the server was lost.
+        """
+        found = await self.try_fork(count, **options)
+        made = [child for child in found if isinstance(child, AsyncSandbox)]
+        for failure in found:
+            if not isinstance(failure, AsyncSandbox):
+                failure.add_note(f"{len(made)} of {count} children were made, and killed again")
+                await uninterrupted(_kill_all(made))
+                raise failure
+        return made
+
+    async def try_fork(
+        self, count: int = 1, **options: Unpack[ForkOptions]
+    ) -> list[AsyncSandbox | VmpoolError]:
+        """As `fork`, and return what came of each child: it, or the error in its place.
+
+        Raises:
+            VmpoolError: As `fork`, when there is no child at all.
+        """
+        body = body_of(None, {"count": count, **options})
+        forked = read(await self._ask("fork", body), Forked)
+        return [self._child(child) for child in forked.children]
+
+    def _child(self, child: ForkedChild) -> AsyncSandbox | VmpoolError:
+        if child.sandbox is not None:
+            return AsyncSandbox(self._connection, child.sandbox.id, created=child.sandbox)
+        return error_of(child.problem or {})
+
+    async def _turn(self, verb: str, body: dict[str, object]) -> SandboxInfo:
+        return read(await self._ask(verb, body), SandboxInfo)
+
+    async def _ask(self, verb: str, body: Mapping[str, object]) -> bytes:
+        """Ask for what is done once, however often it has to be asked for."""
+        path = path_of("sandboxes", self.id, verb)
+        request = Request(method="POST", path=path, body=body, key=new_id())
+        return await self._connection.call(request, repeat=Repeat.WHEN_LOST)
+
     async def set_timeout(self, timeout: float) -> SandboxInfo:
-        """Let it live for `timeout` seconds from now: longer or shorter than it had.
+        """Let it have `timeout` seconds from now: more or fewer than it had.
 
         Raises:
             NotFoundError: `sandbox_not_found` or `sandbox_ended`.
@@ -159,3 +273,12 @@ class AsyncSandbox:
                     await self.files.stat("/")
                 raise
             yield socket
+
+
+async def _kill_all(sandboxes: list[AsyncSandbox]) -> None:
+    """Kill what can be killed; the rest lives until its timeout, and the log says so."""
+    for sandbox in sandboxes:
+        try:
+            await sandbox.kill()
+        except VmpoolError as err:
+            log.warning("sandbox=%s lives until its timeout: %s", sandbox.id, err)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -34,6 +34,11 @@ class SandboxInfo:
     """A sandbox as it was when the server was asked.
 
     Attributes:
+        expires_at: When its time is up; then it is ended, or paused where `on_expiry` is `pause`.
+        idle_timeout: Seconds without work after which the same comes; `None` for never.
+        auto_resume: Whether a paused one wakes when something is asked of its guest.
+        parent: Id of the sandbox that it was forked from.
+        checkpoint: Id of the checkpoint that it was made of.
         timings_ms: How long making it took, by phase; `acquire` is what was waited for.
         access_token: Opens this one sandbox and nothing else; only in the answer to a create.
     """
@@ -43,10 +48,37 @@ class SandboxInfo:
     state: str
     created_at: datetime
     expires_at: datetime
+    on_expiry: str
+    idle_timeout: float | None
+    auto_resume: bool
+    parent: str | None
+    checkpoint: str | None
     metadata: dict[str, str]
     identity: Receipt
     timings_ms: dict[str, float]
     access_token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointInfo:
+    """What a sandbox was, kept.
+
+    Attributes:
+        name: The one that it was given, if any.
+        sandbox: Id of the one that it was taken of.
+        base: Id of the template's snapshot that it is the difference from.
+        dirty_bytes: Memory that differed.
+        size_bytes: What it takes on the server's disk.
+    """
+
+    id: str
+    name: str | None
+    sandbox: str
+    template: str
+    base: str
+    created_at: datetime
+    dirty_bytes: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +169,34 @@ class SandboxPage:
 
     sandboxes: tuple[SandboxInfo, ...]
     next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointPage:
+    """Some of the caller's checkpoints; `next_cursor` asks for those after them."""
+
+    checkpoints: tuple[CheckpointInfo, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkedChild:
+    """What came of one child: a sandbox, or a problem document in its place."""
+
+    sandbox: SandboxInfo | None = None
+    problem: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forked:
+    """What came of a fork.
+
+    Attributes:
+        timings_ms: How long it took.
+    """
+
+    children: tuple[ForkedChild, ...]
+    timings_ms: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
