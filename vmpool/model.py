@@ -304,9 +304,11 @@ class Started:
 
     Attributes:
         pid: Process id in the guest; the process leads its own group and session.
+        execution_count: In a context, how many its interpreter has been given, this one included.
     """
 
     pid: int
+    execution_count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,9 +324,15 @@ class Result:
     """A value that code showed, as a MIME bundle: `text/plain` always, richer forms beside it.
 
     Binary forms (`image/png`) are base64 text. There are 64 at most; of more, `text/plain` tells.
+
+    Attributes:
+        is_main: It is the value of the last expression, and not one that was shown by the way.
+        display_id: A later result with the same one takes this one's place.
     """
 
     mime: dict[str, str]
+    is_main: bool = False
+    display_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,12 +353,14 @@ class Exited:
         signal: Number of the signal that ended it, `None` when it exited.
         timed_out: The process group was killed because its time was up.
         out_of_memory: The guest's kernel killed a process of the group for want of memory.
+        context_lost: The interpreter of a context ended with it, and begins anew without its state.
     """
 
     exit_code: int | None
     signal: int | None = None
     timed_out: bool = False
     out_of_memory: bool = False
+    context_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ class _Waiting:
         if error is not None:
             self._channel.fail(error)
         else:
-            _done(self._channel, info=self._context.info)
+            _done(self._channel, context=self._context.info)
 
     def on_data(self, data: wire.Data) -> None:
         """See `session.Operation`."""

@@ -107,6 +107,17 @@ class _End(TypedDict):
     out_of_memory: bool
 
 
+class _Context(TypedDict):
+    id: str
+    language: str
+    cwd: str
+    user: str
+    state: str
+    pid: int | None
+    executions: int
+    waiting: int
+
+
 class _Answer(TypedDict, total=False):
     """All that an answer may hold; what else a guest sends is passed over unread."""
 
@@ -146,6 +157,13 @@ class _Answer(TypedDict, total=False):
     skipped_bytes: int
     cut: bool
     ended: _End | None
+    is_main: bool
+    display_id: str
+    execution_count: int
+    context_lost: bool
+    context: _Context
+    contexts: list[_Context]
+    interrupted: bool
 
 
 _DECODER = msgspec.json.Decoder(_Answer)
@@ -186,12 +204,17 @@ def execution_event(message: dict[str, Any]) -> ExecutionEvent:
     """
     match message.get("type"):
         case "started":
-            return Started(integer(message, "pid"))
+            count = (
+                None if "execution_count" not in message else integer(message, "execution_count")
+            )
+            return Started(integer(message, "pid"), count)
         case "result":
             mime = message.get("mime")
             if not isinstance(mime, dict):
                 raise malformed("mime")
-            return Result(_forms({_clean(kind): _clean(_text(mime, kind)) for kind in mime}))
+            forms = _forms({_clean(kind): _clean(_text(mime, kind)) for kind in mime})
+            id = None if "display_id" not in message else _short(message, "display_id")
+            return Result(forms, is_main=message.get("is_main") is True, display_id=id)
         case "raised":
             name, value, trace = (
                 _clean(_text(message, key)) for key in ("name", "value", "traceback")
@@ -351,6 +374,7 @@ def exited(message: dict[str, Any]) -> Exited:
         signal=signal,
         timed_out=message.get("timed_out") is True,
         out_of_memory=message.get("out_of_memory") is True,
+        context_lost=message.get("context_lost") is True,
     )
 
 

@@ -7,37 +7,33 @@ says is checked before it becomes a value.
 from __future__ import annotations
 
 import contextlib
-import signal as signals
 import time
 from typing import TYPE_CHECKING, Any, Self
 
 from vmpool.agent import answers
 from vmpool.agent.asking import ask, patience
-from vmpool.agent.link import Link, LinkChannel, Peer, open_link
-from vmpool.agent.watches import Watch, watching
+from vmpool.agent.contexts import Contexts
+from vmpool.agent.execution import Execution
+from vmpool.agent.link import Link, Peer, open_link
 from vmpool.agent.processes import Processes
-from vmpool.errors import ConflictError, GuestError, TooLargeError
+from vmpool.agent.watches import Watch, watching
+from vmpool.errors import GuestError, TooLargeError
 from vmpool.model import (
     AgentAddress,
     Code,
     Command,
-    ExecutionEvent,
-    Exited,
     FileInfo,
     Identity,
     IdentityReceipt,
-    Output,
     Rng,
     Started,
-    Stream,
 )
 from vmpool_agent import wire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterable
     from types import TracebackType
 
-_STREAMS = {wire.STDOUT: Stream.STDOUT, wire.STDERR: Stream.STDERR}
 _MAX_ENTRIES = 10_000
 _MAX_LISTING = 8 * 1024 * 1024
 _LISTING_DEADLINE = 300.0
@@ -62,76 +58,16 @@ async def connect(
     return Agent(await open_link(address, key=key, timeout=timeout, peer=peer))
 
 
-class Execution:
-    """One running program or source: an async iterator of its events, for one reader.
-
-    The first event is `Started`, the last `Exited`. Who reads slowly holds the guest back.
-    """
-
-    def __init__(self, channel: LinkChannel, started: Started, *, stdin: bool) -> None:
-        self._channel = channel
-        self._started: Started | None = started
-        self._exited = False
-        self._stdin = stdin
-        self.pid = started.pid
-
-    def __aiter__(self) -> AsyncIterator[ExecutionEvent]:
-        return self
-
-    async def __anext__(self) -> ExecutionEvent:
-        """Return the next event.
-
-        Raises:
-            GuestError: The guest died, or broke the protocol; the process's fate is unknown.
-        """
-        if self._started is not None:
-            started, self._started = self._started, None
-            return started
-        if self._exited:
-            raise StopAsyncIteration
-        event = await self._channel.receive()
-        if isinstance(event, wire.Data):
-            stream = _STREAMS.get(event.stream)
-            if stream is None:
-                raise GuestError(f"output on stream {event.stream}", code="guest_protocol")
-            return Output(stream, event.payload)
-        parsed = answers.execution_event(answers.expect(event))
-        self._exited = isinstance(parsed, Exited)
-        return parsed
-
-    async def write_stdin(self, data: bytes) -> None:
-        """Send bytes to stdin; waits while the program does not read.
-
-        Raises:
-            ConflictError: Stdin is no pipe, is closed, or the program has ended.
-            GuestError: The link is gone.
-        """
-        if not self._stdin or not await self._channel.send_data(wire.STDIN, data):
-            raise ConflictError("stdin is closed", code="stdin_closed")
-
-    async def close_stdin(self) -> None:
-        """Let the program see the end of its stdin. *Idempotent.*"""
-        self._stdin = False
-        self._channel.finish()
-
-    async def kill(self, signal: int = signals.SIGKILL) -> None:
-        """Send a signal to the process group; nothing when it has ended.
-
-        Raises:
-            GuestError: The link is gone.
-        """
-        if not self._channel.closed:
-            await self._channel.send_message({"op": "kill", "signal": int(signal)})
-
-
 class Agent:
     """The agent of one guest. Owns its link; an async context manager.
 
     Attributes:
+        contexts: Interpreters that keep their state.
         processes: Those that outlive whoever began them.
     """
 
     def __init__(self, link: Link) -> None:
+        self.contexts = Contexts(link)
         self.processes = Processes(link)
         self._link = link
 
