@@ -95,7 +95,7 @@ async def test_the_same_fork_twice_has_the_same_children(server: Server) -> None
     ("body", "refused"),
     [
         ({"count": 0}, (400, "invalid_request")),
-        ({"count": 257}, (400, "invalid_request")),
+        ({"count": 65}, (400, "fork_too_wide")),
         ({"timeout": 1e9}, (400, "invalid_timeout")),
         ({"files": {"relative": {"content": ""}}}, (400, "invalid_path")),
         ({"files": {"/a": {}}}, (400, "invalid_request")),

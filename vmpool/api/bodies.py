@@ -423,6 +423,7 @@ class PublishedLimits(Struct, frozen=True, kw_only=True):
     sandbox_seconds_default: float
     wait_seconds: float
     wait_seconds_default: float
+    children: int
     stall_seconds: float
     path_bytes: int
     argument_bytes: int

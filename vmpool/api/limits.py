@@ -50,6 +50,7 @@ class Limits:
                 sandbox_seconds_default=requests.sandbox_timeout,
                 wait_seconds=requests.queue_wait_most,
                 wait_seconds_default=requests.queue_wait,
+                children=settings.checkpoints.children,
                 stall_seconds=requests.stall_timeout,
                 path_bytes=PATH_BYTES,
                 argument_bytes=ARGUMENT_BYTES,

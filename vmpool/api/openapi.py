@@ -197,6 +197,7 @@ def _bound(components: Json, limits: Limits) -> None:
         ("Fork", "timeout", published.sandbox_seconds),
     ):
         _set(components[name]["properties"][member], "number", "maximum", most)
+    _set(components["Fork"]["properties"]["count"], "integer", "maximum", published.children)
     for name in ("Run", "Exec"):
         _set(components[name]["properties"]["code"], "string", "maxLength", CODE_BYTES)
 

@@ -79,6 +79,7 @@ _LIMITS_OF_CODE: Final[Mapping[str, tuple[str, ...]]] = {
     "body_too_large": ("body_bytes",),
     "code_too_large": ("code_bytes",),
     "file_too_large": ("file_bytes",),
+    "fork_too_wide": ("children",),
     "invalid_path": ("path_bytes",),
     "invalid_timeout": ("execution_seconds", "sandbox_seconds"),
     "invalid_wait": ("wait_seconds",),

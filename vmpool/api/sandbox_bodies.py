@@ -5,14 +5,11 @@ As `bodies`, which has the rest: the types are the interface, and check form onl
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from vmpool.api.bodies import Env, FileContent, GuestPath, Metadata, Name, Problem, Receipt, Seconds
-
-CHILDREN_MOST: Final = 256
-"""Children of one fork; each is a machine, and all are begun at once."""
 
 CheckpointName = Annotated[
     str,
@@ -88,7 +85,7 @@ class Fork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `env` comes on top of the parent's, `files` are written before a child is anybody's.
     """
 
-    count: Annotated[int, Meta(ge=1, le=CHILDREN_MOST)] = 1
+    count: Annotated[int, Meta(ge=1, le=4096)] = 1
     timeout: Seconds | None = None
     metadata: Metadata = {}
     env: Env = {}
