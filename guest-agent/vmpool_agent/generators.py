@@ -9,6 +9,7 @@ Only what has been imported is touched: what is imported later seeds itself from
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import secrets
@@ -44,14 +45,19 @@ def reseed(rng: dict[str, Any], warm: States | None = None) -> None:
 
     Args:
         rng: `Randomness.told`.
-        warm: Where they go on from if they are to; `None` for from where they are.
+        warm: For a fork that has run nothing yet: where the generators of the process that it is of
+            stand. `None` for a process in which code has made generators of its own.
     """
     _renew_names()
+    made = _made_by_code() if warm is None else []
     if rng["seed"] is not None:
+        # Two lines of numbers: how many are drawn from the first is the code's affair.
+        _seed_made(made, random.Random(f"{rng['seed']} for what code made").randbytes)  # noqa: S311
         number = random.Random(rng["seed"])  # noqa: S311 it is not for keys
         random.seed(rng["seed"])
         _seed_numpy(number.randbytes, number.getrandbits)
     elif not rng["preserve"]:
+        _seed_made(made, os.urandom)
         random.seed(int.from_bytes(os.urandom(_SEED_SIZE), "little"))
         _seed_numpy(os.urandom, secrets.randbits)
     elif warm is not None:
@@ -75,13 +81,36 @@ def _seed_numpy(draw: Callable[[int], bytes], bits: Callable[[int], int]) -> Non
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is None:
         return
-    material = draw(_SEED_SIZE)
-    words = [
-        int.from_bytes(material[at : at + _WORD], "little") for at in range(0, _SEED_SIZE, _WORD)
-    ]
-    numpy_random.seed(words)
+    numpy_random.seed(_words(draw))
     # default_rng() asks this name for its seed, each time anew.
     numpy_random.bit_generator.randbits = bits
+
+
+def _made_by_code() -> list[Any]:
+    """Return the generators that code has made: `random.Random()`, numpy's `default_rng()`.
+
+    Of what the garbage collector tracks, so not what was there before `gc.freeze`.
+    """
+    numpy_random = sys.modules.get("numpy.random")
+    kinds = (random.Random, *(() if numpy_random is None else (numpy_random.BitGenerator,)))
+    # Not isinstance: a proxy may answer for what it stands for, or raise.
+    return [found for found in gc.get_objects() if issubclass(type(found), kinds)]
+
+
+def _seed_made(made: list[Any], draw: Callable[[int], bytes]) -> None:
+    for generator in made:
+        if isinstance(generator, random.Random):
+            random.Random.seed(generator, int.from_bytes(draw(_SEED_SIZE), "little"))
+        else:
+            generator.state = type(generator)(_words(draw)).state
+
+
+def _words(draw: Callable[[int], bytes]) -> list[int]:
+    """Draw a seed as numpy wants it."""
+    material = draw(_SEED_SIZE)
+    return [
+        int.from_bytes(material[at : at + _WORD], "little") for at in range(0, _SEED_SIZE, _WORD)
+    ]
 
 
 def _renew_names() -> None:
