@@ -39,8 +39,9 @@ from vmpool.store import ImageRow, Store, TemplateRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine
+    from contextlib import AbstractContextManager
 
-    from vmpool.snapshot import Base, Snapshot
+    from vmpool.snapshot import Base, Manifest, Snapshot
 
 __all__ = ["Catalogue", "Ground", "TemplateRequest", "TemplateState", "TemplateStatus"]
 
@@ -137,6 +138,26 @@ class Catalogue:
             if (lineage := entry.lineage) is not None and self._entries.get(entry.name) is entry:
                 return lineage.require(base)
         return await self._lineages.find(base)
+
+    async def alike(self, base: Manifest) -> str | None:
+        """Return the id of a snapshot here with the memory and disk of `base`, whatever its name.
+
+        Of several one that has the id of `base`.
+        """
+        return await self._depot.alike(base)
+
+    async def require_fit(self, stranger: Snapshot) -> None:
+        """Refuse a snapshot that cannot run on this host; of its files none is read.
+
+        Raises:
+            SnapshotError: As `Snapshot.fits`.
+            HostError: This host has not its CPU model; code `cpu_model_unfit`.
+        """
+        await self._depot.require_fit(stranger)
+
+    def wanted(self, id: str) -> AbstractContextManager[None]:
+        """Count a snapshot as needed for as long as the block lasts, also one that comes yet."""
+        return self._lineages.wanted(id)
 
     async def release_base(self, id: str) -> None:
         """Remove a snapshot, unless a template, a sandbox or a checkpoint needs it. *Idempotent.*

@@ -136,6 +136,9 @@ class CheckpointSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True
         Seconds, Meta(description="Time after which a sandbox that stays paused ends.")
     ] = 7 * 86400.0
     children: Annotated[int, Meta(ge=1, description="Children that one fork may ask for.")] = 64
+    import_bytes: Annotated[
+        Size, Meta(description="Size of all files of an imported checkpoint, holes included.")
+    ] = 64 * GIB
 
 
 class DeadlineSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

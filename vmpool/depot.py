@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmpool.engine import Engine
     from vmpool.image import Image
     from vmpool.model import Accelerator, MachineSpec, Processor, Transport
-    from vmpool.snapshot import Snapshot
+    from vmpool.snapshot import Manifest, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -106,13 +106,38 @@ class Depot:
             if not await asyncio.to_thread(directory.exists):
                 return None
             found = await asyncio.to_thread(snapshot.load, directory)
-            spec, version = found.spec, self._engine.version
-            processors: dict[Accelerator, Processor] = {}
-            if spec.qemu_version == version and spec.accelerator in self._accelerators:
-                processors[spec.accelerator] = await self._processor(spec)
-            found.fits(version=version, processors=processors, transports=self._transports)
+            await self.require_fit(found)
             await asyncio.to_thread(found.verify)
             return found
+
+    async def require_fit(self, stranger: Snapshot) -> None:
+        """Refuse a snapshot that cannot run on this host; of its files none is read.
+
+        Raises:
+            SnapshotError: As `Snapshot.fits`.
+            HostError: This host has not its CPU model; code `cpu_model_unfit`.
+        """
+        spec, version = stranger.spec, self._engine.version
+        processors: dict[Accelerator, Processor] = {}
+        if spec.qemu_version == version and spec.accelerator in self._accelerators:
+            processors[spec.accelerator] = await self._processor(spec)
+        stranger.fits(version=version, processors=processors, transports=self._transports)
+
+    async def alike(self, base: Manifest) -> str | None:
+        """Return the id of a snapshot here with the memory and disk of `base`, whatever its name.
+
+        Of several one that has the id of `base`.
+        """
+        return await asyncio.to_thread(self._alike, base)
+
+    def _alike(self, base: Manifest) -> str | None:
+        found = []
+        for directory in self._snapshots.iterdir():
+            with contextlib.suppress(SnapshotError):
+                manifest = snapshot.load(directory).manifest
+                if _substance(manifest) == _substance(base):
+                    found.append(manifest.id)
+        return base.id if base.id in found else next(iter(sorted(found)), None)
 
     async def drop(self, name: str, *, needed: Callable[[], Collection[str]]) -> None:
         """Remove a snapshot unless it is needed; hypervisors that run from it live on.
@@ -156,3 +181,9 @@ class Depot:
     def _lock(self, name: str) -> asyncio.Lock:
         """Return what keeps a snapshot from being made twice, or removed while it is found."""
         return self._locks.setdefault(name, asyncio.Lock())
+
+
+def _substance(manifest: Manifest) -> dict[str, str]:
+    """Return the digests of what a checkpoint is a difference from."""
+    files = manifest.files
+    return {name: files[name].digest for name in (snapshot.MEMORY, snapshot.DISK) if name in files}

@@ -27,9 +27,10 @@ from vmpool.model import Accelerator, Transport
 from vmpool.nursery import Nursery
 from vmpool.pausing import Pausing
 from vmpool.sandbox import Claim, Sandbox, paused
+from vmpool.shipping import Cargo, Shipping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
     from vmpool.catalogue import Catalogue, Ground
     from vmpool.clone import Clone
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from vmpool.store import SandboxRow
     from vmpool.vault import Checkpoint, Vault
 
-__all__ = ["AutoResume", "CreateRequest", "ForkRequest", "Host", "HostFacts", "OnExpiry"]
+__all__ = ["AutoResume", "Cargo", "CreateRequest", "ForkRequest", "Host", "HostFacts", "OnExpiry"]
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class Host:
         self._creation = Creation(
             household=self._household, catalogue=catalogue, vault=vault, forking=self._forking
         )
+        self._shipping = Shipping(ground, catalogue=catalogue, vault=vault)
         self._expiry = Expiry(self._household, pause=self.pause)
         catalogue.in_use = self._bases_in_use
         self.metrics.watch_sandboxes(lambda: self._household.tally, lambda: vault.tally)
@@ -368,6 +370,32 @@ class Host:
         with self._noted("checkpoint.remove", kept.id, owner):
             await self._vault.remove(kept)
         await self.catalogue.release_base(kept.base_id)
+
+    def export_checkpoint(
+        self, id_or_name: str, *, owner: str, cargo: Cargo
+    ) -> AsyncGenerator[bytes, None]:
+        """Return what yields a checkpoint as one compressed file, as `Shipping.export`.
+
+        Raises:
+            NotFoundError: `checkpoint_not_found`.
+        """
+        kept = self._vault.find(id_or_name, owner=owner)
+        self.audit(owner, "checkpoint.export", kept.id, {"cargo": cargo.value})
+        return self._shipping.export(kept, cargo)
+
+    async def import_checkpoint(
+        self, chunks: AsyncIterator[bytes], *, owner: str, name: str | None
+    ) -> Checkpoint:
+        """Keep a checkpoint that another host, or this one, exported. *Not idempotent.*
+
+        Its memory and devices are loaded by the hypervisor as they are: only for those who may
+        choose what that runs.
+
+        Raises:
+            VmpoolError: As `Shipping.take_in`.
+        """
+        with self._noted("checkpoint.import", name or "", owner):
+            return await self._shipping.take_in(chunks, owner=owner, name=name)
 
     # Coming up and going down.
 

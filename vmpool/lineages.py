@@ -8,6 +8,8 @@ that gives out no clones accounts for those that run. It knows no sandbox: who n
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +19,7 @@ from vmpool.pool import Pool
 from vmpool.snapshot import Base, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Iterator
 
     from vmpool.depot import Depot
 
@@ -66,6 +68,7 @@ class Lineages:
         self._open_pool = open_pool
         self._kept: list[Lineage] = []
         self._finding = asyncio.Lock()
+        self._wanted: Counter[str] = Counter()
 
     @property
     def bases(self) -> tuple[Snapshot, ...]:
@@ -75,11 +78,21 @@ class Lineages:
     @property
     def needed(self) -> set[str]:
         """Ids of the snapshots that somebody needs, whether a template names them or not."""
-        return {*self.in_use(), *(each.snapshot.manifest.id for each in self._kept if _held(each))}
+        held = (each.snapshot.manifest.id for each in self._kept if _held(each))
+        return {*self.in_use(), *+self._wanted, *held}
 
     def keep(self, lineage: Lineage) -> None:
         """Have a lineage whose template is gone; `release` closes its pool one day."""
         self._kept.append(lineage)
+
+    @contextlib.contextmanager
+    def wanted(self, id: str) -> Iterator[None]:
+        """Count a snapshot as needed for as long as the block lasts, also one that comes yet."""
+        self._wanted[id] += 1
+        try:
+            yield
+        finally:
+            self._wanted[id] -= 1
 
     async def find(self, base: Base | str) -> Lineage:
         """Return a lineage that no template names; its snapshot is checked when first asked for.
@@ -110,7 +123,7 @@ class Lineages:
         gone = [
             each
             for each in self._kept
-            if each.snapshot.manifest.id == id and not _held(each) and id not in self.in_use()
+            if each.snapshot.manifest.id == id and not _held(each) and not self._promised(id)
         ]
         self._kept = [each for each in self._kept if each not in gone]
         for each in gone:
@@ -120,6 +133,10 @@ class Lineages:
     async def close(self) -> None:
         """Close the pools; the snapshots stay. *Idempotent.*"""
         await asyncio.gather(*(each.pool.close() for each in self._kept))
+
+    def _promised(self, id: str) -> bool:
+        """Tell whether somebody may yet have a machine of this lineage."""
+        return id in self.in_use() or self._wanted[id] > 0
 
     def _known(self, id: str) -> Lineage | None:
         """Return the youngest lineage of a snapshot."""

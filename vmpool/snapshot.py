@@ -405,6 +405,18 @@ def _required(manifest: Manifest) -> set[str]:
     return {MEMORY, DEVICE_STATE} | ({DISK} if manifest.spec.disk_bytes else set())
 
 
+def wrong_files(manifest: Manifest) -> set[str]:
+    """Return the files that a snapshot of its kind must have and has not, and those that none has.
+
+    `load` asks for no more than it needs; this is for manifests that a stranger wrote.
+    """
+    names, required = manifest.files.keys(), _required(manifest)
+    layers: set[str] = set()
+    if manifest.base is not None and manifest.spec.disk_bytes:
+        layers = {layer_name(number) for number in range(min(len(names), 100))}
+    return (required - names) | (names - required - layers)
+
+
 def _damaged(directory: Path, what: str) -> SnapshotError:
     return SnapshotError(
         f"snapshot in {str(directory)!r} is damaged: {what}",
