@@ -210,14 +210,11 @@ class Waking:
     Attributes:
         saved_ns: What the guest's clock showed when it was saved, Unix time: where a frozen clock
             goes on from.
-        offset_ns: How far from the host's a clock is kept that shows the present: 0, but for one
-            that goes on as a clone whose clock had been frozen once.
     """
 
     rng: Rng = Unique()
     clock: ClockPolicy = ClockPolicy.NOW
     saved_ns: int = 0
-    offset_ns: int = 0
 
     def clock_offset_ns(self, now_ns: int) -> int:
         """Return guest's clock minus host's for a clone that wakes when the host's shows `now_ns`.
@@ -226,7 +223,7 @@ class Waking:
         """
         match self.clock:
             case ClockPolicy.NOW:
-                return self.offset_ns
+                return 0
             case ClockPolicy.FROZEN:
                 return self.saved_ns - now_ns
 

@@ -93,9 +93,24 @@ async def test_a_frozen_clock_goes_on_from_the_save_and_the_clone_knows(bench: B
         await frozen.kill()
 
 
+async def test_a_clone_of_a_pool_becomes_what_it_was_not_restored_as(bench: Bench) -> None:
+    made = await bench.descend(Identity.fresh("one"), Waking())
+    before = made.receipt
+    try:
+        saved_ns = time.time_ns() - HOUR_NS
+        await made.become(Waking(rng=Preserve(), clock=ClockPolicy.FROZEN, saved_ns=saved_ns))
+        assert (made.receipt.hostname, made.receipt.machine_id) == ("one", before.machine_id)
+        assert "random" not in made.receipt.generators
+        assert made.clock_offset_ns < -HOUR_NS
+        written = json.loads((made.directory / "clone.json").read_bytes())
+        assert written["clock_offset_ns"] == made.clock_offset_ns
+        assert written["receipt"]["generators"] == list(made.receipt.generators)
+    finally:
+        await made.kill()
+
+
 def test_a_clock_shows_the_present_or_goes_on_late() -> None:
-    now = Waking(offset_ns=-5)
-    assert now.clock_offset_ns(100) == now.clock_offset_ns(200) == -5
+    assert Waking(saved_ns=70).clock_offset_ns(100) == 0
     frozen = Waking(clock=ClockPolicy.FROZEN, saved_ns=70)
     assert frozen.clock_offset_ns(100) == -30
 
