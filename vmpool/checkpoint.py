@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmpool.clone import Clone
+    from vmpool.delta import Delta
     from vmpool.engine import Capture, Machine
     from vmpool.snapshot import Manifest
 
@@ -105,8 +106,8 @@ async def halt(clone: Clone, template: Snapshot, *, id: str, snapshots: Path) ->
 async def branch(clone: Clone, template: Snapshot, *, at: Path) -> AsyncIterator[Snapshot]:
     """Yield the state of a running clone for its children to be loaded from, as long as the block.
 
-    The clone runs on as soon as it was copied. Nothing is made durable or verified, and nothing is
-    left after the block.
+    The clone runs on as soon as it was copied. Its memory is not written where it can be held, and
+    nothing is made durable or verified; nothing is left after the block.
 
     Args:
         template: What the clone was restored from, itself or its forebears.
@@ -119,8 +120,8 @@ async def branch(clone: Clone, template: Snapshot, *, at: Path) -> AsyncIterator
     try:
         async with clone.machine.capture(directory) as capture:
             await _take_and_resume(clone.machine, capture)
-            await capture.write()
-        yield _unverified(directory, template)
+            own = await capture.lend()
+            yield _unverified(directory, template, own)
     finally:
         await _removed(directory)
 
@@ -205,7 +206,7 @@ def _describe(directory: Path, template: Snapshot, id: str) -> Manifest:
     )
 
 
-def _unverified(directory: Path, template: Snapshot) -> Snapshot:
+def _unverified(directory: Path, template: Snapshot, own: Delta | None) -> Snapshot:
     files = {
         path.name: FileRecord(size_bytes=path.stat().st_size, digest="")
         for path in directory.iterdir()
@@ -214,4 +215,4 @@ def _unverified(directory: Path, template: Snapshot) -> Snapshot:
     manifest = structs.replace(
         known, id=directory.name, files=files, created_ns=time.time_ns(), base=template.as_base
     )
-    return Snapshot(directory=directory, manifest=manifest)
+    return Snapshot(directory=directory, manifest=manifest, delta=own)

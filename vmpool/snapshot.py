@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from vmpool.delta import Delta
 from vmpool.errors import ConflictError, DiskFullError, SnapshotError
 from vmpool.model import Accelerator, MachineSpec, Processor, Transport, new_id
 
@@ -36,6 +37,7 @@ PARTIAL = ".partial-"
 MANIFEST = "manifest.json"
 MEMORY = "memory"
 DEVICE_STATE = "device-state"
+PAGES = "pages"
 DISK = "disk"
 _LAYER = "layer-"
 
@@ -103,10 +105,15 @@ class _Header(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A published snapshot: a directory and what its manifest says."""
+    """A published snapshot: a directory and what its manifest says.
+
+    Attributes:
+        delta: Memory of a checkpoint that is not published, in place of its file.
+    """
 
     directory: Path
     manifest: Manifest
+    delta: Delta | None = None
 
     @property
     def memory(self) -> Path:
@@ -115,8 +122,13 @@ class Snapshot:
 
     @property
     def device_state(self) -> Path:
-        """The hypervisor's migration stream: devices, and of RAM what differs from the base."""
+        """The hypervisor's migration stream: devices, and of RAM what no file holds."""
         return self.directory / DEVICE_STATE
+
+    @property
+    def pages(self) -> Path:
+        """A checkpoint's memory where it differs from its template's, a `delta` file."""
+        return self.directory / PAGES
 
     @property
     def disk(self) -> Path | None:
@@ -401,7 +413,7 @@ def _decode(directory: Path, data: bytes) -> Manifest:
 
 def _required(manifest: Manifest) -> set[str]:
     if manifest.base is not None:
-        return {DEVICE_STATE} | ({layer_name(0)} if manifest.spec.disk_bytes else set())
+        return {DEVICE_STATE, PAGES} | ({layer_name(0)} if manifest.spec.disk_bytes else set())
     return {MEMORY, DEVICE_STATE} | ({DISK} if manifest.spec.disk_bytes else set())
 
 

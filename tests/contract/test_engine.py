@@ -20,6 +20,7 @@ from tests import tiny_guest, watch
 from tests.fakes import FakeEngine, Faults
 from tests.lost_manager import Point
 from vmpool import snapshot
+from vmpool.delta import Delta
 from vmpool.engine import Engine
 from vmpool.engine.qemu import QemuEngine, reap
 from vmpool.engine.qemu.process import UNKNOWN_EXIT
@@ -228,7 +229,11 @@ async def test_a_state_that_is_none_is_refused_and_leaves_nothing(bench: Bench) 
 async def test_a_stranger_to_the_template_is_refused(bench: Bench) -> None:
     template = await bench.template()
     stranger = replace(template, manifest=_renamed(template, "other", base=None))
-    child = replace(template, manifest=_renamed(template, "child", base=template.as_base))
+    child = replace(
+        template,
+        manifest=_renamed(template, "child", base=template.as_base),
+        delta=Delta(spans=(), data=memoryview(b"")),
+    )
     remade = snapshot.Base(id="template", memory="another")
     orphan = replace(template, manifest=_renamed(template, "orphan", base=remade))
     for unfit in (stranger, orphan):
@@ -247,7 +252,7 @@ async def test_a_machine_runs_on_after_its_checkpoint_which_shells_load(bench: B
     checkpoint = await bench.checkpoint(parent, template, "one")
     assert checkpoint.manifest.base == template.as_base
     layers = {"layer-00"} if bench.spec.disk_bytes else set()
-    assert checkpoint.manifest.files.keys() == {"device-state"} | layers
+    assert checkpoint.manifest.files.keys() == {"device-state", "pages"} | layers
     await parent.pause()
     child = await bench.restored(template, checkpoint)
     await child.resume()
@@ -281,7 +286,7 @@ async def test_only_a_paused_machine_that_was_restored_is_captured(bench: Bench)
         await machine.kill()  # what was taken needs it no more
         await capture.write()
     layers = {"layer-00"} if bench.spec.disk_bytes else set()
-    assert {path.name for path in directory.iterdir()} == {"device-state"} | layers
+    assert {path.name for path in directory.iterdir()} == {"device-state", "pages"} | layers
 
 
 async def test_captures_of_one_machine_wait_for_each_other(bench: Bench) -> None:

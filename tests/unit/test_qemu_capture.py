@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import structs
 
 from tests import tiny_guest, watch
 from vmpool import snapshot
+from vmpool.delta import PAGE_BYTES
 from vmpool.engine.qemu import QemuEngine, QemuMachine, capture, layers, pagemap, sparse
 from vmpool.errors import DiskFullError, EngineError, HostError, SnapshotError
 from vmpool.model import MIB, Accelerator, Attachment, MachineSpec, MachineType, Transport
@@ -27,7 +29,7 @@ from vmpool.snapshot import Snapshot
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-PAGE = pagemap.PAGE_BYTES
+PAGE = PAGE_BYTES
 MEMORY_BYTES = 64 * MIB
 FREE, FREE_END = 16 * MIB, 56 * MIB
 """Where nothing lies: below is the guest, and above what its firmware talks to devices by."""
@@ -175,7 +177,6 @@ async def test_every_page_is_in_the_child_and_no_more_than_the_pages_is_written(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     monkeypatch.setattr(capture, "BUFFER_LIMIT_BYTES", limit)
-    monkeypatch.setattr(capture, "_CHUNK_BYTES", 7 * PAGE)
     parent, parents = await bench.restored(bench.template)
     chosen = random.Random(limit)
     pages = sorted(chosen.sample(range(FREE // PAGE, FREE_END // PAGE), 1500))
@@ -187,8 +188,9 @@ async def test_every_page_is_in_the_child_and_no_more_than_the_pages_is_written(
     parents.write(tiny_guest.MARK, bytes(PAGE))  # zero, where the template is not
     checkpoint, dirty_bytes = await bench.captured(parent)
     assert sum(map(len, written.values())) < dirty_bytes < 12 * MIB
-    stored = checkpoint.device_state.stat().st_size
+    stored = sum(file.size_bytes for file in checkpoint.manifest.files.values())
     assert stored < 1.1 * dirty_bytes
+    assert checkpoint.pages.stat().st_blocks * 512 < stored  # what is zero takes no space
     child, childs = await bench.restored(checkpoint)
     for offset, data in written.items():
         assert childs.read(offset, len(data)) == data
@@ -196,6 +198,48 @@ async def test_every_page_is_in_the_child_and_no_more_than_the_pages_is_written(
     assert childs.count == parents.count
     for machine in (parent, child):
         await machine.kill()
+
+
+@pytest.mark.parametrize("limit", [capture.BUFFER_LIMIT_BYTES, 5 * PAGE])
+async def test_children_are_loaded_from_what_is_lent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(capture, "BUFFER_LIMIT_BYTES", limit)
+    parent, parents = await bench.restored(bench.template)
+    data = os.urandom(12 * MIB)
+    parents.write(FREE, data)
+    partial = snapshot.begin(bench.directory)
+    async with parent.capture(partial) as taken:
+        await taken.take()
+        parents.write(FREE, bytes(PAGE))
+        own = await taken.lend()
+        assert (own is None) == (limit == 5 * PAGE)
+        assert (partial / snapshot.PAGES).exists() == (own is None)
+        files = {
+            path.name: snapshot.FileRecord(size_bytes=0, digest="") for path in partial.iterdir()
+        }
+        manifest = structs.replace(
+            bench.template.manifest, files=files, base=bench.template.as_base
+        )
+        state = Snapshot(directory=partial, manifest=manifest, delta=own)
+        children = [await bench.restored(state) for _ in range(2)]
+    for child, childs in children:
+        assert childs.read(FREE, len(data)) == data
+        assert childs.count == parents.count
+        await child.kill()
+    await parent.kill()
+
+
+async def test_a_child_of_pages_that_are_damaged_is_refused_and_gone(bench: Bench) -> None:
+    parent, _ = await bench.restored(bench.template)
+    checkpoint, _ = await bench.captured(parent)
+    checkpoint.pages.chmod(0o600)
+    with checkpoint.pages.open("r+b") as file:
+        file.write(b"something")
+    with pytest.raises(SnapshotError) as caught:
+        await bench.restored(checkpoint)
+    assert caught.value.error_code == "snapshot_damaged"
+    await parent.kill()
 
 
 async def test_checkpoints_leave_nothing_open_in_the_hypervisor(bench: Bench) -> None:
@@ -237,7 +281,7 @@ async def test_what_grows_between_the_count_and_the_pause_is_taken_all_the_same(
         parents.write(FREE, bytes(PAGE))  # the parent runs on before anything is written
         await taken.write()
     assert taken.dirty_bytes >= 24 * MIB
-    assert at_pause in (partial / snapshot.DEVICE_STATE).read_bytes()
+    assert at_pause in (partial / snapshot.PAGES).read_bytes()
     await parent.kill()
 
 
@@ -246,20 +290,20 @@ async def test_a_full_disk_leaves_no_checkpoint_and_the_parent_well(
 ) -> None:
     parent, parents = await bench.restored(bench.template)
     parents.write(FREE, os.urandom(8 * MIB))
-    write, left = os.write, 3
+    write, left = os.pwrite, 3
 
-    def full(descriptor: int, data: bytes) -> int:
+    def full(descriptor: int, data: bytes, offset: int) -> int:
         nonlocal left
         left -= 1
         if left < 0:
             raise OSError(28, "No space left on device")
-        return write(descriptor, data)
+        return write(descriptor, data[: 1 << 20], offset)
 
     partial = snapshot.begin(bench.directory)
     taken = parent.capture(partial)
     async with taken:
         await taken.take()
-        monkeypatch.setattr(os, "write", full)
+        monkeypatch.setattr(os, "pwrite", full)
         with pytest.raises(DiskFullError):
             await taken.write()
         monkeypatch.undo()

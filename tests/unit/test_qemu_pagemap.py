@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmpool.delta import PAGE_BYTES
 from vmpool.engine.qemu import pagemap, pages
-from vmpool.engine.qemu.pagemap import PAGE_BYTES, Mapping, Span
+from vmpool.engine.qemu.pagemap import Mapping, Span
 from vmpool.engine.qemu.pages import Buffer
 from vmpool.errors import EngineError
 
@@ -27,9 +28,9 @@ PAGES = 64
 class Private:
     """A file of numbered pages, mapped privately by this process."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pages: int = PAGES) -> None:
         self.path = path
-        path.write_bytes(b"".join(bytes([page]) * PAGE_BYTES for page in range(PAGES)))
+        path.write_bytes(b"".join(bytes([page % 256]) * PAGE_BYTES for page in range(pages)))
         with path.open("r+b") as file:
             self.memory = mmap.mmap(
                 file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE
@@ -77,6 +78,32 @@ def test_a_kernel_without_the_scan_says_the_same(
     read = pagemap.find_written(os.getpid(), mappings)
     assert private.pages_of(read) == private.pages_of(scanned) == {1, 2, 63}
     private.memory.close()
+
+
+def test_pages_that_lie_far_and_wide_are_found_once(tmp_path: Path) -> None:
+    private = Private(tmp_path / "memory", 8192)
+    written = set(range(0, 8192, 3))  # more regions than the kernel keeps before it tells some
+    for page in written:
+        private.write(page)
+    mappings = pagemap.find_mappings(os.getpid(), private.path, 8192 * PAGE_BYTES)
+    found = pagemap.find_written(os.getpid(), mappings)
+    assert len(found) == len(written)
+    assert private.pages_of(found) == written
+    private.memory.close()
+
+
+def test_places_in_a_process_and_in_its_guest_are_each_others_inverse() -> None:
+    mappings = (
+        Mapping(start=0x70000, end=0x74000, offset=0),
+        Mapping(start=0x10000, end=0x12000, offset=0x4000),
+        Mapping(start=0x20000, end=0x28000, offset=0x6000),
+    )
+    process = [(0x71000, 0x74000), (0x10000, 0x12000), (0x20000, 0x21000), (0x25000, 0x28000)]
+    memory = [(0x1000, 0x4000), (0x4000, 0x6000), (0x6000, 0x7000), (0xB000, 0xE000)]
+    assert pagemap.to_memory(process, mappings) == memory
+    assert pagemap.to_process(memory, mappings) == process
+    assert pagemap.to_process([(0x1000, 0x7000), memory[3]], mappings) == process
+    assert pagemap.to_memory([], mappings) == pagemap.to_process([], mappings) == []
 
 
 def test_a_scan_with_more_regions_than_fit_goes_on_where_it_stopped(

@@ -81,7 +81,7 @@ def checkpointed(template: Snapshot, files: tuple[str, ...]) -> Snapshot:
 
 def test_a_checkpoint_needs_its_base_and_no_memory_of_its_own(tmp_path: Path) -> None:
     template = published(tmp_path)
-    found = snapshot.load(checkpointed(template, ("device-state",)).directory)
+    found = snapshot.load(checkpointed(template, ("device-state", "pages")).directory)
     found.verify()
     found.require_loadable_over(template)
     assert found.manifest.base == template.as_base
@@ -96,10 +96,10 @@ def test_a_checkpoint_needs_its_base_and_no_memory_of_its_own(tmp_path: Path) ->
 def test_a_checkpoint_of_a_machine_with_a_disk_has_layers_in_their_order(tmp_path: Path) -> None:
     template = published(tmp_path, spec=replace(SPEC, disk_bytes=1 * MIB))
     names = tuple(snapshot.layer_name(number) for number in (2, 0, 10, 1))
-    found = snapshot.load(checkpointed(template, ("device-state", *names)).directory)
+    found = snapshot.load(checkpointed(template, ("device-state", "pages", *names)).directory)
     assert [path.name for path in found.layers] == ["layer-00", "layer-01", "layer-02", "layer-10"]
     found.remove()
-    lacking = checkpointed(template, ("device-state",))
+    lacking = checkpointed(template, ("device-state", "pages"))
     with pytest.raises(SnapshotError, match="layer-00"):
         snapshot.load(lacking.directory)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from vmpool.delta import Delta
     from vmpool.errors import InfrastructureError
     from vmpool.model import AgentAddress, Attachment, Kernel, MachineSpec, Processor
     from vmpool.snapshot import Snapshot
@@ -50,7 +51,16 @@ class Capture(Protocol):
         """
 
     async def write(self) -> None:
-        """Write what was taken, durably. The machine may run, or be gone."""
+        """Write what was taken; publishing makes it durable. The machine may run, or be gone."""
+
+    async def lend(self) -> Delta | None:
+        """Write what was taken but for the memory, which stays in this process until it is left.
+
+        In place of `write`, for children that are loaded while the capture is held.
+
+        Returns:
+            The memory; `None` when it was too much to be held, and is written as well.
+        """
 
 
 class Machine(Protocol):
@@ -97,7 +107,7 @@ class Machine(Protocol):
 
         Args:
             directory: Existing, empty, on the state file system. Filled with the files that
-                `Snapshot` names, fsynced; the caller adds the manifest and publishes.
+                `Snapshot` names; the caller adds the manifest and publishes.
 
         Raises:
             EngineError: The hypervisor failed; `directory` holds no snapshot.
@@ -111,7 +121,7 @@ class Machine(Protocol):
 
         Args:
             directory: Existing, empty, on the state file system. Filled with the files of a
-                checkpoint, fsynced; the caller adds the manifest and publishes.
+                checkpoint; the caller adds the manifest and publishes.
 
         Raises:
             EngineError: The machine was booted; code `machine_booted`.

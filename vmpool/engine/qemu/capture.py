@@ -1,8 +1,9 @@
 """Capture: what a machine differs in from its template, on its way into a checkpoint.
 
 While the machine holds still, its devices are saved and its own pages copied into memory that was
-taken before; written out, both become one migration stream, which any shell of the template loads.
-The machine may run again as soon as `take` returns.
+taken before. The machine may run again as soon as `take` returns. The devices become a migration
+stream, which any shell of the template loads; the pages are written beside it, or lent to children
+that are made while they are held.
 
 What QEMU says of itself may be a hostile guest's word: of its devices no more is read than a limit,
 and of its memory what the guest's addresses cover once.
@@ -17,11 +18,12 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from vmpool import delta
 from vmpool.cancellation import uninterrupted
+from vmpool.delta import Delta
 from vmpool.engine.qemu import migration, pagemap, pages, stream
-from vmpool.engine.qemu.handover import create_file
 from vmpool.errors import DiskFullError, EngineError, SnapshotError
-from vmpool.snapshot import DEVICE_STATE, layer_name
+from vmpool.snapshot import DEVICE_STATE, PAGES, layer_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +43,6 @@ DEVICES_LIMIT_BYTES = 64 << 20
 """What is read of what QEMU says of its devices; it says a few hundred kilobytes."""
 
 _STREAM_LIMIT_BYTES = 64 << 20  # a template's stream: its devices and ROMs
-_CHUNK_BYTES = 1 << 20
 _RESERVE_BYTES = 1 << 20
 _RESERVE_FRACTION = 8  # of what is found, again, for what the machine writes until it is paused
 
@@ -53,7 +54,7 @@ class QemuCapture:
         started: The machine's process.
         base: The template that it was restored from, or that its checkpoint is written against.
         layers: Of its scratch disk; `None` when it has none.
-        directory: Where the stream is written; ours to clean up until it is whole.
+        directory: Where all is written; ours to clean up until it is whole.
         turn: Held by one capture of the machine at a time.
     """
 
@@ -68,21 +69,21 @@ class QemuCapture:
         self._hypervisor = started
         self._base = base
         self._directory = directory
-        self._path = directory / DEVICE_STATE
         self._layers = layers
         self._turn = turn
         self._frozen = 0
         self._held = contextlib.ExitStack()
         # Its own: the loop's may be all at work, and a machine that is paused cannot wait for them.
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vmpool-capture")
-        self._written = False
-        self._pending: list[Span] = []
+        self._whole = False
         self._devices = b""
+        self._spans: list[Span] = []
+        self._pending_bytes = 0
+        self._writer: delta.Writer | None = None
         self.dirty_bytes = 0
         self._mappings: tuple[Mapping, ...]
         self._opening: Opening
         self._buffer: pages.Buffer
-        self._file: int
         self._memory: int
         self._sink: int
 
@@ -122,10 +123,22 @@ class QemuCapture:
             await self._in_thread(self._copy)
         except EngineError as err:
             raise started.explained(err) from err
+        if not started.process.is_alive:  # and its number perhaps another's, whom we read
+            raise started.explained(EngineError("QEMU ended meanwhile", code="qemu_died"))
 
     async def write(self) -> None:
-        """Write the stream, as `engine.Capture.write`."""
-        await self._in_thread(self._finish)
+        """Write all of it, as `engine.Capture.write`."""
+        await self._in_thread(self._write_all)
+
+    async def lend(self) -> Delta | None:
+        """Write all but the pages and lend them, as `engine.Capture.lend`."""
+        if self._writer is not None:  # they were too many
+            await self.write()
+            return None
+        await self._in_thread(self._write_rest)
+        lent = self._buffer.view(self._pending_bytes)
+        self._held.callback(lent.release)
+        return Delta(spans=pagemap.to_memory(self._spans, self._mappings), data=lent)
 
     async def _in_thread(self, step: Callable[[], None]) -> None:
         # Not cut short: what the thread works on must not be given back meanwhile.
@@ -138,78 +151,63 @@ class QemuCapture:
             pid = self._hypervisor.process.pid
             self._opening = stream.parse_opening(_read_stream(self._base.device_state), size)
             self._mappings = pagemap.find_mappings(pid, self._base.memory, size)
-            found = sum(end - start for start, end in pagemap.find_written(pid, self._mappings))
+            found = _size(pagemap.find_written(pid, self._mappings))
             self._buffer = pages.Buffer(_buffer_bytes(found, size))
             undo.callback(self._buffer.close)
             self._memory, self._sink = _devices_memory()
             undo.callback(os.close, self._memory)
             undo.callback(os.close, self._sink)
-            self._file = create_file(self._path, os.O_WRONLY)
             undo.callback(self._abandon)
-            self._write(self._opening.head)
             self._held = undo.pop_all()
 
     def _copy(self) -> None:
         size = min(os.fstat(self._memory).st_size, DEVICES_LIMIT_BYTES)
         self._devices = stream.compose_devices(os.pread(self._memory, size, 0))
         pid = self._hypervisor.process.pid
-        spans = pagemap.find_written(pid, self._mappings)
-        self.dirty_bytes = sum(end - start for start, end in spans)
-        for batch in pages.batches(spans, self._buffer.size_bytes):
-            self._write_pages()
-            self._buffer.fill(pid, batch)
-            self._pending = batch
+        self._spans = pagemap.find_written(pid, self._mappings)
+        self.dirty_bytes = _size(self._spans)
+        for batch in pages.batches(self._spans, self._buffer.size_bytes):
+            if self._pending_bytes:
+                self._write_pages()
+            self._pending_bytes = self._buffer.fill(pid, batch)
 
-    def _finish(self) -> None:
+    def _write_all(self) -> None:
         self._write_pages()
-        self._write(self._opening.footer)
-        self._write(self._devices)
-        try:
-            os.fsync(self._file)
-        except OSError as err:
-            raise _unwritten(self._path, err) from err
-        if self._layers is not None:
-            self._layers.copy(self._frozen, self._directory)
-        self._written = True
+        self._write_rest()
 
     def _write_pages(self) -> None:
         """Write what the buffer holds."""
-        size = sum(end - start for start, end in self._pending)
-        at = 0
-        with self._buffer.view(size) as view:
-            for start, end in self._pending:
-                for first in range(start, end, _CHUNK_BYTES):
-                    length = min(_CHUNK_BYTES, end - first)
-                    with view[at : at + length] as chunk:
-                        # No name for the pieces: in a traceback they would keep the memory.
-                        data = b"".join(stream.compose_pages(self._offset(first), chunk))
-                    self._write(data)
-                    at += length
-        self._pending = []
+        if self._writer is None:
+            places = pagemap.to_memory(self._spans, self._mappings)
+            self._writer = delta.Writer(self._directory / PAGES, places)
+            self._held.callback(self._writer.close)
+        with self._buffer.view(self._pending_bytes) as pending:
+            self._writer.append(pending)
+        self._pending_bytes = 0
 
-    def _offset(self, address: int) -> int:
-        """Return where in the guest's memory an address lies that was found in a mapping."""
-        mapping = next(m for m in self._mappings if m.start <= address < m.end)
-        return mapping.offset + address - mapping.start
-
-    def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
+    def _write_rest(self) -> None:
+        path = self._directory / DEVICE_STATE
         try:
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
+            path.write_bytes(self._opening.head + self._opening.footer + self._devices)
         except OSError as err:
-            raise _unwritten(self._path, err) from err
+            raise _unwritten(path, err) from err
+        if self._layers is not None:
+            self._layers.copy(self._frozen, self._directory)
+        self._whole = True
 
     def _abandon(self) -> None:
-        os.close(self._file)
-        if not self._written:
-            for number in range(self._frozen):
-                (self._directory / layer_name(number)).unlink(missing_ok=True)
-            self._path.unlink(missing_ok=True)
+        if not self._whole:
+            layers = (layer_name(number) for number in range(self._frozen))
+            for name in (DEVICE_STATE, PAGES, *layers):
+                (self._directory / name).unlink(missing_ok=True)
+
+
+def _size(spans: list[Span]) -> int:
+    return sum(end - start for start, end in spans)
 
 
 def _buffer_bytes(found: int, memory_bytes: int) -> int:
-    reserve = found // _RESERVE_FRACTION // pagemap.PAGE_BYTES * pagemap.PAGE_BYTES
+    reserve = found // _RESERVE_FRACTION // delta.PAGE_BYTES * delta.PAGE_BYTES
     return min(found + reserve + _RESERVE_BYTES, memory_bytes, BUFFER_LIMIT_BYTES)
 
 
@@ -239,5 +237,5 @@ def _devices_memory() -> tuple[int, int]:
 
 def _unwritten(path: Path, err: OSError) -> DiskFullError | SnapshotError:
     if err.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DiskFullError("no space for the pages of a checkpoint")
+        return DiskFullError("no space for the devices of a checkpoint")
     return SnapshotError(f"cannot write {str(path)!r}: {err.strerror}", code="snapshot_unsaved")

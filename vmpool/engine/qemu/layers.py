@@ -125,7 +125,7 @@ class Layers:
         return len(self._frozen)
 
     def copy(self, count: int, directory: Path) -> None:
-        """Put the lowest `count` layers into `directory`, durably. Blocks.
+        """Put the lowest `count` layers into `directory`. Blocks.
 
         Raises:
             EngineError: A layer is not what QEMU makes of an overlay (`disk_layer_unfit`), or

@@ -6,12 +6,14 @@ Both are one process; a shell becomes a machine when it has loaded a state.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from typing import TYPE_CHECKING
 
+from vmpool import delta
 from vmpool.cancellation import uninterrupted
-from vmpool.engine.qemu import command, migration, processor, sparse
+from vmpool.engine.qemu import command, migration, pagemap, pages, processor, sparse
 from vmpool.engine.qemu.capture import QemuCapture
 from vmpool.engine.qemu.handover import create_file, open_file
 from vmpool.engine.qemu.layers import Layers
@@ -58,6 +60,9 @@ class QemuShell:
             snapshot.require_loadable_over(self._template)
             if self._layers is not None:
                 await self._layers.stack(snapshot.layers)
+            if snapshot.manifest.base is not None:
+                # Before the devices: they look into memory as they are loaded.
+                await uninterrupted(asyncio.to_thread(self._fill, snapshot))
             await self._receive(snapshot)
         except BaseException as err:
             await self._hypervisor.kill()
@@ -83,6 +88,14 @@ class QemuShell:
     async def kill(self) -> None:
         """End QEMU; return when it is reaped. *Idempotent.*"""
         await self._hypervisor.kill()
+
+    def _fill(self, snapshot: Snapshot) -> None:
+        """Put a checkpoint's pages where this QEMU has its template's."""
+        with contextlib.ExitStack() as held:
+            size = self._template.spec.memory_bytes
+            own = snapshot.delta or held.enter_context(delta.opened(snapshot.pages, size))
+            mappings = pagemap.find_mappings(self.pid, self._template.memory, size)
+            pages.put(self.pid, pagemap.to_process(own.spans, mappings), own.data)
 
     async def _receive(self, snapshot: Snapshot) -> None:
         try:
@@ -220,9 +233,6 @@ class QemuMachine:
         try:
             await migration.enable(self._hypervisor.monitor)
             await migration.send(self._hypervisor.monitor, self._hypervisor.process, descriptor)
-            await asyncio.to_thread(os.fsync, descriptor)
-        except OSError as err:
-            raise DiskFullError("no space for the device state of a snapshot") from err
         finally:
             os.close(descriptor)
 

@@ -18,17 +18,19 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from vmpool.delta import PAGE_BYTES
 from vmpool.errors import EngineError, HostError
 
-PAGE_BYTES = 4096
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Span = tuple[int, int]
 """Where pages begin and end in the process; a plain pair, since they come in thousands."""
 
 # linux/fs.h: struct pm_scan_arg, PAGEMAP_SCAN and the categories of pages.
 _ARGUMENT = struct.Struct("<12Q")
-_WALK_END_OFFSET = 32
 _PAGEMAP_SCAN = 0xC0606610
 _IS_FILE, _IS_PRESENT, _IS_SWAPPED = 1 << 2, 1 << 3, 1 << 4
 _REGION = struct.Struct("<3Q")
@@ -131,6 +133,35 @@ def find_written(pid: int, mappings: tuple[Mapping, ...]) -> list[Span]:
         raise unreadable(pid, err) from err
 
 
+def to_memory(spans: Sequence[Span], mappings: tuple[Mapping, ...]) -> list[Span]:
+    """Return where in the guest's memory `spans` lie that `find_written` found in `mappings`."""
+    found: list[Span] = []
+    at = 0
+    for mapping in mappings:
+        shift = mapping.offset - mapping.start
+        while at < len(spans) and mapping.start <= spans[at][0] < mapping.end:
+            found.append((spans[at][0] + shift, spans[at][1] + shift))
+            at += 1
+    return found
+
+
+def to_process(spans: Sequence[Span], mappings: tuple[Mapping, ...]) -> list[Span]:
+    """Return where in a process `spans` of the guest's memory lie, cut where mappings end."""
+    found: list[Span] = []
+    rest = iter(mappings)
+    mapping = next(rest)
+    for first, end in spans:
+        start = first
+        while start < end:
+            while start >= mapping.offset + mapping.end - mapping.start:
+                mapping = next(rest)
+            shift = mapping.start - mapping.offset
+            stop = min(end + shift, mapping.end)
+            found.append((start + shift, stop))
+            start = stop - shift
+    return found
+
+
 def _scan(descriptor: int, mappings: tuple[Mapping, ...]) -> list[Span]:
     regions = (ctypes.c_uint64 * (3 * _REGIONS))()
     spans: list[Span] = []
@@ -140,7 +171,7 @@ def _scan(descriptor: int, mappings: tuple[Mapping, ...]) -> list[Span]:
             argument = bytearray(
                 _ARGUMENT.pack(
                     *(_ARGUMENT.size, 0),  # size, flags
-                    *(start, mapping.end, 0),  # from, to, out: where the walk ended
+                    *(start, mapping.end, 0),  # from, to, out: where it ended, or before
                     *(ctypes.addressof(regions), _REGIONS, 0),  # no limit but the regions
                     # No file's, and there or in swap; one category in the answer merges neighbours.
                     *(_IS_FILE, _IS_FILE, _IS_PRESENT | _IS_SWAPPED, _IS_FILE),
@@ -149,7 +180,9 @@ def _scan(descriptor: int, mappings: tuple[Mapping, ...]) -> list[Span]:
             count = fcntl.ioctl(descriptor, _PAGEMAP_SCAN, argument)
             found = memoryview(regions).cast("B")[: count * _REGION.size]
             spans += [(first, last) for first, last, _ in _REGION.iter_unpack(found)]
-            start = _ENTRY.unpack_from(argument, _WALK_END_OFFSET)[0]
+            # Not where the kernel says that its walk ended: Linux 6.18 forgets to say that it came
+            # to the end once it had found more than 512 regions on the way.
+            start = spans[-1][1] if count == _REGIONS else mapping.end
     return spans
 
 

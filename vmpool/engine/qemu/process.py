@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import select
 import shutil
 import signal
 import threading
@@ -60,6 +61,17 @@ class Process:
     def exit_code(self) -> int | None:
         """Exit code, negative for a signal; `None` while it runs."""
         return self._ended.result() if self._ended.done() else None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it is held and has not ended, as the kernel knows at this moment."""
+        if not self._is_held:
+            return False
+        try:
+            signal.pidfd_send_signal(self._pidfd, 0)
+        except ProcessLookupError:
+            return False
+        return not select.select([self._pidfd], [], [], 0)[0]  # a zombie takes signals, too
 
     async def wait(self) -> int:
         """Return the exit code once the process has ended and is reaped."""

@@ -24,7 +24,7 @@ _ZERO_CHUNK = bytes(_CHUNK_BYTES)
 
 
 def copy(source: int, target: Path) -> None:
-    """Copy what `source` holds to a new file `target`, zero pages as holes, and fsync. Blocks.
+    """Copy what `source` holds to a new file `target`, zero pages as holes. Blocks.
 
     Args:
         source: Descriptor open for reading; its offset moves.
@@ -42,7 +42,6 @@ def copy(source: int, target: Path) -> None:
                 chunk = os.pread(source, min(_CHUNK_BYTES, end - offset), offset)
                 for first, last in _runs(chunk):
                     _write(descriptor, memoryview(chunk)[first:last], offset + first)
-        os.fsync(descriptor)
     except OSError as err:
         target.unlink()
         if err.errno in {errno.ENOSPC, errno.EDQUOT}:

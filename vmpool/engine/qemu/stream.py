@@ -1,8 +1,8 @@
 """Stream: QEMU's migration stream, as far as it has to be known to write one.
 
 A template's stream holds no RAM but what its file cannot: the ROMs. A checkpoint's stream is the
-template's up to there, then the pages in which the machine differs from its template, then the
-machine's devices. A shell of the template loads it like any other.
+template's up to there, then the machine's devices. A shell of the template loads it like any other,
+once the pages in which the machine differs from its template lie in the shell's memory.
 
 Names and numbers are of QEMU 10.0: `migration/savevm.c` for sections, `migration/ram.c` for pages.
 Pure: bytes in, bytes out.
@@ -34,9 +34,6 @@ _BYTE = struct.Struct(">B")
 _HALF = struct.Struct(">I")
 _WORD = struct.Struct(">Q")
 _DEVICES_HEADER = _MAGIC + _HALF.pack(_VERSION)
-_ZERO_PAGE = bytes(PAGE_BYTES)
-_PAGE_BLOCK = (len(RAM_BLOCK), RAM_BLOCK.encode())
-_PAGE_HEADER = struct.Struct(f">QB{len(RAM_BLOCK)}s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,25 +180,6 @@ def _skip_pages(reader: _Reader) -> None:
         if kind not in _PAGE_SIZES:
             raise _foreign(f"pages of kind {kind:#x}")
         reader.take(_PAGE_SIZES[kind])
-
-
-def compose_pages(offset: int, data: memoryview) -> list[bytes | memoryview]:
-    """Return the records of neighbouring pages of the guest's memory, in pieces.
-
-    Each names its block, so that one does not depend on the one before it; four bytes a page.
-
-    Args:
-        offset: Of the first in the guest's memory.
-        data: Whole pages.
-    """
-    pieces: list[bytes | memoryview] = []
-    for at in range(0, len(data), PAGE_BYTES):
-        page = data[at : at + PAGE_BYTES]
-        if _ZERO_PAGE.startswith(page):
-            pieces.append(_PAGE_HEADER.pack(offset + at | _ZERO, *_PAGE_BLOCK) + b"\0")
-        else:
-            pieces += (_PAGE_HEADER.pack(offset + at | _PAGE, *_PAGE_BLOCK), page)
-    return pieces
 
 
 def compose_devices(state: bytes) -> bytes:
