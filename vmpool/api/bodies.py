@@ -251,9 +251,13 @@ class RunAnswer(Struct, frozen=True, kw_only=True):
 
 
 class Started(Struct, frozen=True, kw_only=True, tag="started", tag_field="type"):
-    """The first line: the process runs, and leads its own group."""
+    """The first line: the process runs, and leads its own group.
+
+    In a context `execution_count` says how many its interpreter was given, this one included.
+    """
 
     pid: int
+    execution_count: int | UnsetType = UNSET
 
 
 class Stdout(Struct, frozen=True, kw_only=True, tag="stdout", tag_field="type"):
@@ -278,9 +282,15 @@ class Pty(Struct, frozen=True, kw_only=True, tag="pty", tag_field="type"):
 
 
 class ShownResult(Struct, frozen=True, kw_only=True, tag="result", tag_field="type"):
-    """A value that the code showed; binary forms are base64."""
+    """A value that the code showed; binary forms are base64.
+
+    `is_main` is said of the value of the last expression. A later result with the same `display_id`
+    takes this one's place.
+    """
 
     mime: dict[str, str]
+    is_main: bool = False
+    display_id: str | UnsetType = UNSET
 
 
 class RaisedLine(Struct, frozen=True, kw_only=True, tag="error", tag_field="type"):
@@ -292,7 +302,10 @@ class RaisedLine(Struct, frozen=True, kw_only=True, tag="error", tag_field="type
 
 
 class ExitLine(Struct, frozen=True, kw_only=True, tag="exit", tag_field="type"):
-    """The last line of a run that came to its end."""
+    """The last line of a run that came to its end.
+
+    `context_lost` says that the interpreter of a context ended with it, and its state with that.
+    """
 
     exit_code: int | None
     signal: int | None
@@ -300,6 +313,7 @@ class ExitLine(Struct, frozen=True, kw_only=True, tag="exit", tag_field="type"):
     out_of_memory: bool
     fault: Literal["task"] | None
     duration_ms: float
+    context_lost: Literal[True] | UnsetType = UNSET
 
 
 class ProblemLine(Struct, frozen=True, kw_only=True, tag="problem", tag_field="type"):

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from msgspec import UNSET
 
 from vmpool.api import bodies, codec, outflow, problem, views
 from vmpool.api.task import stdin_of, task_of
@@ -20,9 +21,11 @@ from vmpool.model import Exited, Output, Raised, Result, Started, Stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
 
     from vmpool.api.route import Call
-    from vmpool.model import ExecutionEvent
+    from vmpool.model import Code, Command, ExecutionEvent
+    from vmpool.sandbox import Sandbox
     from vmpool.timed_execution import TimedExecution
 
 NDJSON = "application/x-ndjson"
@@ -39,13 +42,13 @@ class Transcript:
     def lines(self, event: ExecutionEvent) -> Iterator[bodies.ExecLine]:
         """Yield what one event adds."""
         match event:
-            case Started(pid=pid):
-                yield bodies.Started(pid=pid)
+            case Started(pid=pid, execution_count=count):
+                yield bodies.Started(pid=pid, execution_count=UNSET if count is None else count)
             case Output(stream=stream, data=data):
                 for piece in self._characters[stream].feed(data):
                     yield _output(stream, piece)
-            case Result(mime=mime):
-                yield bodies.ShownResult(mime=views.mime(mime))
+            case Result():
+                yield views.result(event)
             case Raised():
                 yield bodies.RaisedLine(
                     name=views.printable(event.name),
@@ -60,7 +63,11 @@ class Transcript:
                 yield views.exit_line(event, self._began_ns)
 
 
-_LINES = {Stream.STDOUT: bodies.Stdout, Stream.STDERR: bodies.Stderr, Stream.PTY: bodies.Pty}
+_LINES: dict[Stream, type[bodies.Stdout | bodies.Stderr | bodies.Pty]] = {
+    Stream.STDOUT: bodies.Stdout,
+    Stream.STDERR: bodies.Stderr,
+    Stream.PTY: bodies.Pty,
+}
 
 
 def _output(stream: Stream, piece: str | bytes) -> bodies.ExecLine:
@@ -74,6 +81,17 @@ async def execute(call: Call, body: bodies.Exec) -> web.StreamResponse:
     task = task_of(body, call.limits)
     stdin = stdin_of(body)
     call.host.audit(call.caller.owner, "sandbox.exec", sandbox.id, {})
+    return await stream(call, _fed(sandbox, task, stdin))
+
+
+async def stream(
+    call: Call, running: AbstractAsyncContextManager[TimedExecution]
+) -> web.StreamResponse:
+    """Stream the lines of an execution for as long as its block lasts.
+
+    Raises:
+        VmpoolError: There is no line yet, so that this can be an ordinary problem.
+    """
     response = web.StreamResponse(headers={"Content-Type": NDJSON})
 
     async def send(line: bodies.ExecLine) -> None:
@@ -82,7 +100,7 @@ async def execute(call: Call, body: bodies.Exec) -> web.StreamResponse:
         await outflow.send(response.write(codec.encode(line) + b"\n"), call.limits)
 
     try:
-        async with sandbox.execute(task) as execution, feeding(execution, stdin):
+        async with running as execution:
             await relay(call, execution, send)
     except VmpoolError as err:
         if not response.prepared or isinstance(err, outflow.StalledError):
@@ -90,6 +108,14 @@ async def execute(call: Call, body: bodies.Exec) -> web.StreamResponse:
         await send(broken_off(call, err))
     await response.write_eof()
     return response
+
+
+@contextlib.asynccontextmanager
+async def _fed(
+    sandbox: Sandbox, task: Command | Code, stdin: bytes
+) -> AsyncIterator[TimedExecution]:
+    async with sandbox.execute(task) as execution, feeding(execution, stdin):
+        yield execution
 
 
 async def relay(

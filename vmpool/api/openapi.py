@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from vmpool.api import bodies, codec, problem
+from vmpool.api import bodies, codec, problem, processes
 from vmpool.api.auth import Access, Admission
 from vmpool.api.idempotency import KEY_HEADER, KEY_PATTERN
 from vmpool.api.limits import CODE_BYTES, Limits
@@ -28,12 +28,28 @@ PROBLEMS_OF_BODIES: Final = (408, 413, 415, 503)
 _PATH_PARAMETERS: Final[Json] = {
     "id": {"type": "string", "pattern": "^[a-z0-9]{1,64}$", "description": "A sandbox's id"},
     "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]*$", "maxLength": 128},
+    "context": {
+        "type": "string",
+        "pattern": "^[a-z0-9]{1,64}$",
+        "description": "A context's id, or the name of a language for its default one",
+    },
     "checkpoint": {
         "type": "string",
         "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         "description": "A checkpoint's id or name",
     },
+    "pid": {"type": "integer", "minimum": 1, "maximum": 4194304, "description": "A process's id"},
 }
+
+_UPLOADS: Final[Json] = {
+    "multipart/form-data": {
+        "type": "object",
+        "properties": {
+            "file": {"type": "array", "items": {"type": "string", "format": "binary"}}
+        },
+    }
+}
+"""Schemas of streamed bodies that are more than bytes."""
 
 _EXACTLY_ONE: Final = {
     "Run": ("code", "argv"),
@@ -83,7 +99,7 @@ def document(
 
 def _described_types(routes: tuple[Route, ...]) -> list[Any]:
     """Return each type of the interface once."""
-    types = [bodies.Problem, bodies.Input, bodies.ExecLine]
+    types = [bodies.Problem, bodies.Input, processes.ProcessInput, bodies.ExecLine]
     for route in routes:
         types.append(route.takes)
         types += [answer.body for answer in route.answers if answer.body is not None]
@@ -114,7 +130,7 @@ def _operation(
     elif route.uploads:
         operation["requestBody"] = {
             "required": True,
-            "content": {"application/octet-stream": {"schema": {}}},
+            "content": {route.uploads: {"schema": _UPLOADS.get(route.uploads, {})}},
         }
     return operation
 
@@ -189,16 +205,18 @@ def _bound(components: Json, limits: Limits) -> None:
         ("Run", "timeout", published.execution_seconds),
         ("Run", "wait", published.wait_seconds),
         ("Exec", "timeout", published.execution_seconds),
+        ("RunCell", "timeout", published.execution_seconds),
         ("CreateSandbox", "timeout", published.sandbox_seconds),
         ("CreateSandbox", "idle_timeout", published.sandbox_seconds),
         ("CreateSandbox", "wait", published.wait_seconds),
+        ("StartProcess", "timeout", published.sandbox_seconds),
         ("SetTimeout", "timeout", published.sandbox_seconds),
         ("Resume", "timeout", published.sandbox_seconds),
         ("Fork", "timeout", published.sandbox_seconds),
     ):
         _set(components[name]["properties"][member], "number", "maximum", most)
     _set(components["Fork"]["properties"]["count"], "integer", "maximum", published.children)
-    for name in ("Run", "Exec"):
+    for name in ("Run", "Exec", "RunCell"):
         _set(components[name]["properties"]["code"], "string", "maxLength", CODE_BYTES)
 
 

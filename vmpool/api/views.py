@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vmpool.clone import RestoreTimings
     from vmpool.errors import VmpoolError
     from vmpool.image import Image
-    from vmpool.model import Exited, FileInfo, IdentityReceipt
+    from vmpool.model import Exited, FileInfo, IdentityReceipt, Result
     from vmpool.run import RunOutcome
     from vmpool.sandbox import Sandbox
     from vmpool.vault import Checkpoint
@@ -137,6 +137,17 @@ def exit_line(value: Exited, began_ns: int) -> bodies.ExitLine:
         out_of_memory=value.out_of_memory,
         fault=fault(value),
         duration_ms=milliseconds(time.perf_counter_ns() - began_ns),
+        context_lost=True if value.context_lost else UNSET,
+    )
+
+
+def result(value: Result) -> bodies.ShownResult:
+    """Return a value that code showed."""
+    id = value.display_id
+    return bodies.ShownResult(
+        mime=mime(value.mime),
+        is_main=value.is_main,
+        display_id=UNSET if id is None else printable(id),
     )
 
 
