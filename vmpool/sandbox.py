@@ -35,12 +35,13 @@ from vmpool.model import ClockPolicy, IdentityReceipt, Rng, Unique
 from vmpool.timed_execution import TimedExecution
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from vmpool.agent import Agent
+    from vmpool.agent.processes import Attachment
     from vmpool.clone import Clone
     from vmpool.errors import InfrastructureError, VmpoolError
-    from vmpool.model import Code, Command
+    from vmpool.model import Code, Command, TerminalSize
 
 CAUSE_TIMEOUT = 3.0
 """Seconds to wait for the word of what a guest died of, before its loss is all that is told."""
@@ -232,6 +233,11 @@ class Sandbox:
         return self._clone.timings if self._clone is not None else UNTIMED
 
     @property
+    def environment(self) -> dict[str, str]:
+        """What all that runs in it finds in its environment, under an execution's own."""
+        return self._env
+
+    @property
     def agent(self) -> Agent:
         """The agent in the guest; `attended` lends it with the cause of a loss.
 
@@ -259,6 +265,33 @@ class Sandbox:
             yield TimedExecution(execution, what.timeout)
 
     @contextlib.asynccontextmanager
+    async def begin(
+        self, what: Command, *, tag: str | None = None, terminal: TerminalSize | None = None
+    ) -> AsyncIterator[Attachment]:
+        """Start a process that is kept, under the sandbox's environment, and follow it.
+
+        Leaving the block lets it go on.
+
+        Args:
+            what: Its `timeout` holds whether or not anybody follows.
+            tag: The caller's word for it.
+            terminal: Size of a terminal that it is to run at.
+
+        Raises:
+            NotFoundError: `sandbox_ended` when the sandbox is no more, or ends meanwhile.
+            ConflictError: `sandbox_paused`, `sandbox_rolled_back`; as `attended`.
+            InvalidRequestError: The guest refused the start.
+            TaskError: `guest_no_resources`.
+            InfrastructureError: The guest died, and of what.
+        """
+        own = replace(what, env=self._env | what.env)
+        async with (
+            self.attended() as agent,
+            agent.processes.begin(own, tag=tag, terminal=terminal) as attachment,
+        ):
+            yield attachment
+
+    @contextlib.asynccontextmanager
     async def attended(self) -> AsyncIterator[Agent]:
         """Lend the agent for a block, and tell a guest that is lost meanwhile by its cause.
 
@@ -271,11 +304,18 @@ class Sandbox:
             InfrastructureError: The guest died, and of what.
         """
         stay = self._present()
+        with self.used():
+            try:
+                yield stay.clone.agent
+            except GuestError as err:
+                raise await stay.cause_of(err) from err
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """Count as used for a block, and as idle from its end on."""
         self._visitors += 1
         try:
-            yield stay.clone.agent
-        except GuestError as err:
-            raise await stay.cause_of(err) from err
+            yield
         finally:
             self._visitors -= 1
             self.touch()

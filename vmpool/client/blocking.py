@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from typing import Self
 
     from vmpool.client.checkpoints import AsyncCheckpoints
+    from vmpool.client.contexts import AsyncContext, AsyncContexts, ContextInfo
     from vmpool.client.events import Event
     from vmpool.client.execution import AsyncExecution, AsyncInteraction
     from vmpool.client.files import AsyncFiles
     from vmpool.client.options import (
+        CellOptions,
+        ContextOptions,
         ExecOptions,
         ForkOptions,
         RunOptions,
@@ -151,6 +154,7 @@ class Sandbox:
         self.id = behind.id
         self.created = behind.created
         self.files = Files(portal, behind.files)
+        self.contexts = Contexts(portal, behind.contexts)
         self._portal = portal
         self._behind = behind
 
@@ -160,6 +164,12 @@ class Sandbox:
     def run(self, code: str | None = None, **options: Unpack[ExecOptions]) -> Result:
         """As `AsyncSandbox.run`."""
         return self._portal.call(self._behind.run(code, **options))
+
+    def run_code(
+        self, code: str, *, language: str = "python", **options: Unpack[CellOptions]
+    ) -> Result:
+        """As `AsyncSandbox.run_code`."""
+        return self._portal.call(self._behind.run_code(code, language=language, **options))
 
     @contextlib.contextmanager
     def exec(self, code: str | None = None, **options: Unpack[ExecOptions]) -> Iterator[Execution]:
@@ -242,6 +252,61 @@ class Checkpoints:
     def remove(self, checkpoint: CheckpointInfo | str) -> None:
         """As `AsyncCheckpoints.remove`."""
         self._portal.call(self._behind.remove(checkpoint))
+
+
+class Contexts:
+    """The contexts of one sandbox, as `AsyncContexts`."""
+
+    def __init__(self, portal: Portal, behind: AsyncContexts) -> None:
+        self._portal = portal
+        self._behind = behind
+
+    def __getitem__(self, id: str) -> Context:
+        """As `AsyncContexts.__getitem__`."""
+        return Context(self._portal, self._behind[id])
+
+    def create(self, **options: Unpack[ContextOptions]) -> Context:
+        """As `AsyncContexts.create`."""
+        return Context(self._portal, self._portal.call(self._behind.create(**options)))
+
+    def list(self) -> tuple[ContextInfo, ...]:
+        """As `AsyncContexts.list`."""
+        return self._portal.call(self._behind.list())
+
+
+class Context:
+    """One interpreter, as `AsyncContext`."""
+
+    def __init__(self, portal: Portal, behind: AsyncContext) -> None:
+        self.id = behind.id
+        self.created = behind.created
+        self._portal = portal
+        self._behind = behind
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
+    def run(self, code: str, **options: Unpack[CellOptions]) -> Result:
+        """As `AsyncContext.run`."""
+        return self._portal.call(self._behind.run(code, **options))
+
+    @contextlib.contextmanager
+    def exec(self, code: str, **options: Unpack[CellOptions]) -> Iterator[Execution]:
+        """As `AsyncContext.exec`."""
+        with _entered(self._portal, self._behind.exec(code, **options)) as behind:
+            yield Execution(self._portal, behind)
+
+    def interrupt(self) -> bool:
+        """As `AsyncContext.interrupt`."""
+        return self._portal.call(self._behind.interrupt())
+
+    def restart(self) -> ContextInfo:
+        """As `AsyncContext.restart`."""
+        return self._portal.call(self._behind.restart())
+
+    def close(self) -> None:
+        """As `AsyncContext.close`. *Idempotent.*"""
+        self._portal.call(self._behind.close())
 
 
 class Execution:

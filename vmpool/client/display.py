@@ -35,9 +35,13 @@ class Display:
 
     Attributes:
         mime: Its forms by MIME type, `text/plain` among them as a rule; binary ones are base64.
+        is_main: It is the value of the last expression, and not one that was shown by the way.
+        display_id: A later display with the same one takes this one's place.
     """
 
     mime: dict[str, str]
+    is_main: bool = False
+    display_id: str | None = None
 
     def __repr__(self) -> str:
         return f"<Display {list(self.mime)!r}>"

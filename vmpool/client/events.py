@@ -20,9 +20,11 @@ class Started:
 
     Attributes:
         pid: Its process id in the guest.
+        execution_count: In a context, how many its interpreter was given, this one included.
     """
 
     pid: int
+    execution_count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Exited:
         timed_out: It was killed because its time was up.
         out_of_memory: The guest's kernel killed it for want of memory.
         duration_ms: How long it took, seen by the server.
+        context_lost: The interpreter of a context ended with it, and begins anew without its state.
     """
 
     exit_code: int | None
@@ -68,6 +71,7 @@ class Exited:
     timed_out: bool
     out_of_memory: bool
     duration_ms: float
+    context_lost: bool = False
 
 
 Event = Started | Output | Display | Raised | Exited
@@ -94,11 +98,15 @@ def read_event(line: bytes | str) -> Event | None:
 def _event(told: dict[str, Any]) -> Event | None:
     match told["type"]:
         case "started":
-            return Started(told["pid"])
+            return Started(told["pid"], told.get("execution_count"))
         case "stdout" | "stderr" as stream:
             return Output(Stream(stream), _data(told))
         case "result":
-            return Display(told["mime"])
+            return Display(
+                told["mime"],
+                is_main=told.get("is_main", False),
+                display_id=told.get("display_id"),
+            )
         case "error":
             return Raised(told["name"], told["value"], told["traceback"])
         case "exit":
@@ -108,6 +116,7 @@ def _event(told: dict[str, Any]) -> Event | None:
                 timed_out=told["timed_out"],
                 out_of_memory=told["out_of_memory"],
                 duration_ms=told["duration_ms"],
+                context_lost=told.get("context_lost", False),
             )
         case _:
             return None

@@ -44,6 +44,34 @@ class ExecOptions(TaskOptions, total=False):
     stdin: str | bytes
 
 
+class CellOptions(TypedDict, total=False):
+    """How to run code in a context.
+
+    Attributes:
+        env: Environment variables, for this execution alone.
+        timeout: Seconds until it is interrupted.
+    """
+
+    env: Mapping[str, str]
+    timeout: float
+
+
+class ContextOptions(TypedDict, total=False):
+    """What context to make.
+
+    Attributes:
+        language: `python` is IPython; `javascript` needs node in the image.
+        env: Environment variables of all that runs in it.
+        cwd: Working directory; the account's home if left out.
+        user: Account in the guest.
+    """
+
+    language: Literal["python", "bash", "javascript"]
+    env: Mapping[str, str]
+    cwd: str
+    user: str
+
+
 class RunOptions(ExecOptions, total=False):
     """As `ExecOptions`, in a machine made for it.
 

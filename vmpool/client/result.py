@@ -45,6 +45,7 @@ class Result:
         missing: Why those that could not be had could not.
         sandbox_id: Of the machine that was made for it, `None` when it ran in one that was there.
         identity: What that machine said of its identity.
+        context_lost: The interpreter of a context ended with it, and begins anew without its state.
     """
 
     stdout_bytes: bytes = b""
@@ -61,6 +62,7 @@ class Result:
     missing: dict[str, GuestFileError] = field(default_factory=dict)
     sandbox_id: str | None = None
     identity: Receipt | None = None
+    context_lost: bool = False
 
     def __repr__(self) -> str:
         how = "ok" if self.ok else self._epitaph()
@@ -78,6 +80,11 @@ class Result:
     def stderr(self) -> str:
         """Error output as text; what is no UTF-8 becomes U+FFFD."""
         return self.stderr_bytes.decode(errors="replace")
+
+    @property
+    def value(self) -> Display | None:
+        """The value of the last expression, where it had one and the server tells it apart."""
+        return next((display for display in self.displays if display.is_main), None)
 
     @property
     def ok(self) -> bool:
@@ -136,13 +143,21 @@ class Gathering:
             case Display(mime):
                 size = _OVERHEAD + sum(len(kind) + len(form) for kind, form in mime.items())
                 if self._take(Display, size) == size:
-                    self._displays.append(event)
+                    self._show(event)
             case Raised():
                 self._raised = event
             case Exited():
                 self.exited = event
             case Started():
                 pass
+
+    def _show(self, display: Display) -> None:
+        """Add a display, or put it in the place of the one that it updates."""
+        for place, shown in enumerate(self._displays):
+            if display.display_id is not None and shown.display_id == display.display_id:
+                self._displays[place] = display
+                return
+        self._displays.append(display)
 
     def _take(self, kind: type[Output | Display], size: int) -> int:
         """Return how much of `size` there is room for."""
@@ -164,6 +179,7 @@ class Gathering:
             displays=tuple(self._displays),
             error=self._raised,
             timings_ms={"execute": exited.duration_ms},
+            context_lost=exited.context_lost,
         )
 
 

@@ -12,9 +12,10 @@ import msgspec
 from vmpool.cancellation import uninterrupted
 from vmpool.client.checkpoints import reference_of
 from vmpool.client.connection import Connection, Repeat, Request, path_of
+from vmpool.client.contexts import AsyncContexts
 from vmpool.client.execution import AsyncExecution, AsyncInteraction, drain
 from vmpool.client.files import AsyncFiles
-from vmpool.client.options import ExecOptions, ForkOptions, TaskOptions, body_of
+from vmpool.client.options import CellOptions, ExecOptions, ForkOptions, TaskOptions, body_of
 from vmpool.client.problem import error_of
 from vmpool.client.values import CheckpointInfo, Forked, ForkedChild, SandboxInfo, read
 from vmpool.errors import InfrastructureError, NotFoundError, VmpoolError
@@ -36,6 +37,7 @@ class AsyncSandbox:
     Attributes:
         id: The server's name for it.
         files: Its file system.
+        contexts: Its interpreters that keep their state.
         created: What the server said when it was made; `None` when it was there before.
     """
 
@@ -44,6 +46,7 @@ class AsyncSandbox:
     ) -> None:
         self.id = id
         self.files = AsyncFiles(connection, id)
+        self.contexts = AsyncContexts(connection, id)
         self.created = created
         self.detached = False
         self._connection = connection
@@ -66,6 +69,21 @@ class AsyncSandbox:
         """
         async with self._connection.open(self._execute(code, options)) as response:
             return await drain(self._connection.lines(response))
+
+    async def run_code(
+        self, code: str, *, language: str = "python", **options: Unpack[CellOptions]
+    ) -> Result:
+        """Run code in the language's own context, whose state stays; the first time makes it.
+
+        Args:
+            code: Source.
+            language: `python`, `bash`, or `javascript` where the image has it.
+            options: See `CellOptions`.
+
+        Raises:
+            VmpoolError: As `AsyncContext.run`.
+        """
+        return await self.contexts[language].run(code, **options)
 
     @contextlib.asynccontextmanager
     async def exec(
