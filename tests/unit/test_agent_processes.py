@@ -110,11 +110,11 @@ async def test_an_end_and_what_came_before_it_are_told_to_those_who_attach_later
     async with connected(guest) as agent:
         pid = await agent.processes.start(shell("echo out; echo err >&2; kill -9 $$"))
         await until(agent, pid, lambda process: process.ended)
-        for _ in range(2):
-            events = await follow(agent, pid)
-            assert events[0] == Attached(pid, 0)
-            assert (text(events), text(events, Stream.STDERR)) == (b"out\n", b"err\n")
-            assert events[-1] == Exited(exit_code=None, signal=signal.SIGKILL)
+        events = await follow(agent, pid)
+        assert await follow(agent, pid) == events
+        assert events[0] == Attached(pid, 0)
+        assert (text(events), text(events, Stream.STDERR)) == (b"out\n", b"err\n")
+        assert events[-1] == Exited(exit_code=None, signal=signal.SIGKILL)
         assert await follow(agent, pid, 0) == [Attached(pid, 8), events[-1]]
         assert text(await follow(agent, pid, 2), Stream.STDERR) == b"r\n"
 

@@ -18,6 +18,7 @@ from vmpool.api import (
 from vmpool.api.auth import Access
 from vmpool.api.checkpoint_routes import CHECKPOINT_ROUTES
 from vmpool.api.idempotency import takes_once
+from vmpool.api.process_routes import PROCESS_ROUTES
 from vmpool.api.route import Answer, Route, reads, takes
 
 JSON: Final = "application/json"
@@ -183,6 +184,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         problems=_FILE,
         **takes(bodies.MoveFile, files.move),
     ),
+    *PROCESS_ROUTES,
     Route(
         method="GET",
         path="/v1/templates",

@@ -1,7 +1,8 @@
-"""Sockets: running something in a sandbox over a WebSocket, where stdin is wanted.
+"""Sockets: conversations with a program in a sandbox over a WebSocket.
 
-The first message is the request; then lines come, as they do without a socket, and input goes.
-The socket closes when the process has ended; closing it ends the process group.
+Lines come, as they do without a socket, and input goes. The socket closes when the process has
+ended. Where it runs something, the first message is the request, and closing it ends the process
+group.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
@@ -19,35 +20,50 @@ from vmpool.api.task import stdin_of, task_of
 from vmpool.errors import CallerError, ConflictError, Fault, InvalidRequestError, VmpoolError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    import msgspec
+
     from vmpool.api.route import Call
     from vmpool.sandbox import Sandbox
     from vmpool.timed_execution import TimedExecution
 
 
-class _PeerLeftError(Exception):
+class PeerLeftError(Exception):
     """The client closed the socket."""
 
 
 async def execute(call: Call, _: bodies.Nothing) -> web.StreamResponse:
     """Run something with stdin; what fails before the upgrade is an ordinary problem."""
+    return await hold(call, lambda socket, sandbox: _serve(call, socket, sandbox))
+
+
+async def hold(
+    call: Call, serve: Callable[[web.WebSocketResponse, Sandbox], Awaitable[None]]
+) -> web.StreamResponse:
+    """Open a socket for what `serve` does with a sandbox; its errors are told on it.
+
+    Raises:
+        InvalidRequestError: `upgrade_required`.
+    """
     socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES, decode_text=False)
     if not socket.can_prepare(call.request):
         raise InvalidRequestError(
             "this is a WebSocket",
             code="upgrade_required",
-            remedy="use POST where no stdin is wanted",
+            remedy="use the request beside it where no input is wanted",
         )
     sandbox = await call.sandbox()
     await socket.prepare(call.request)
     code = WSCloseCode.OK
     try:
-        await _serve(call, socket, sandbox)
-    except _PeerLeftError:
+        await serve(socket, sandbox)
+    except PeerLeftError:
         return socket
     except outflow.StalledError:
         raise
     except VmpoolError as err:
-        await _send(call, socket, execs.broken_off(call, err))
+        await send(call, socket, execs.broken_off(call, err))
         mine = err.fault is Fault.INFRASTRUCTURE
         code = WSCloseCode.INTERNAL_ERROR if mine else WSCloseCode.POLICY_VIOLATION
     await socket.close(code=code)
@@ -58,7 +74,7 @@ async def _serve(call: Call, socket: web.WebSocketResponse, sandbox: Sandbox) ->
     """Take the request and run it."""
     try:
         async with asyncio.timeout(call.limits.published.body_seconds):
-            kind, data = await _receive(socket)
+            kind, data = await receive(socket)
     except TimeoutError as err:
         raise CallerError("no request came over the socket", code="body_timeout") from err
     if kind is not WSMsgType.TEXT:
@@ -67,29 +83,30 @@ async def _serve(call: Call, socket: web.WebSocketResponse, sandbox: Sandbox) ->
     task = replace(task_of(body, call.limits), stdin=True)
     call.host.audit(call.caller.owner, "sandbox.exec", sandbox.id, {})
     async with sandbox.execute(task) as execution:
-        await _converse(call, socket, execution, stdin_of(body))
+        await converse(
+            execs.relay(call, execution, lambda line: send(call, socket, line)),
+            _take_input(socket, execution, stdin_of(body)),
+        )
 
 
-async def _converse(
-    call: Call, socket: web.WebSocketResponse, execution: TimedExecution, stdin: bytes
-) -> None:
-    """Send lines and take input until the execution ends, or the client leaves or errs."""
-
-    async def send(line: bodies.ExecLine) -> None:
-        await _send(call, socket, line)
-
-    sending = asyncio.create_task(execs.relay(call, execution, send))
-    taking = asyncio.create_task(_take_input(socket, execution, stdin))
+async def converse(sending: Coroutine[Any, Any, None], taking: Coroutine[Any, Any, None]) -> None:
+    """Send lines and take input until the first of both ends, or the client leaves or errs."""
+    tasks = asyncio.create_task(sending), asyncio.create_task(taking)
     try:
-        await asyncio.wait((sending, taking), return_when=asyncio.FIRST_COMPLETED)
-        (sending if sending.done() else taking).result()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        next(task for task in tasks if task.done()).result()
     finally:
-        sending.cancel()
-        taking.cancel()
-        await asyncio.gather(sending, taking, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _send(call: Call, socket: web.WebSocketResponse, line: bodies.ExecLine) -> None:
+async def send(call: Call, socket: web.WebSocketResponse, line: msgspec.Struct) -> None:
+    """Send a line.
+
+    Raises:
+        StalledError: The client took nothing for too long.
+    """
     await outflow.send(socket.send_frame(codec.encode(line), WSMsgType.TEXT), call.limits)
 
 
@@ -100,7 +117,7 @@ async def _take_input(
     if first:
         await _write(execution, first)
     while True:
-        kind, data = await _receive(socket)
+        kind, data = await receive(socket)
         if kind is WSMsgType.BINARY:
             await _write(execution, data)
         else:
@@ -130,13 +147,13 @@ async def _obey(message: bodies.Input, execution: TimedExecution) -> None:
             )
 
 
-async def _receive(socket: web.WebSocketResponse) -> tuple[WSMsgType, bytes]:
+async def receive(socket: web.WebSocketResponse) -> tuple[WSMsgType, bytes]:
     """Return the next message of text or bytes.
 
     Raises:
-        _PeerLeftError: There will be none.
+        PeerLeftError: There will be none.
     """
     message = await socket.receive()
     if message.type in {WSMsgType.TEXT, WSMsgType.BINARY}:
         return message.type, message.data
-    raise _PeerLeftError
+    raise PeerLeftError
