@@ -6,6 +6,7 @@ the one that goes on from the checkpoint.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from vmpool import checkpoint
@@ -74,7 +75,11 @@ class Branching:
                 clock_offset_ns=sandbox.clock_offset_ns,
                 env=sandbox.claim.env,
             )
-            await uninterrupted(self._vault.keep(kept))
+            try:
+                await uninterrupted(self._vault.keep(kept))
+            except asyncio.CancelledError:  # the sandbox ends, and nobody will be told of it
+                await self._vault.remove(kept)
+                raise
         self._metrics.stopped("checkpoint", saved.timings.paused_ns)
         return kept
 

@@ -22,7 +22,7 @@ from vmpool.model import DEFAULT_USER, ClockPolicy, Identity, Rng, Unique, Wakin
 from vmpool.sandbox import Claim, Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from vmpool.catalogue import Catalogue
@@ -113,7 +113,7 @@ class Forking:
                     await asyncio.wait(births)
             except BaseException:
                 state.cancel()
-                await uninterrupted(self._undo(births))
+                await uninterrupted(self._abort(births))
                 raise
             return [_outcome(birth) for birth in births]
 
@@ -187,16 +187,24 @@ class Forking:
         await self._household.record(holding)
         return holding
 
-    async def _undo(self, births: list[asyncio.Task[Sandbox]]) -> None:
+    async def undo(self, children: Sequence[Sandbox | VmpoolError]) -> None:
+        """End the children that nobody will be told of."""
+        living = [
+            holding
+            for child in children
+            if isinstance(child, Sandbox)
+            and (holding := self._household.living(child.id)) is not None
+        ]
+        await asyncio.gather(*(self._household.end(each, EndReason.KILLED) for each in living))
+
+    async def _abort(self, births: list[asyncio.Task[Sandbox]]) -> None:
         """End what has come and what is coming."""
         for birth in births:
             birth.cancel()
         await asyncio.wait(births)
-        for birth in births:
-            if not birth.cancelled() and birth.exception() is None:
-                child = self._household.living(birth.result().id)
-                if child is not None:
-                    await self._household.end(child, EndReason.KILLED)
+        await self.undo(
+            [each.result() for each in births if not each.cancelled() and each.exception() is None]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

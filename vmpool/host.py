@@ -194,7 +194,7 @@ class Host:
                 raise holding.sandbox.ended()
             if holding.sandbox.state is SandboxState.ROLLING_BACK:
                 break  # its machine stands until another takes its place
-            if holding.operation is not None:
+            if holding.operation is not None and not holding.operation.done():
                 await asyncio.wait({holding.operation})
             elif holding.sandbox.claim.auto_resume is AutoResume.ON_REQUEST:
                 await self.resume(id, owner=owner, timeout=None)
@@ -270,10 +270,12 @@ class Host:
             VmpoolError: As `Pausing.resume`.
         """
         holding = await self._household.find(id, owner=owner)
-        if timeout is not None and holding.sandbox.state is SandboxState.RUNNING:
-            return await self.set_timeout(id, owner=owner, timeout=timeout)
         with self._noted("sandbox.resume", id, owner):
-            await self._household.finish(holding, lambda: self._pausing.resume(holding, timeout))
+            woken = await self._household.finish(
+                holding, lambda: self._pausing.resume(holding, timeout)
+            )
+        if timeout is not None and not woken:
+            return await self.set_timeout(id, owner=owner, timeout=timeout)
         return holding.sandbox
 
     async def rollback(self, id: str, *, owner: str, checkpoint: str) -> Sandbox:
@@ -318,7 +320,9 @@ class Host:
         holding = await self._household.find(id, owner=owner)
         with self._noted("sandbox.fork", id, owner, {"count": str(request.count)}):
             children = await self._household.attempt(
-                holding, lambda: self._forking.fork(holding, request)
+                holding,
+                lambda: self._forking.fork(holding, request),
+                undo=self._forking.undo,
             )
         for child in children:
             if isinstance(child, Sandbox):
@@ -418,11 +422,10 @@ class Host:
         """Hold a sandbox of a server before this one, whose machine was adopted.
 
         Raises:
-            SnapshotError: `base_missing`.
-            CapacityError: `pool_full`, `pool_closed`; the clone is still the caller's.
+            SnapshotError: `base_missing`; the clone is still the caller's.
         """
         pool = (await self.catalogue.lineage(row.base_id)).pool
-        pool.reserve().fill(clone)
+        pool.admit(clone)
         return self._household.recall(row, clone=clone, pool=pool).sandbox
 
     async def close(self) -> None:

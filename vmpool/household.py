@@ -249,22 +249,37 @@ class Household:
             InfrastructureError: The guest died meanwhile, and of what.
             CapacityError: `pool_closed`; the host is closing.
         """
-        task = await self._operate(holding, work)
-        return await self._outcome(holding, task)
+        with holding.sandbox.used():
+            return await self._outcome(holding, await self._operate(holding, work))
 
-    async def attempt(self, holding: Holding, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Do the same, and undo it when the caller is cancelled.
+    async def attempt(
+        self,
+        holding: Holding,
+        work: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        undo: Callable[[T], Awaitable[None]],
+    ) -> T:
+        """Do the same, and nothing of it when the caller is cancelled.
+
+        Args:
+            undo: Takes back what was done just when its caller was cancelled.
 
         Raises:
             VmpoolError: As `finish`.
         """
-        task = await self._operate(holding, work)
-        try:
-            return await self._outcome(holding, task)
-        except asyncio.CancelledError:
-            task.cancel()
-            await uninterrupted(asyncio.wait({task}))
-            raise
+        with holding.sandbox.used():
+            task = await self._operate(holding, work)
+            try:
+                return await self._outcome(holding, task)
+            except asyncio.CancelledError:
+                await uninterrupted(self._take_back(task, undo))
+                raise
+
+    async def _take_back(self, task: asyncio.Task[T], undo: Callable[[T], Awaitable[None]]) -> None:
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled() and task.exception() is None:
+            await undo(task.result())
 
     async def _operate(
         self, holding: Holding, work: Callable[[], Coroutine[Any, Any, T]]

@@ -128,7 +128,7 @@ class Pausing:
         holding.sandbox.turn(Turn.RUNS)
         self._household.attend(holding)
 
-    async def resume(self, holding: Holding, timeout: float | None) -> None:
+    async def resume(self, holding: Holding, timeout: float | None) -> bool:
         """Have a paused sandbox go on where it was. *Idempotent.*
 
         When cancelled before the commit, it stays paused.
@@ -136,6 +136,9 @@ class Pausing:
         Args:
             timeout: Seconds from now until its time is up; `None` for what was left of it, or all
                 of it again when none was.
+
+        Returns:
+            Whether it was paused.
 
         Raises:
             SnapshotError: `base_missing`, or its state is damaged or gone.
@@ -145,7 +148,7 @@ class Pausing:
         """
         sandbox = holding.sandbox
         if sandbox.state is not SandboxState.PAUSED:
-            return
+            return False
         kept = self._state_of(sandbox)
         lineage = await self._catalogue.lineage(holding.base_id)
         place = lineage.pool.reserve()
@@ -158,6 +161,7 @@ class Pausing:
             self._stay_paused(holding)
             raise
         await uninterrupted(self._commit_resume(holding, clone, place, lineage, timeout))
+        return True
 
     async def _woken(self, sandbox: Sandbox, kept: Checkpoint, lineage: Lineage) -> Clone:
         who = sandbox.receipt
