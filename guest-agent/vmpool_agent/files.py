@@ -116,6 +116,7 @@ def _write(path: str, account: Account, request: dict[str, Any]) -> dict[str, An
     _make_parents(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK
     created = not os.path.lexists(path)
+    written = 0
     try:
         with _opened(path, flags) as fd:
             # A file of another's that the group may write keeps its owner.
@@ -128,11 +129,17 @@ def _write(path: str, account: Account, request: dict[str, Any]) -> dict[str, An
                 if not data:
                     break
                 _write_all(fd, data)
+                written += len(data)
     except OSError as err:
-        if created and _CODES.get(err.errno or 0) == "disk_full":
+        if _CODES.get(err.errno or 0) != "disk_full":
+            raise
+        fate = f"{written} bytes of it were written and are left"
+        if created:
+            fate = f"{written} bytes were written and removed again"
             with contextlib.suppress(OSError):
                 os.unlink(path)  # noqa: PTH108
-        raise
+        why = f"{path[:_NAME_SHOWN]!r}: {err.strerror or err}; {fate}"
+        raise OperationError("disk_full", why) from err
     return {"info": describe(path)}
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
+import io
 import os
 import resource
 import signal
+import tarfile
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -256,3 +259,132 @@ async def test_a_guest_that_panics_in_the_middle_of_a_download_breaks_it_off(
         _, shown = await server.call("GET", "/metrics")
         route = "/v1/sandboxes/{id}/files"
         assert f'vmpool_requests_total{{code="guest_panicked",route="{route}"}} 2.0' in str(shown)
+
+
+TEXT = "".join(f"line {number} of a text\n" for number in range(20_000)).encode()
+
+
+@pytest.mark.parametrize("size", [20_000, len(TEXT)])
+async def test_text_comes_packed_to_who_takes_it_so_and_pays(
+    server: Server, files: str, tmp_path: Path, size: int
+) -> None:
+    url = f"{server.url}{files}?path={tmp_path}/text"
+    (tmp_path / "text").write_bytes(TEXT[:size])
+    sizes = {}
+    for accepted in ("gzip", "identity", "gzip;q=0", "br;q=1.0, *;q=0.5"):
+        headers = {"Accept-Encoding": accepted}
+        async with server.session.get(url, headers=headers) as response:
+            assert await response.read() == TEXT[:size]
+            sizes[accepted] = response.content.total_bytes
+            packed = accepted in {"gzip", "br;q=1.0, *;q=0.5"}
+            assert (response.headers.get("Content-Encoding") == "gzip") is packed
+            assert response.headers["Vary"] == "Accept-Encoding"
+            assert ("Accept-Ranges" in response.headers) is (not packed and size > 1 << 16)
+    (tmp_path / "text").write_bytes(os.urandom(100_000))
+    async with server.session.get(url, headers={"Accept-Encoding": "gzip"}) as response:
+        assert "Content-Encoding" not in response.headers
+
+
+async def test_a_text_that_shrinks_while_it_is_packed_is_not_taken_for_whole(
+    server: Server, files: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "shrinks"
+    path.write_bytes(TEXT * 200)
+    url, headers = f"{server.url}{files}?path={path}", {"Accept-Encoding": "gzip"}
+    async with server.session.get(url, headers=headers) as response:
+        assert response.headers["Content-Encoding"] == "gzip"
+        await response.content.read(1)
+        path.write_bytes(b"")
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.content.read()
+
+
+async def test_an_upload_may_be_packed_in_one_stream_or_several(
+    server: Server, files: str, tmp_path: Path
+) -> None:
+    path = f"{files}?path={tmp_path}/unpacked"
+    packed = gzip.compress(TEXT) + gzip.compress(b"and more")
+    status, info = await server.call("PUT", path, data=packed, headers={"Content-Encoding": "gzip"})
+    assert (status, info["size_bytes"]) == (200, len(TEXT) + 8)
+    assert (tmp_path / "unpacked").read_bytes() == TEXT + b"and more"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "code"),
+    [
+        ("gzip", b"no gzip at all", "invalid_body"),
+        ("gzip", gzip.compress(TEXT)[:-9], "invalid_body"),
+        ("gzip", gzip.compress(TEXT)[:-1] + b"x", "invalid_body"),
+        ("gzip", gzip.compress(TEXT) + b"more", "invalid_body"),
+        ("gzip", b"", "invalid_body"),
+        ("deflate", gzip.compress(TEXT), "unsupported_media_type"),
+    ],
+    ids=["none", "broken off", "wrong length", "more behind", "empty", "another"],
+)
+async def test_an_upload_that_is_packed_badly_is_refused(
+    server: Server, files: str, tmp_path: Path, *, data: bytes, encoding: str, code: str
+) -> None:
+    status, problem = await server.call(
+        "PUT", f"{files}?path={tmp_path}/x", data=data, headers={"Content-Encoding": encoding}
+    )
+    assert (status, problem["code"]) == (415 if code.startswith("unsup") else 400, code)
+
+
+async def test_what_unpacks_to_more_than_the_limit_is_refused_through_little_memory(
+    serving: Serve, tmp_path: Path
+) -> None:
+    bomb = gzip.compress(bytes(100 * MIB), 1)
+    assert len(bomb) < MIB
+    async with serving(file_bytes=80 * MIB) as server:
+        sandbox = await server.make_sandbox()
+        headers = {"Content-Encoding": "gzip"}
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        path = f"/v1/sandboxes/{sandbox['id']}/files?path={tmp_path}/bomb"
+        status, problem = await server.call("PUT", path, data=bomb, headers=headers)
+        assert (status, problem["code"]) == (413, "file_too_large")
+        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert grown_kib < 24 << 10
+        body = {"data": bomb, "headers": headers | {"Content-Type": "application/json"}}
+        status, problem = await server.call("POST", "/v1/run", **body)
+        assert (status, problem["code"]) == (413, "body_too_large")
+
+
+async def test_a_packed_json_body_is_understood(server: Server) -> None:
+    data = gzip.compress(b'{"argv": ["echo", "packed"]}')
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    status, answer = await server.call("POST", "/v1/run", data=data, headers=headers)
+    assert (status, answer["stdout"]) == (200, "packed\n")
+
+
+async def test_modes_owners_and_links_are_changed_and_made(
+    server: Server, files: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    body: dict[str, Any] = {"path": f"{tmp_path}/there/link", "target": "../file"}
+    status, made = await server.call("POST", f"{files}/link", json=body)
+    assert (status, made["kind"], made["target"]) == (201, "symlink", "../file")
+    status, problem = await server.call("POST", f"{files}/link", json=body)
+    assert (status, problem["code"]) == (409, "file_exists")
+    body = {"path": f"{tmp_path}/there/link", "mode": 0o640}
+    status, changed = await server.call("PATCH", files, json=body)
+    assert (status, changed["path"], changed["mode"]) == (200, f"{tmp_path}/file", 0o640)
+    for owners, code in (({"owner": "nobody2"}, "unknown_user"), ({"group": "x y"}, None)):
+        status, problem = await server.call("PATCH", files, json=body | owners)
+        assert (status, problem["code"]) == (400, code or "invalid_request")
+    body = {"path": f"{tmp_path}/long", "target": "ö" * 2048}
+    status, problem = await server.call("POST", f"{files}/link", json=body)
+    assert (status, problem["code"]) == (400, "invalid_path")
+
+
+async def test_a_directory_comes_as_an_archive_or_a_problem(
+    server: Server, files: str, tmp_path: Path
+) -> None:
+    (tmp_path / "top" / "below").mkdir(parents=True)
+    (tmp_path / "top" / "below" / "large").write_bytes(bytes(range(256)) * 4096)
+    status, data = await server.call("GET", f"{files}/archive?path={tmp_path}/top")
+    assert status == 200
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        assert archive.getnames() == [".", "./below", "./below/large"]
+        assert archive.getmember("./below/large").size == MIB
+    status, problem = await server.call("GET", f"{files}/archive?path=/etc/passwd")
+    assert (status, problem["code"]) == (409, "not_a_directory")

@@ -143,6 +143,7 @@ async def serve(app: web.Application, listen: str | socket.socket) -> AsyncItera
             keepalive_timeout=KEEPALIVE_SECONDS,
             shutdown_timeout=SHUTDOWN_SECONDS,
             max_line_size=LINE_BYTES,
+            auto_decompress=False,  # see `compression`
             access_log=None,  # `edge` writes a line that has ids and no queries
             logger=_ProtocolLog(log, {}),
         )

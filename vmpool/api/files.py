@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from vmpool.api import bodies, intake, outflow, views
+from vmpool.api import bodies, compression, intake, outflow, views
 from vmpool.api.limits import check_path
 from vmpool.api.route import answer
 from vmpool.errors import CallerError, GuestFileError
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from vmpool.api.route import Call
 
 BINARY: Final = "application/octet-stream"
+TAR: Final = "application/x-tar"
+
+_VARIES: Final = {"Vary": "Accept-Encoding"}
 
 WHOLE_BYTES: Final = 1 << 16
 """A file up to this size is read before its answer begins, so that the length is what was read.
@@ -45,17 +48,22 @@ async def download(call: Call, query: bodies.FileQuery) -> web.StreamResponse:
         aclosing(agent.read_file(path, user=query.user)) as chunks,
     ):
         head, whole = await _read_head(chunks)
+        packs = compression.pays(call.request, head)
         if whole:
-            return web.Response(body=head, content_type=BINARY)
+            headers = _VARIES | ({"Content-Encoding": "gzip"} if packs else {})
+            body = compression.pack(head) if packs else head
+            return web.Response(body=body, content_type=BINARY, headers=headers)
         info = await agent.stat(path, user=query.user)
-        response = web.StreamResponse(headers={"Content-Type": BINARY})
-        if info.kind is FileKind.FILE and info.size_bytes >= len(head):
+        sized = info.kind is FileKind.FILE and info.size_bytes >= len(head)
+        content = _exactly(chunks, info.size_bytes if sized else None, head)
+        response = web.StreamResponse(headers={"Content-Type": BINARY} | _VARIES)
+        if packs:
+            response.headers["Content-Encoding"] = "gzip"
+            return await _stream(call, response, compression.packed(content))
+        if sized:
             response.content_length = info.size_bytes
         response.headers["Accept-Ranges"] = "bytes"
-        await response.prepare(call.request)
-        await _send(call, response, head)
-        await _send_exactly(call, response, chunks, sent=len(head))
-        return response
+        return await _stream(call, response, content)
 
 
 async def _read_head(chunks: AsyncIterator[bytes]) -> tuple[bytes, bool]:
@@ -94,34 +102,53 @@ async def _send_range(
     response.content_length = last - first + 1
     reading = agent.read_file(path, user=user, offset=first, length=last - first + 1)
     async with aclosing(reading) as chunks:
-        await response.prepare(call.request)
-        await _send_exactly(call, response, chunks, sent=0)
-    return response
+        return await _stream(call, response, _exactly(chunks, last - first + 1))
 
 
-async def _send_exactly(
-    call: Call, response: web.StreamResponse, chunks: AsyncIterator[bytes], *, sent: int
-) -> None:
-    """Send what is left of a file, and no more than the length that was announced.
+async def _exactly(
+    chunks: AsyncIterator[bytes], length: int | None, head: bytes = b""
+) -> AsyncIterator[bytes]:
+    """Yield a file from its beginning on, and no more than the length that was announced.
 
     Raises:
         GuestFileError: `file_changed` when the file became shorter meanwhile.
     """
-    length = response.content_length
-    async for chunk in chunks:
+    sent = 0
+    chunk: bytes | None = head
+    while chunk is not None:
         kept = chunk if length is None else chunk[: length - sent]
         if kept:
-            await _send(call, response, kept)
+            yield kept
         sent += len(kept)
         if sent == length:
-            break
-    if length is not None and sent < length:
+            return
+        chunk = await anext(chunks, None)
+    if length is not None:
         raise GuestFileError("the file became shorter while it was read", code="file_changed")
+
+
+async def _stream(
+    call: Call, response: web.StreamResponse, content: AsyncIterator[bytes]
+) -> web.StreamResponse:
+    await response.prepare(call.request)
+    async for piece in content:
+        await outflow.send(response.write(piece), call.limits)
     await response.write_eof()
+    return response
 
 
-async def _send(call: Call, response: web.StreamResponse, data: bytes) -> None:
-    await outflow.send(response.write(data), call.limits)
+async def archive(call: Call, query: bodies.FileQuery) -> web.StreamResponse:
+    """Send a directory with all in it as a tar archive; a failure on the way breaks it off."""
+    path = check_path(query.path)
+    sandbox = await call.sandbox()
+    call.host.audit(call.caller.owner, "file.read", sandbox.id, {"path": path})
+    async with (
+        sandbox.attended() as agent,
+        aclosing(agent.archive(path, user=query.user)) as chunks,
+    ):
+        head = await anext(chunks, b"")
+        response = web.StreamResponse(headers={"Content-Type": TAR})
+        return await _stream(call, response, _exactly(chunks, None, head))
 
 
 async def upload(call: Call, query: bodies.WriteQuery) -> web.Response:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from vmpool.api import compression
 from vmpool.errors import CallerError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -53,11 +55,13 @@ async def read_json(request: web.Request, limits: Limits, loan: Loan) -> bytes:
         )
     limits.check_body_size(request.content_length or 0)
     loan.grow_to(request.content_length or 0)
+    packed = compression.is_packed(request)
     await _continue(request)
     body = bytearray()
     try:
         async with asyncio.timeout(limits.published.body_seconds):
-            async for chunk in request.content.iter_chunked(CHUNK_BYTES):
+            received = request.content.iter_chunked(CHUNK_BYTES)
+            async for chunk in compression.unpacked(received) if packed else received:
                 body += chunk
                 limits.check_body_size(len(body))
                 loan.grow_to(len(body))
@@ -69,13 +73,40 @@ async def read_json(request: web.Request, limits: Limits, loan: Loan) -> bytes:
 
 
 async def read_file(request: web.Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    """Yield the body in chunks, as they come and no faster than they are taken.
+    """Yield the body in chunks, unpacked, as they come and no faster than they are taken.
 
     Raises:
-        InvalidRequestError: `invalid_body` when its framing is broken.
+        InvalidRequestError: As `read_content`.
         TooLargeError: `file_too_large`.
+        CallerError: As `read_content`.
+    """
+    size_bytes = 0
+    async with aclosing(read_content(request, limits)) as chunks:
+        async for chunk in chunks:
+            size_bytes += len(chunk)
+            limits.check_file_size(size_bytes)
+            yield chunk
+
+
+async def read_content(request: web.Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+    """Yield a body of any size in chunks, unpacked; its reader limits what may come.
+
+    Raises:
+        InvalidRequestError: `invalid_body` when its framing or packing is broken,
+            `unsupported_media_type` when it is packed otherwise than with gzip.
         CallerError: `body_timeout` when the client stopped sending, or sends a trickle.
     """
+    received = _read(request, limits)
+    packed = compression.is_packed(request)
+    async with (
+        aclosing(received),
+        aclosing(compression.unpacked(received) if packed else received) as chunks,
+    ):
+        async for chunk in chunks:
+            yield chunk
+
+
+async def _read(request: web.Request, limits: Limits) -> AsyncGenerator[bytes, None]:
     await _continue(request)
     loop = asyncio.get_running_loop()
     received, waited = 0, 0.0
@@ -93,7 +124,6 @@ async def read_file(request: web.Request, limits: Limits) -> AsyncGenerator[byte
         if not chunk:
             return
         received += len(chunk)
-        limits.check_file_size(received)
         yield chunk
 
 

@@ -81,7 +81,7 @@ class Route:
         name: The operation's stable id.
         summary: What it does, in a line.
         takes: Type of its input, standing in `source`.
-        uploads: Whether the request's body is raw bytes; `takes` is then the query.
+        uploads: Content type of a body that is streamed; `takes` is then the query.
         repeatable: Whether it takes an idempotency key.
         problems: Statuses of the problems that it may answer with, beside those that any may.
         run: Does it.
@@ -96,7 +96,7 @@ class Route:
     source: Source
     answers: tuple[Answer, ...]
     problems: tuple[int, ...] = ()
-    uploads: bool = False
+    uploads: str = ""
     repeatable: bool = False
     run: Callable[[Call], Awaitable[web.StreamResponse]]
 

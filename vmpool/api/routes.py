@@ -8,7 +8,6 @@ from vmpool.api import (
     audit,
     bodies,
     execs,
-    files,
     sandbox_bodies,
     sandboxes,
     sockets,
@@ -16,6 +15,7 @@ from vmpool.api import (
     templates,
 )
 from vmpool.api.auth import Access
+from vmpool.api.file_routes import FILE_ROUTES
 from vmpool.api.checkpoint_routes import CHECKPOINT_ROUTES
 from vmpool.api.idempotency import takes_once
 from vmpool.api.process_routes import PROCESS_ROUTES
@@ -27,7 +27,6 @@ _SANDBOX: Final = (404, 410)
 _WOKEN: Final = (*_SANDBOX, 409, 429, 503, 507)
 _GUEST: Final = (*_WOKEN, 502)
 _CAPACITY: Final = (404, 409, 429, 503, 507)
-_FILE: Final = (*_GUEST, 403)
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route(
@@ -110,80 +109,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         problems=(*_GUEST, 426),
         **reads(bodies.Nothing, sockets.execute),
     ),
-    Route(
-        method="GET",
-        path="/v1/sandboxes/{id}/files",
-        name="download_file",
-        summary="Read a file",
-        access=Access.SANDBOX,
-        answers=(
-            Answer(media=files.BINARY),
-            Answer(status=206, media=files.BINARY),
-        ),
-        problems=(*_FILE, 416),
-        **reads(bodies.FileQuery, files.download),
-    ),
-    Route(
-        method="PUT",
-        path="/v1/sandboxes/{id}/files",
-        name="upload_file",
-        summary="Write a file, making its parents",
-        access=Access.SANDBOX,
-        uploads=True,
-        answers=(Answer(body=bodies.FileEntry, media=JSON),),
-        problems=(*_FILE, 408, 413),
-        **reads(bodies.WriteQuery, files.upload),
-    ),
-    Route(
-        method="DELETE",
-        path="/v1/sandboxes/{id}/files",
-        name="remove_file",
-        summary="Remove a file, or a directory with all that is in it",
-        access=Access.SANDBOX,
-        answers=(Answer(status=204),),
-        problems=_FILE,
-        **reads(bodies.FileQuery, files.remove),
-    ),
-    Route(
-        method="GET",
-        path="/v1/sandboxes/{id}/files/stat",
-        name="stat_file",
-        summary="Return what a path is",
-        access=Access.SANDBOX,
-        answers=(Answer(body=bodies.FileEntry, media=JSON),),
-        problems=_FILE,
-        **reads(bodies.FileQuery, files.stat),
-    ),
-    Route(
-        method="GET",
-        path="/v1/sandboxes/{id}/files/list",
-        name="list_files",
-        summary="Return what a directory holds",
-        access=Access.SANDBOX,
-        answers=(Answer(body=bodies.FileList, media=JSON),),
-        problems=(*_FILE, 413),
-        **reads(bodies.ListFilesQuery, files.list_directory),
-    ),
-    Route(
-        method="POST",
-        path="/v1/sandboxes/{id}/files/directory",
-        name="make_directory",
-        summary="Make a directory with its parents",
-        access=Access.SANDBOX,
-        answers=(Answer(status=201, body=bodies.FileEntry, media=JSON),),
-        problems=_FILE,
-        **takes(bodies.MakeDirectory, files.make_directory),
-    ),
-    Route(
-        method="POST",
-        path="/v1/sandboxes/{id}/files/move",
-        name="move_file",
-        summary="Move a file or directory",
-        access=Access.SANDBOX,
-        answers=(Answer(body=bodies.FileEntry, media=JSON),),
-        problems=_FILE,
-        **takes(bodies.MoveFile, files.move),
-    ),
+    *FILE_ROUTES,
     *PROCESS_ROUTES,
     Route(
         method="GET",
