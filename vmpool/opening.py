@@ -1,7 +1,8 @@
 """Opening: how a host comes up, and in which order it goes down.
 
-One server a state directory. What a killed server left is reaped before anything new begins: its
-machines, their directories, half-written snapshots and builds, rows that promise what is gone.
+One server a state directory. What a killed server left is settled before anything new begins:
+half-written snapshots and builds are swept, machines adopted or reaped, and rows that promise what
+is gone are ended.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import errno
 import fcntl
 import logging
 import os
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,10 +22,10 @@ from vmpool.clone import RestoreDeadlines
 from vmpool.engine import Engine, qemu
 from vmpool.engine.qemu.isolation import detect
 from vmpool.engine.qemu.probe import query_version
-from vmpool.errors import ConflictError, DiskFullError, EngineError, HostError
+from vmpool.errors import ConflictError, DiskFullError, HostError
 from vmpool.host import Host, HostFacts
 from vmpool.image import Library
-from vmpool.lifecycle import EndReason
+from vmpool.inheritance import Inheritance
 from vmpool.metrics import Metrics
 from vmpool.store import Store
 from vmpool.tools import QEMU
@@ -56,7 +56,7 @@ class Base:
 async def open_host(
     settings: Settings, *, progress: Callable[[str], None], base: Base | None = None
 ) -> AsyncIterator[Host]:
-    """Open a host on `settings.state`; leaving the block kills what it started.
+    """Open a host on `settings.state`; leaving the block kills what runs.
 
     Args:
         progress: Told each step in words.
@@ -79,9 +79,9 @@ async def open_host(
         for directory in (settings.state, settings.run):
             await opened.enter_async_context(_alone(directory))
         images = Library(settings.state)
-        await _reap(clones, snapshots, images, progress)
+        await asyncio.to_thread(_sweep, snapshots, images)
         store = await opened.enter_async_context(Store(settings.state / "vmpool.db"))
-        await _settle(store)
+        await store.prune()
         base = base or await find_base(progress)
         metrics = Metrics()
         ground = Ground(
@@ -105,7 +105,10 @@ async def open_host(
         opened.push_async_callback(host.close)
         opened.push_async_callback(catalogue.close)
         await host.recall()
-        await catalogue.restore_saved(progress=progress)
+        inheritance = Inheritance(ground, progress=progress)
+        async with inheritance.surveyed(host):
+            await catalogue.restore_saved(progress=progress)
+            await inheritance.settle(host)
         yield host
 
 
@@ -137,33 +140,11 @@ def _deadlines(settings: Settings) -> RestoreDeadlines:
     )
 
 
-async def _reap(
-    clones: Path, snapshots: Path, images: Library, progress: Callable[[str], None]
-) -> None:
-    """End and remove what a server that was killed left behind."""
-    for directory in await asyncio.to_thread(lambda: sorted(clones.iterdir())):
-        try:
-            outlived = await qemu.reap(directory)
-        except EngineError as err:
-            # Kept for the next start to try again: it says which process that is.
-            progress(f"cannot end a machine of a server that was killed: {directory.name}: {err}")
-            log.exception("clone=%s outlived its server and cannot be ended", directory.name)
-            continue
-        if outlived:
-            progress(f"ended a machine of a server that was killed: {directory.name}")
-            log.warning("clone=%s outlived its server and was ended", directory.name)
-        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-    for left in await asyncio.to_thread(snapshot.sweep, snapshots):
+def _sweep(snapshots: Path, images: Library) -> None:
+    """Remove what a server that was killed had half written."""
+    for left in snapshot.sweep(snapshots):
         log.warning("removed a half-written snapshot %s", left.name)
-    await asyncio.to_thread(images.sweep)
-
-
-async def _settle(store: Store) -> None:
-    """Make the journal say what is: no machine survived, so only what is paused is open."""
-    lost = await store.end_all_running(EndReason.SERVER_LOST)
-    if lost:
-        log.warning("%d sandboxes were lost with the last server", lost)
-    await store.prune()
+    images.sweep()
 
 
 def _make_directories(*directories: Path) -> None:

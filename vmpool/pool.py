@@ -175,14 +175,11 @@ class Pool(Generic[C]):
         return member.clone
 
     def reserve(self) -> Place[C]:
-        """Take room for a clone that the caller makes. *Not idempotent.*
+        """Take room for a clone that the caller makes, to fill or give up. *Not idempotent.*
 
         Those who wait for a clone were first: their room is not taken. Spares give way, those that
         are being restored too; until they are gone the pool has more clones than its limits say,
         but those are paused or run nobody's code.
-
-        Returns:
-            A place, which is the caller's to fill or to give up.
 
         Raises:
             PoolBusyError: `pool_full`; with all spares gone there would be no room either.
@@ -201,6 +198,11 @@ class Pool(Generic[C]):
         place = Place(self._roster.reserve(), roster=self._roster, freed=self._rebalance)
         self._rebalance()
         return place
+
+    def admit(self, clone: C) -> None:
+        """Count a clone that runs already as held, whatever the limits say; spares give way."""
+        self._roster.fill(self._roster.reserve(), clone)
+        self._rebalance()
 
     def exchange(self, old: C, new: C) -> None:
         """Count `new` as held in place of `old`, whose holder kills it and releases nothing.

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -16,12 +17,15 @@ import pytest
 
 from tests.api.conftest import IMAGE
 from tests.fake_host import OWNER, add_template, opened, until, wanted
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, FakeMachine
 from vmpool import snapshot
 from vmpool.catalogue import TemplateState
 from vmpool.engine import qemu
+from vmpool.engine.qemu import record
 from vmpool.errors import ConflictError, EngineError, HostError, StoreError
 from vmpool.lifecycle import EndReason
+from vmpool.model import Command, Exited
+from vmpool.store.audit import AuditFilter
 
 if TYPE_CHECKING:
     from vmpool.host import Host
@@ -138,27 +142,33 @@ class Killed:
         self.process.stdout.close()
 
 
-async def settled(state: Path) -> int:
-    """Start after a killed server, and return how many sandboxes it had lost."""
+async def settled(state: Path) -> tuple[list[str], list[str]]:
+    """Start after a killed server; return what it had that was adopted, and what was lost."""
     async with opened(state, FakeEngine()) as host:
-        # What was running is gone, even before the first template is up again.
+        adopted = host.sandboxes(owner=OWNER)
+        # What is open has a machine that answers, before the first template is up again.
+        assert {row.id for row in await host.store.open_sandboxes()} == {box.id for box in adopted}
+        for sandbox in adopted:
+            async with sandbox.execute(Command(argv=("/bin/true",))) as execution:
+                assert [event async for event in execution][-1] == Exited(exit_code=0)
         for status in host.catalogue.statuses:
             await host.catalogue.settled(status.name)
-        assert not await host.store.open_sandboxes()
+            assert status.name != IMAGE or host.catalogue.pool(IMAGE).census.held == len(adopted)
         lost = await host.store._rows("sandboxes", "id", "end_reason = 'server_lost'", [])
-        assert not host.sandboxes(owner=OWNER)
     await until(lambda: not machines(state))  # forks of an agent end when they see it gone
     assert not list((state / "run/clones").iterdir())
     assert not list((state / "snapshots").glob(f"{snapshot.PARTIAL}*"))
-    return len(lost)
+    return [sandbox.id for sandbox in adopted], [row["id"] for row in lost]
 
 
-async def test_after_kill_9_the_next_start_ends_machines_and_rows(state: Path) -> None:
+async def test_after_kill_9_the_next_start_adopts_what_ran_and_ends_the_rest(state: Path) -> None:
     with Killed(state) as server:
-        await asyncio.to_thread(server.says, "1")
+        await asyncio.to_thread(server.says, "2")
         assert machines(state)
     assert machines(state)  # they outlive it
-    assert await settled(state) >= 1
+    adopted, lost = await settled(state)
+    assert adopted
+    assert not lost
 
 
 async def test_killed_at_any_moment_a_server_leaves_nothing_that_lies(state: Path) -> None:
@@ -175,16 +185,43 @@ async def test_killed_at_any_moment_a_server_leaves_nothing_that_lies(state: Pat
     assert rounds >= 3
 
 
-async def test_a_lost_sandbox_is_told_apart_from_one_that_never_was(state: Path) -> None:
+async def test_a_sandbox_whose_machine_died_with_the_server_is_lost_and_why_is_known(
+    state: Path,
+) -> None:
     with Killed(state) as server:
         await asyncio.to_thread(server.says, "1")
-    assert await settled(state) >= 1
+    for pid in machines(state):
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: not machines(state))
+    adopted, lost = await settled(state)
+    assert not adopted
+    assert lost
     async with opened(state, FakeEngine()) as host:
-        rows = await host.store._rows("sandboxes", "id", "end_reason = 'server_lost'", [])
-        assert rows
         with pytest.raises(Exception, match=EndReason.SERVER_LOST.value) as raised:
-            await host.sandbox(rows[0]["id"], owner=OWNER)
+            await host.sandbox(lost[0], owner=OWNER)
         assert getattr(raised.value, "error_code", "") == "sandbox_ended"
+        entries = await host.store.audit.entries(100, AuditFilter(subject=lost[0]))
+        assert ("sandbox.adopt", "machine_lost") in [(e.action, e.outcome) for e in entries]
+
+
+async def test_a_guest_that_hangs_is_reaped_and_its_sandbox_lost(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmpool.inheritance.ADOPTION_TIMEOUT", 0.5)
+    with Killed(state) as server:
+        await asyncio.to_thread(server.says, "1")
+    for directory in (state / "run/clones").iterdir():
+        found = record.read(directory)
+        assert found is not None
+        os.kill(found.pid, signal.SIGSTOP)
+    monkeypatch.setattr(FakeMachine, "resume", _nothing)
+    adopted, lost = await settled(state)
+    assert not adopted
+    assert lost
+
+
+async def _nothing(_: FakeMachine) -> None:
+    """Leave a stopped machine as it is."""
 
 
 async def test_an_orphan_that_cannot_be_ended_is_kept_and_bars_no_start(
