@@ -22,6 +22,8 @@ _TWINS = (
     blocking.Client,
     blocking.Sandbox,
     blocking.Checkpoints,
+    blocking.Contexts,
+    blocking.Context,
     blocking.Execution,
     blocking.Interaction,
     blocking.Files,

@@ -210,16 +210,16 @@ def _run_as_main(source: str) -> None:
     if isinstance(last, ast.Expr):
         value = eval(compile(ast.Expression(last.value), _FILE, "eval"), main.__dict__)  # noqa: S307
         if value is not None:
-            _show(display.bundle(value))
+            _show(display.bundle(value), is_main=True)
     for bundle in display.figures():
-        _show(bundle)
+        _show(bundle, is_main=False)
 
 
-def _show(mime: dict[str, str]) -> None:
+def _show(mime: dict[str, str], *, is_main: bool) -> None:
     # What was printed before comes before.
     sys.stdout.flush()
     sys.stderr.flush()
-    spawn.tell({"type": "result", "mime": mime})
+    spawn.tell({"type": "result", "mime": mime, "is_main": is_main})
 
 
 def _is_ours(filename: str) -> bool:

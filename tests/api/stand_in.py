@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from vmpool import run
 from vmpool.agent.watches import ChangeKind, FileChange
+from vmpool.agent.contexts import ContextInfo, Language
+from vmpool.agent.watches import ChangeKind, FileChange
 from vmpool.clone import RestoreTimings
-from vmpool.errors import GuestError, NotFoundError
+from vmpool.errors import GuestError, InvalidRequestError, NotFoundError
 from vmpool.lifecycle import EndReason
 from vmpool.metrics import Metrics
 from vmpool.model import (
@@ -34,7 +36,7 @@ from vmpool.store import Purpose, Role
 from vmpool.vault import Checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 
     from vmpool.config import Settings
     from vmpool.errors import VmpoolError
@@ -56,8 +58,45 @@ RECEIPT = IdentityReceipt(
 )
 
 
+class PaperContexts:
+    """Contexts that run nothing."""
+
+    async def create(self, spec: Any, **_: Any) -> ContextInfo:
+        return self._info("c1", spec.language)
+
+    async def list(self) -> tuple[ContextInfo, ...]:
+        return (self._info("python", Language.PYTHON),)
+
+    @contextlib.asynccontextmanager
+    async def run(self, _: Any, **__: Any) -> AsyncIterator[PaperExecution]:
+        yield PaperExecution()
+
+    async def interrupt(self, _: str) -> bool:
+        return False
+
+    async def restart(self, id: str) -> ContextInfo:
+        return self._info(id, Language.PYTHON)
+
+    async def close(self, _: str) -> None:
+        """Close nothing."""
+
+    def _info(self, id: str, language: Language) -> ContextInfo:
+        return ContextInfo(
+            id=id,
+            language=language,
+            cwd="/home/user",
+            user="user",
+            state="idle",
+            pid=None,
+            executions=0,
+            waiting=0,
+        )
+
+
 class PaperAgent:
     """Agrees to everything and touches nothing."""
+
+    contexts = PaperContexts()
 
     @contextlib.asynccontextmanager
     async def execute(self, _: Any) -> AsyncIterator[PaperExecution]:
@@ -84,6 +123,23 @@ class PaperAgent:
 
     async def make_directory(self, path: str, **_: Any) -> FileInfo:
         return self._info(path, FileKind.DIRECTORY, 0)
+
+    async def archive(self, path: str, **_: Any) -> AsyncIterator[bytes]:
+        yield path.encode()
+
+    async def link(self, path: str, _: str, **__: Any) -> FileInfo:
+        return self._info(path, FileKind.SYMLINK, 0)
+
+    async def change(self, path: str, **_: Any) -> FileInfo:
+        return self._info(path, FileKind.FILE, 0)
+
+    @contextlib.asynccontextmanager
+    async def watch(self, path: str, **_: Any) -> AsyncIterator[AsyncIterator[FileChange]]:
+        yield self._changes(path)
+
+    async def _changes(self, path: str) -> AsyncIterator[FileChange]:
+        yield FileChange(kind=ChangeKind.CREATED, path=path)
+        yield FileChange(kind=ChangeKind.GONE, path="")
 
     async def archive(self, path: str, **_: Any) -> AsyncIterator[bytes]:
         yield path.encode()
@@ -229,6 +285,17 @@ class PaperHost:
             if sandbox.id == id_or_name:
                 return _kept(sandbox, None)
         raise NotFoundError(f"no checkpoint {id_or_name!r}", code="checkpoint_not_found")
+
+    async def export_checkpoint(
+        self, id_or_name: str, *, owner: str, **_: Any
+    ) -> AsyncGenerator[bytes, None]:
+        self.find_checkpoint(id_or_name, owner=owner)
+        yield b"parcel"
+
+    async def import_checkpoint(self, chunks: AsyncIterator[bytes], **_: Any) -> Checkpoint:
+        async for _chunk in chunks:
+            pass
+        raise InvalidRequestError("no exported checkpoint", code="parcel_damaged")
 
     async def remove_checkpoint(self, id_or_name: str, *, owner: str) -> None:
         self.find_checkpoint(id_or_name, owner=owner)

@@ -13,7 +13,15 @@ import pytest
 
 import vmpool
 from tests.blocking_twin import Twin
-from vmpool.client import asynchronous, blocking, checkpoints, execution, files, sandbox
+from vmpool.client import (
+    asynchronous,
+    blocking,
+    checkpoints,
+    contexts,
+    execution,
+    files,
+    sandbox,
+)
 from vmpool.client.events import Exited, Output, Started
 from vmpool.errors import (
     GuestFileError,
@@ -337,6 +345,42 @@ async def test_a_client_that_is_closed_says_so(client: Any) -> None:
         await client.health()
 
 
+async def test_a_context_keeps_its_state_and_shows_what_it_is_told_to(client: Any) -> None:
+    async with client.sandbox() as box:
+        context = await box.contexts.create(language="python", env={"A": "1"})
+        await context.run("from IPython.display import HTML, display; x = 41")
+        shown = await context.run(
+            "d = display(HTML('<b>1</b>'), display_id=True); d.update(HTML('<b>2</b>'))\nx + 1"
+        )
+        assert [one.mime.get("text/html") for one in shown.displays] == ["<b>2</b>", None]
+        assert (shown.value.text, shown.displays[0].is_main) == ("42", False)
+        async with context.exec(
+            "import os; print(os.environ['A'] + os.environ['B'])", env={"B": "2"}
+        ) as run:
+            events = [event async for event in run]
+        assert events[0] == Started(events[0].pid, 3)
+        assert events[1] == Output(Stream.STDOUT, b"12\n")
+        lost = await context.run("os._exit(7)")
+        assert (lost.exit_code, lost.context_lost, lost.ok) == (7, True, False)
+        assert (await context.run("x")).error.name == "NameError"
+        assert [one.id for one in await box.contexts.list()] == [context.id]
+        assert (await context.restart()).executions == 0
+        assert not await context.interrupt()
+        await context.close()
+        await context.close()
+        with pytest.raises(NotFoundError, match="there is no context"):
+            await context.run("1")
+
+
+async def test_code_runs_in_a_languages_own_context(client: Any) -> None:
+    async with client.sandbox() as box:
+        await box.run_code("x = 1")
+        assert (await box.run_code("x + 1")).value.text == "2"
+        assert (await box.run_code("echo $((1 + 2))", language="bash")).stdout == "3\n"
+        assert (await box.run_code("import time; time.sleep(60)", timeout=0.2)).timed_out
+        assert (await box.run_code("x")).value.text == "1"
+
+
 async def test_threads_share_a_blocking_client(server: Server) -> None:
     def square(number: int) -> str:
         return blocking_client.run(f"print({number} ** 2)").stdout
@@ -354,6 +398,8 @@ async def test_threads_share_a_blocking_client(server: Server) -> None:
         (checkpoints.AsyncCheckpoints, blocking.Checkpoints),
         (execution.AsyncExecution, blocking.Execution),
         (execution.AsyncInteraction, blocking.Interaction),
+        (contexts.AsyncContexts, blocking.Contexts),
+        (contexts.AsyncContext, blocking.Context),
         (files.AsyncFiles, blocking.Files),
     ],
 )

@@ -59,7 +59,7 @@ async def test_lines_say_all_that_happened(server: Server) -> None:
     assert lines[0]["type"] == "started"
     assert {"type": "stdout", "data": "grüße\n"} in lines
     assert {"type": "stderr", "data": "err\n"} in lines
-    assert {"type": "result", "mime": {"text/plain": "42"}} in lines
+    assert {"type": "result", "mime": {"text/plain": "42"}, "is_main": True} in lines
     last = lines[-1]
     assert (last["type"], last["exit_code"], last["fault"]) == ("exit", 0, None)
     raised = await execute(server, sandbox, code="1/0")

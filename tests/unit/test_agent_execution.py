@@ -229,7 +229,7 @@ async def test_source_prints_and_shows_its_last_value(guest: Path) -> None:
         events = await run(agent, Code(source="x = 6\nprint(x)\nx * 7"))
     assert events[1:] == [
         Output(events[1].stream, b"6\n"),  # type: ignore[union-attr]
-        Result({"text/plain": "42"}),
+        Result({"text/plain": "42"}, is_main=True),
         Exited(exit_code=0),
     ]
 
@@ -391,7 +391,7 @@ async def test_source_larger_than_a_window_runs(guest: Path) -> None:
     source = f"x = {'y' * (2 << 20)!r}\nlen(x)"
     async with connected(guest) as agent:
         events = await run(agent, Code(source=source))
-    assert events[1] == Result({"text/plain": str(2 << 20)})
+    assert events[1] == Result({"text/plain": str(2 << 20)}, is_main=True)
 
 
 async def test_many_programs_run_at_once(guest: Path) -> None:
