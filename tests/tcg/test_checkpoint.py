@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 import secrets
+import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +18,23 @@ import pytest
 from tests.serving import Api, until
 from tests.tcg.conftest import TEMPLATE, UpServer
 from vmpool import checkpoint, clone, snapshot
+from vmpool.agent.contexts import Cell, ContextSpec
 from vmpool.clone import Clone, RestoreDeadlines
 from vmpool.engine.qemu import QemuEngine
-from vmpool.model import MIB, Code, Command, Exited, Identity, Output, Waking
+from vmpool.model import (
+    MIB,
+    ClockPolicy,
+    Code,
+    Command,
+    Exited,
+    Identity,
+    Output,
+    Preserve,
+    Rng,
+    Seed,
+    Unique,
+    Waking,
+)
 from vmpool.snapshot import Snapshot
 
 pytestmark = [pytest.mark.tcg, pytest.mark.shares_host, pytest.mark.timeout(300)]
@@ -34,10 +52,12 @@ with open("/home/user/ballast", "wb") as file:
 print(child.pid)
 """
 PROBE = """
-import hashlib, json, os, random, time, uuid
+import hashlib, json, os, pathlib, random, time, uuid
+def read(path):
+    return pathlib.Path(path).read_bytes() if os.path.exists(path) else b""
 print(json.dumps({
-    "n": int(open("/dev/shm/n").read() or 0),
-    "ballast": hashlib.sha256(open("/home/user/ballast", "rb").read()).hexdigest(),
+    "n": int(read("/dev/shm/n") or 0),
+    "ballast": hashlib.sha256(read("/home/user/ballast")).hexdigest(),
     "marks": sorted(name for name in os.listdir("/home/user") if name.startswith("mark")),
     "distinct": {
         "hostname": os.uname().nodename,
@@ -71,14 +91,14 @@ class Bench:
             of, self.template, id=secrets.token_hex(8), snapshots=self.kept
         )
 
-    async def child(self, of: Clone, state: Snapshot) -> Clone:
+    async def child(self, of: Clone, state: Snapshot, policy: Waking | None = None) -> Clone:
         waiting = await clone.stand_by(self.engine, self.template, run=self.run)
         return await clone.descend(
             waiting,
             state,
             key=of.key,
             identity=Identity.fresh(waiting.id),
-            policy=Waking(),
+            policy=policy or Waking(),
             deadlines=DEADLINES,
         )
 
@@ -156,3 +176,108 @@ async def test_children_go_on_where_their_parent_was_as_somebody_else(bench: Ben
         await one.kill()
     bench.template.verify()
     saved.snapshot.verify()
+
+
+MAKE = """
+import json, os, random, time, numpy
+random.seed(1)
+mine, theirs = random.Random(2), numpy.random.default_rng(3)
+"""
+DRAW = """
+import json, os, random, time, numpy
+print(json.dumps({
+    "ruled": {
+        "random": random.getrandbits(128),
+        "numpy": numpy.random.bytes(16).hex(),
+    },
+    "seeded": {"default": int(numpy.random.default_rng().integers(2**62))},
+    "kernel": {"urandom": os.urandom(16).hex(), "secret": random.SystemRandom().random()},
+    "clock": time.time(),
+}))
+"""
+DRAW_MORE = DRAW.replace(
+    '"ruled": {', '"ruled": {"mine": mine.random(), "theirs": int(theirs.integers(2**62)),'
+)
+HASH = 'print(hash("vmpool"))'
+HOUR = 3600
+
+
+async def in_context(of: Clone, id: str, source: str) -> str:
+    async with of.agent.contexts.run(Cell(context=id, source=source), outer={}) as execution:
+        events = [event async for event in execution]
+    assert events[-1] == Exited(exit_code=0), events
+    return b"".join(event.data for event in events if isinstance(event, Output)).decode()
+
+
+async def test_children_draw_and_tell_the_time_as_they_were_told(bench: Bench) -> None:
+    parent = await bench.restored()
+    context = (await parent.agent.contexts.create(ContextSpec(), outer={})).id
+    await in_context(parent, context, MAKE)
+    saved = await bench.saved(parent)
+    await parent.kill()
+    saved_ns = time.time_ns() - HOUR * 10**9
+
+    async def drawn(rng: Rng, clock: ClockPolicy) -> dict[str, Any]:
+        waking = Waking(rng=rng, clock=clock, saved_ns=saved_ns)
+        child = await bench.child(parent, saved.snapshot, waking)
+        before = time.time() - HOUR
+        found = {
+            "context": json.loads(await in_context(child, context, DRAW_MORE)),
+            "run": json.loads(await ask(child, Code(source=DRAW))),
+            "hash": await ask(child, Command(argv=("python3", "-c", HASH))),
+        }
+        frozen = before - 60 < found["run"]["clock"] < time.time() - HOUR + 1
+        assert frozen is (clock is ClockPolicy.FROZEN)
+        await child.kill()
+        return found
+
+    now, frozen = ClockPolicy
+    unique = [await drawn(Unique(), now) for _ in range(2)]
+    seeded = [await drawn(Seed(7), frozen) for _ in range(2)]
+    preserved = [await drawn(Preserve(), now) for _ in range(2)]
+    for where in ("context", "run"):
+        for kind, twins_share in (("ruled", (False, True, True)), ("seeded", (False, True, False))):
+            for what in seeded[0][where][kind]:
+                shared = tuple(
+                    len({each[where][kind][what] for each in pair}) == 1
+                    for pair in (unique, seeded, preserved)
+                )
+                assert shared == twins_share, (where, what)
+        for what in seeded[0][where]["kernel"]:
+            values = {each[where]["kernel"][what] for each in unique + seeded + preserved}
+            assert len(values) == 6, (where, what)
+    assert unique[0]["hash"] != unique[1]["hash"]
+    assert seeded[0]["hash"] == seeded[1]["hash"]
+    assert preserved[0]["context"]["ruled"]["mine"] == random.Random(2).random()
+
+
+async def test_a_clone_whose_manager_was_killed_is_found_again(bench: Bench) -> None:
+    manager = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.left_clone", bench.template.directory, bench.run),
+        cwd=Path(__file__).parents[2],
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert manager.stdout is not None
+    id, kept, passing = (await manager.stdout.readline()).decode().split()
+    manager.kill()
+    await manager.wait()
+
+    adopted = await clone.adopt(
+        bench.engine, bench.template, directory=bench.run / id, deadlines=DEADLINES
+    )
+    assert adopted.id == id
+    seen = await probe(adopted)
+    assert seen["distinct"]["hostname"] == adopted.receipt.hostname == id
+    assert seen["distinct"]["boot_id"].strip() == adopted.receipt.boot_id
+    assert abs(seen["clock"] - time.time()) < 5
+    (process,) = await adopted.agent.processes.list()
+    assert (process.pid, process.tag, process.ended) == (int(kept), "counts", None)
+    async with adopted.agent.processes.attach(int(kept)) as attachment:
+        heard = [await anext(attachment) for _ in range(3)]
+    assert isinstance(heard[-1], Output)
+    gone = Command(argv=("/bin/sh", "-c", f"! kill -0 {passing} 2> /dev/null"))
+    await ask(adopted, gone)
+    child = await bench.child(adopted, (await bench.saved(adopted)).snapshot)
+    assert [each.pid for each in await child.agent.processes.list()] == [int(kept)]
+    await child.kill()
+    await adopted.kill()
