@@ -206,7 +206,7 @@ async def test_a_token_that_may_only_use_runs_and_holds_sandboxes(server: Server
 
 
 def test_what_changes_things_for_all_takes_an_admin() -> None:
-    wanted = {"create_template", "remove_template", "read_audit"}
+    wanted = {"create_template", "remove_template", "read_audit", "import_checkpoint"}
     assert wanted == {route.name for route in ROUTES if route.access is Access.ADMIN}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vmpool.api import bodies, checkpoints, forks, sandbox_bodies
+from vmpool.api import bodies, checkpoints, forks, parcels, sandbox_bodies
 from vmpool.api.auth import Access
 from vmpool.api.idempotency import takes_once
 from vmpool.api.route import Answer, Route, reads
@@ -92,5 +92,26 @@ CHECKPOINT_ROUTES: Final[tuple[Route, ...]] = (
         answers=(Answer(status=204),),
         problems=(404, 409, 507),
         **reads(bodies.Nothing, checkpoints.remove),
+    ),
+    Route(
+        method="GET",
+        path="/v1/checkpoints/{checkpoint}/export",
+        name="export_checkpoint",
+        summary="Send a checkpoint as one compressed file",
+        access=Access.OWNER,
+        answers=(Answer(media=parcels.MEDIA),),
+        problems=(404, 409),
+        **reads(parcels.ExportQuery, parcels.send),
+    ),
+    Route(
+        method="POST",
+        path="/v1/checkpoints/import",
+        name="import_checkpoint",
+        summary="Keep a checkpoint that a host exported; its machine is run as it is",
+        access=Access.ADMIN,
+        uploads=parcels.MEDIA,
+        answers=(Answer(status=201, body=sandbox_bodies.CheckpointAnswer, media=JSON),),
+        problems=(403, 404, 408, 409, 413, 415, 503, 507),
+        **reads(parcels.ImportQuery, parcels.receive),
     ),
 )

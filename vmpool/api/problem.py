@@ -40,6 +40,7 @@ RETRY_AFTER = "1"
 """Seconds that a caller should wait for capacity: a clone is restored in well under one."""
 
 STATUS_OF_CODE: Final[Mapping[str, int]] = {
+    "base_missing": 409,
     "body_timeout": 408,
     "disk_full": 507,
     "file_exists": 409,

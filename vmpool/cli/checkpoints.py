@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmpool.cli import table
+from vmpool.cli import parcels, table
 from vmpool.cli.birth import given
 from vmpool.cli.connection import connects
 from vmpool.cli.remote import path
@@ -19,7 +19,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 @click.group()
 def command() -> None:
-    """Create, list and remove checkpoints of sandboxes."""
+    """Create, list, remove, export and import checkpoints of sandboxes."""
 
 
 @command.command()
@@ -84,3 +84,7 @@ def remove(remote: Remote, *, checkpoints: tuple[str, ...]) -> None:
     """Remove checkpoints for good; what was made of them lives on."""
     for checkpoint in checkpoints:
         remote.call("DELETE", path("checkpoints", checkpoint))
+
+
+command.add_command(parcels.export)
+command.add_command(parcels.import_)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import posixpath
 import stat
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import click
 
+from vmpool.cli import local_files, table
 from vmpool.cli import remote as remotes
-from vmpool.cli import table, task
 from vmpool.cli.connection import connects
-from vmpool.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vmpool.cli.remote import Remote
 
 _user_option = click.option("-u", "--user", metavar="NAME", help="Account in the guest.")
@@ -48,7 +43,7 @@ def upload(
         "sandboxes", sandbox, "files", path=target, user=user, mode=_permission_bits(mode)
     )
     headers = {"Content-Type": "application/octet-stream"}
-    with _reading(source) as file:
+    with local_files.reading(source) as file:
         body = iter(lambda: file.read(remotes.CHUNK_BYTES), b"")
         with remote.open("PUT", path, body=body, headers=headers):
             pass
@@ -71,7 +66,7 @@ def download(remote: Remote, *, sandbox: str, source: str, target: Path, user: s
     if target.is_dir():
         target /= posixpath.basename(source)
     path = remotes.path("sandboxes", sandbox, "files", path=source, user=user)
-    with remote.open("GET", path) as answer, _writing(target) as file:
+    with remote.open("GET", path) as answer, local_files.writing(target) as file:
         for chunk in remotes.chunks(answer):
             file.write(chunk)
 
@@ -124,37 +119,3 @@ def _permission_bits(octal: str | None) -> int | None:
     if not 0 <= bits <= 0o7777:
         raise click.UsageError(f"--mode takes octal permission bits like 644, not {octal!r}")
     return bits
-
-
-@contextlib.contextmanager
-def _reading(source: Path) -> Iterator[BinaryIO]:
-    if str(source) == "-":
-        yield sys.stdin.buffer
-        return
-    try:
-        file = source.open("rb")
-    except OSError as err:
-        raise task.unreadable(source, err) from err
-    with file:
-        yield file
-
-
-@contextlib.contextmanager
-def _writing(target: Path) -> Iterator[BinaryIO]:
-    """Yield a file that replaces `target` once it is whole; nothing is left of half a one."""
-    if str(target) == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    beside = target.with_name(f".{target.name}.part")
-    try:
-        with contextlib.ExitStack() as undo:
-            with beside.open("wb") as file:
-                undo.callback(beside.unlink)
-                yield file
-            beside.replace(target)
-            undo.pop_all()
-    except OSError as err:
-        raise InvalidRequestError(
-            f"cannot write {str(target)!r}: {err.strerror or err}", code="file_unwritable"
-        ) from err

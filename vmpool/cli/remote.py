@@ -92,7 +92,7 @@ class Remote:
             self.open(method, path) if body is None else self.open_json(method, path, body, key=key)
         )
         with opened as answer:
-            received = _read(answer)
+            received = read(answer)
         if not received:
             return None
         try:
@@ -179,7 +179,7 @@ class Remote:
     def _problem(self, answer: http.client.HTTPResponse) -> VmpoolError:
         """Return the error that an answer tells of."""
         try:
-            error = error_of(json.loads(_read(answer)))
+            error = error_of(json.loads(read(answer)))
         except (ValueError, KeyError, TypeError):
             return self._stranger(f"status {answer.status} without a problem document")
         if answer.status == http.client.UNAUTHORIZED:
@@ -241,7 +241,12 @@ def path(*segments: str, **query: str | int | tuple[str, ...] | None) -> str:
     return f"{joined}?{urlencode(given, doseq=True)}" if given else joined
 
 
-def _read(answer: http.client.HTTPResponse) -> bytes:
+def read(answer: http.client.HTTPResponse) -> bytes:
+    """Return the whole of an answer that is not streamed.
+
+    Raises:
+        InfrastructureError: `not_vmpool` when it is too long, or as `chunks`.
+    """
     received = bytearray()
     for chunk in chunks(answer):
         received += chunk

@@ -6,24 +6,22 @@ is said there.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, BinaryIO, TypeVar, Unpack
+from typing import TYPE_CHECKING, BinaryIO, Unpack
 
 from vmpool.client.asynchronous import AsyncClient
+from vmpool.client.blocking_processes import Processes
 from vmpool.client.files import READ_BYTES
-from vmpool.client.portal import Portal
+from vmpool.client.portal import Portal, entered, iterated
 from vmpool.errors import VmpoolError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from types import TracebackType
     from typing import Self
 
-    from vmpool.client.checkpoints import AsyncCheckpoints
+    from vmpool.client.checkpoints import AsyncCheckpoints, Cargo
     from vmpool.client.contexts import AsyncContext, AsyncContexts, ContextInfo
     from vmpool.client.events import Event
     from vmpool.client.execution import AsyncExecution, AsyncInteraction
@@ -48,8 +46,6 @@ if TYPE_CHECKING:
         SandboxInfo,
         TemplateInfo,
     )
-
-T = TypeVar("T")
 
 
 class Client:
@@ -109,7 +105,7 @@ class Client:
     @contextlib.contextmanager
     def sandbox(self, **options: Unpack[SandboxOptions]) -> Iterator[Sandbox]:
         """As `AsyncClient.sandbox`."""
-        with _entered(self._portal, self._behind.sandbox(**options)) as behind:
+        with entered(self._portal, self._behind.sandbox(**options)) as behind:
             yield Sandbox(self._portal, behind)
 
     def attach(self, id: str) -> Sandbox:
@@ -118,7 +114,7 @@ class Client:
 
     def sandboxes(self, metadata: Mapping[str, str] | None = None) -> Iterator[SandboxInfo]:
         """As `AsyncClient.sandboxes`."""
-        return _iterated(self._portal, self._behind.sandboxes(metadata))
+        return iterated(self._portal, self._behind.sandboxes(metadata))
 
     def templates(self) -> tuple[TemplateInfo, ...]:
         """As `AsyncClient.templates`."""
@@ -154,6 +150,7 @@ class Sandbox:
         self.id = behind.id
         self.created = behind.created
         self.files = Files(portal, behind.files)
+        self.processes = Processes(portal, behind.processes)
         self.contexts = Contexts(portal, behind.contexts)
         self._portal = portal
         self._behind = behind
@@ -174,7 +171,7 @@ class Sandbox:
     @contextlib.contextmanager
     def exec(self, code: str | None = None, **options: Unpack[ExecOptions]) -> Iterator[Execution]:
         """As `AsyncSandbox.exec`."""
-        with _entered(self._portal, self._behind.exec(code, **options)) as behind:
+        with entered(self._portal, self._behind.exec(code, **options)) as behind:
             yield Execution(self._portal, behind)
 
     @contextlib.contextmanager
@@ -182,7 +179,7 @@ class Sandbox:
         self, code: str | None = None, **options: Unpack[TaskOptions]
     ) -> Iterator[Interaction]:
         """As `AsyncSandbox.interact`."""
-        with _entered(self._portal, self._behind.interact(code, **options)) as behind:
+        with entered(self._portal, self._behind.interact(code, **options)) as behind:
             yield Interaction(self._portal, behind)
 
     def look(self) -> SandboxInfo:
@@ -253,6 +250,20 @@ class Checkpoints:
         """As `AsyncCheckpoints.remove`."""
         self._portal.call(self._behind.remove(checkpoint))
 
+    def export_to(
+        self,
+        checkpoint: CheckpointInfo | str,
+        target: Path | str,
+        *,
+        cargo: Cargo = "delta",
+    ) -> None:
+        """As `AsyncCheckpoints.export_to`."""
+        self._portal.call(self._behind.export_to(checkpoint, target, cargo=cargo))
+
+    def import_from(self, source: Path | str, *, name: str | None = None) -> CheckpointInfo:
+        """As `AsyncCheckpoints.import_from`."""
+        return self._portal.call(self._behind.import_from(source, name=name))
+
 
 class Contexts:
     """The contexts of one sandbox, as `AsyncContexts`."""
@@ -293,7 +304,7 @@ class Context:
     @contextlib.contextmanager
     def exec(self, code: str, **options: Unpack[CellOptions]) -> Iterator[Execution]:
         """As `AsyncContext.exec`."""
-        with _entered(self._portal, self._behind.exec(code, **options)) as behind:
+        with entered(self._portal, self._behind.exec(code, **options)) as behind:
             yield Execution(self._portal, behind)
 
     def interrupt(self) -> bool:
@@ -318,7 +329,7 @@ class Execution:
 
     def __iter__(self) -> Iterator[Event]:
         """Yield what happens, up to and with the end, as `AsyncExecution`."""
-        return _iterated(self._portal, aiter(self._behind))
+        return iterated(self._portal, aiter(self._behind))
 
     def result(self) -> Result:
         """As `AsyncExecution.result`."""
@@ -372,8 +383,8 @@ class Files:
     @contextlib.contextmanager
     def stream(self, path: str, *, user: str | None = None) -> Iterator[Iterator[bytes]]:
         """As `AsyncFiles.stream`."""
-        with _entered(self._portal, self._behind.stream(path, user=user)) as chunks:
-            yield _iterated(self._portal, chunks)
+        with entered(self._portal, self._behind.stream(path, user=user)) as chunks:
+            yield iterated(self._portal, chunks)
 
     def download(self, path: str, target: Path | str, *, user: str | None = None) -> None:
         """As `AsyncFiles.download`."""
@@ -420,31 +431,3 @@ class Files:
     def make_directory(self, path: str, *, user: str | None = None) -> FileInfo:
         """As `AsyncFiles.make_directory`."""
         return self._portal.call(self._behind.make_directory(path, user=user))
-
-
-@contextlib.contextmanager
-def _entered(portal: Portal, block: AbstractAsyncContextManager[T]) -> Iterator[T]:
-    """Hold an asynchronous block open; what ends ours ends that one in the same way."""
-    entered = portal.call(_coroutine(block.__aenter__()))
-    try:
-        yield entered
-    except BaseException as err:
-        # Ctrl-C in the other thread would end its loop; to a block it is a cancellation.
-        thrown = err if isinstance(err, Exception) else asyncio.CancelledError()
-        with contextlib.suppress(CancelledError):
-            portal.call(_coroutine(block.__aexit__(type(thrown), thrown, err.__traceback__)))
-        raise
-    portal.call(_coroutine(block.__aexit__(None, None, None)))
-
-
-def _iterated(portal: Portal, items: AsyncIterator[T]) -> Iterator[T]:
-    while True:
-        try:
-            item = portal.call(_coroutine(anext(items)))
-        except StopAsyncIteration:
-            return
-        yield item
-
-
-async def _coroutine(work: Awaitable[T]) -> T:
-    return await work

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from vmpool.client.connection import Connection, Repeat, Request, path_of
+from vmpool.client.local_files import read_chunks, reading, replacing
 from vmpool.client.values import CheckpointInfo, CheckpointPage, read
 
 if TYPE_CHECKING:
     from vmpool.client.sandbox import AsyncSandbox
+
+Cargo = Literal["delta", "with_base"]
+"""What goes along with an exported checkpoint."""
 
 PAGE = 100
 """Checkpoints that are asked for at once."""
@@ -70,6 +76,58 @@ class AsyncCheckpoints:
         """
         path = path_of("checkpoints", reference_of(checkpoint))
         await self._connection.call(Request(method="DELETE", path=path))
+
+    async def export_to(
+        self,
+        checkpoint: CheckpointInfo | str,
+        target: Path | str,
+        *,
+        cargo: Cargo = "delta",
+    ) -> None:
+        """Write one as one compressed file, which is replaced when all is there.
+
+        Whoever has the file has all that was in the sandbox's memory, its secrets among that.
+
+        Args:
+            checkpoint: Its id or its name.
+            target: A file of this host.
+            cargo: `with_base` for a server that has not the template's snapshot, but its image.
+
+        Raises:
+            NotFoundError: `checkpoint_not_found`.
+            InvalidRequestError: `file_unwritable`.
+            VmpoolError: The server refused or was lost.
+        """
+        path = path_of("checkpoints", reference_of(checkpoint), "export", cargo=cargo)
+        async with self._connection.open(Request(method="GET", path=path)) as response:
+            with replacing(Path(target)) as file:
+                async for chunk in self._connection.chunks(response):
+                    await asyncio.to_thread(file.write, chunk)
+
+    async def import_from(self, source: Path | str, *, name: str | None = None) -> CheckpointInfo:
+        """Have the server keep what `export_to` wrote; for the role `admin`. *Not idempotent.*
+
+        Its machine is run as it is: import only what comes from who may run any on that server.
+
+        Args:
+            source: A file of this host.
+            name: What it is called there; `None` for what it was called.
+
+        Raises:
+            ForbiddenError: The token's role is not `admin`.
+            InvalidRequestError: `file_unreadable`, `parcel_damaged`.
+            ConflictError: `checkpoint_exists`.
+            VmpoolError: The server refused or was lost.
+        """
+        request = Request(
+            method="POST",
+            path=path_of("checkpoints", "import", name=name),
+            headers={"Content-Type": "application/zstd"},
+        )
+        with reading(Path(source)) as file:
+            content = read_chunks(file)
+            async with self._connection.open(request, content=content) as response:
+                return read(await self._connection.read(response), CheckpointInfo)
 
     async def _ask(self, method: str, path: str) -> bytes:
         request = Request(method=method, path=path)

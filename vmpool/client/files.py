@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from vmpool.client.connection import Connection, Repeat, Request, path_of
+from vmpool.client.local_files import CHUNK_BYTES, read_chunks, reading, replacing
 from vmpool.client.values import FileInfo, FileListing, read
-from vmpool.errors import InvalidRequestError, TooLargeError
+from vmpool.errors import TooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Iterator
+    from collections.abc import AsyncIterable, AsyncIterator
 
 READ_BYTES = 64 << 20
 """Up to this size a file is read into memory unless more is asked for: a guest says its size."""
-
-CHUNK_BYTES = 1 << 18
 
 
 class AsyncFiles:
@@ -79,7 +76,7 @@ class AsyncFiles:
         """
         target = Path(target)
         async with self.stream(path, user=user) as chunks:
-            with _replacing(target) as file:
+            with replacing(target) as file:
                 async for chunk in chunks:
                     await asyncio.to_thread(file.write, chunk)
 
@@ -128,8 +125,8 @@ class AsyncFiles:
         """
         with contextlib.ExitStack() as opened:
             if isinstance(source, Path | str):
-                source = opened.enter_context(_reading(Path(source)))
-            return await self.write(path, _read_chunks(source), user=user, mode=mode)
+                source = opened.enter_context(reading(Path(source)))
+            return await self.write(path, read_chunks(source), user=user, mode=mode)
 
     async def list(
         self, path: str, *, user: str | None = None, depth: int = 1
@@ -174,34 +171,3 @@ async def _pieces(data: bytes) -> AsyncIterator[bytes]:
     view = memoryview(data)
     for at in range(0, len(view), CHUNK_BYTES):
         yield bytes(view[at : at + CHUNK_BYTES])
-
-
-async def _read_chunks(file: BinaryIO) -> AsyncIterator[bytes]:
-    while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-        yield chunk
-
-
-def _reading(source: Path) -> BinaryIO:
-    try:
-        return source.open("rb")
-    except OSError as err:
-        raise InvalidRequestError(
-            f"cannot read {str(source)!r}: {err.strerror or err}", code="file_unreadable"
-        ) from err
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """Yield a file that replaces `target` once it is whole; nothing is left of half a one."""
-    try:
-        with contextlib.ExitStack() as undo:
-            descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-            undo.callback(os.unlink, name)
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-            Path(name).replace(target)
-            undo.pop_all()
-    except OSError as err:
-        raise InvalidRequestError(
-            f"cannot write {str(target)!r}: {err.strerror or err}", code="file_unwritable"
-        ) from err

@@ -1,0 +1,120 @@
+"""Checkpoints leave a server and come in as files: over HTTP, by both clients and by command."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import vmpool
+from tests.api.test_cli_branches import Terminal, terminal
+from tests.api.test_client_branches import client
+from vmpool.errors import ConflictError, ForbiddenError, InvalidRequestError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.api.conftest import Serve, Server
+
+__all__ = ["client", "terminal"]  # fixtures
+
+IMPORT = "/v1/checkpoints/import"
+
+
+async def keep(server: Server, name: str = "here") -> str:
+    """Make a checkpoint; return its id."""
+    sandbox = (await server.make_sandbox())["id"]
+    path = f"/v1/sandboxes/{sandbox}/checkpoints"
+    status, kept = await server.call("POST", path, json={"name": name})
+    assert status == 201
+    return str(kept["id"])
+
+
+async def test_what_is_exported_is_imported_under_an_id_of_its_own(server: Server) -> None:
+    kept = await keep(server)
+    status, parcel = await server.call("GET", "/v1/checkpoints/here/export")
+    assert (status, parcel[:4]) == (200, b"\x28\xb5\x2f\xfd")  # RFC 8878, 3.1.1
+    status, there = await server.call("POST", f"{IMPORT}?name=there", data=parcel)
+    assert status == 201
+    _, before = await server.call("GET", f"/v1/checkpoints/{kept}")
+    assert there == before | {"id": there["id"], "name": "there"}
+    made = await server.make_sandbox(checkpoint="there")
+    assert made["checkpoint"] == there["id"]
+    status, larger = await server.call("GET", "/v1/checkpoints/here/export?cargo=with_base")
+    assert status == 200
+    assert len(larger) > len(parcel)
+
+
+@pytest.mark.parametrize(
+    ("request_of", "found"),
+    [
+        ({"path": "/v1/checkpoints/none/export"}, (404, "checkpoint_not_found")),
+        ({"path": f"{IMPORT}?name=there", "data": b"none"}, (400, "parcel_damaged")),
+        ({"path": f"{IMPORT}?name=there", "data": b""}, (400, "parcel_damaged")),
+        ({"path": f"{IMPORT}?name=..%2fthere", "data": b"none"}, (400, "invalid_request")),
+        ({"path": "/v1/checkpoints/here/export?cargo=all"}, (400, "invalid_request")),
+    ],
+)
+async def test_what_cannot_be_is_refused(
+    server: Server, request_of: dict[str, Any], found: tuple[int, str]
+) -> None:
+    method = "POST" if "data" in request_of else "GET"
+    status, problem = await server.call(method, **request_of)
+    assert (status, problem["code"]) == found
+
+
+async def test_importing_takes_an_admin_and_exporting_the_owner(server: Server) -> None:
+    await keep(server)
+    _, parcel = await server.call("GET", "/v1/checkpoints/here/export")
+    other = server.as_other()
+    status, problem = await server.call("POST", IMPORT, data=parcel, headers=other)
+    assert (status, problem["code"]) == (403, "role_insufficient")
+    status, _ = await server.call("GET", "/v1/checkpoints/here/export", headers=other)
+    assert status == 404
+
+
+async def test_a_server_without_the_base_names_it(server: Server, serving: Serve) -> None:
+    await keep(server)
+    _, parcel = await server.call("GET", "/v1/checkpoints/here/export")
+    async with serving() as other:
+        shutil.rmtree(other.host.settings.state / "snapshots")
+        (other.host.settings.state / "snapshots").mkdir()
+        status, problem = await other.call("POST", IMPORT, data=parcel)
+        assert (status, problem["code"]) == (409, "base_missing")
+        assert "--with-base" in problem["remedy"]
+
+
+async def test_both_clients_take_a_checkpoint_to_a_file_and_back(
+    client: Any, server: Server, tmp_path: Path
+) -> None:
+    kept = await keep(server)
+    file = tmp_path / "here.vmpool"
+    await client.checkpoints.export_to(kept, file, cargo="with_base")
+    there = await client.checkpoints.import_from(file, name="there")
+    assert (there.name, there.id == kept) == ("there", False)
+    with pytest.raises(ConflictError) as refused:
+        await client.checkpoints.import_from(file)
+    assert refused.value.error_code == "checkpoint_exists"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(InvalidRequestError, match="breaks off"):
+        await client.checkpoints.import_from(file, name="half")
+    assert [path.name for path in tmp_path.iterdir()] == ["here.vmpool"]
+
+
+async def test_a_client_that_may_not_import_is_told_so(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"none")
+    async with vmpool.AsyncClient(server.url, token=server.other_token) as other:
+        with pytest.raises(ForbiddenError):
+            await other.checkpoints.import_from(tmp_path / "file")
+
+
+async def test_a_command_takes_a_checkpoint_to_a_file_and_back(
+    terminal: Terminal, server: Server, tmp_path: Path
+) -> None:
+    await keep(server)
+    file = str(tmp_path / "here.vmpool")
+    await terminal.run("checkpoint", "export", "here", file, "--with-base")
+    id = (await terminal.run("checkpoint", "import", file, "--name", "there")).strip()
+    listed = await terminal.read("checkpoint", "list")
+    assert {one["id"]: one["name"] for one in listed}[id] == "there"
