@@ -52,11 +52,20 @@ COMMANDS = {
         summary="Run a program in a sandbox and print its output as it comes.",
         failure=ExitCode.NOT_RUN,
     ),
+    "run-code": Entry(
+        module="run_code",
+        summary="Run source in an interpreter of a sandbox that keeps its state.",
+        failure=ExitCode.NOT_RUN,
+    ),
+    "context": Entry(
+        module="contexts", summary="Create, list, restart and close such interpreters."
+    ),
     "sandbox": Entry(module="sandboxes", summary="Create, inspect, fill and kill sandboxes."),
     "pause": Entry(module="pause", summary="Save sandboxes and end their machines."),
     "resume": Entry(module="resume", summary="Go on with a paused sandbox."),
     "checkpoint": Entry(
-        module="checkpoints", summary="Create, list and remove checkpoints of sandboxes."
+        module="checkpoints",
+        summary="Create, list, remove, export and import checkpoints of sandboxes.",
     ),
     "rollback": Entry(module="rollback", summary="Put a sandbox back to a checkpoint."),
     "fork": Entry(module="fork", summary="Make children of a running sandbox."),
