@@ -15,8 +15,9 @@ from vmpool.api import (
     templates,
 )
 from vmpool.api.auth import Access
-from vmpool.api.file_routes import FILE_ROUTES
 from vmpool.api.checkpoint_routes import CHECKPOINT_ROUTES
+from vmpool.api.context_routes import CONTEXT_ROUTES
+from vmpool.api.file_routes import FILE_ROUTES
 from vmpool.api.idempotency import takes_once
 from vmpool.api.process_routes import PROCESS_ROUTES
 from vmpool.api.route import Answer, Route, reads, takes
@@ -109,8 +110,9 @@ ROUTES: Final[tuple[Route, ...]] = (
         problems=(*_GUEST, 426),
         **reads(bodies.Nothing, sockets.execute),
     ),
-    *FILE_ROUTES,
     *PROCESS_ROUTES,
+    *CONTEXT_ROUTES,
+    *FILE_ROUTES,
     Route(
         method="GET",
         path="/v1/templates",
