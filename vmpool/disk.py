@@ -104,12 +104,11 @@ def require_plain(header: bytes, size_bytes: int) -> None:
         InfrastructureError: It names another file, or is none of ours.
     """
     if len(header) == HEADER_BYTES:
-        magic, version, backing, backing_length, bits, size, encryption, *rest = _HEADER.unpack(
-            header
-        )
+        magic, version, _, backing_length, bits, size, encryption, *rest = _HEADER.unpack(header)
         snapshots, incompatible = rest[4], rest[6]
-        found = (magic, version, backing, backing_length, bits, size, encryption)
-        wanted = (b"QFI\xfb", 3, 0, 0, CLUSTER_BITS, size_bytes, 0)
+        # A merge leaves a name of no length, wherever that is.
+        found = (magic, version, backing_length, bits, size, encryption)
+        wanted = (b"QFI\xfb", 3, 0, CLUSTER_BITS, size_bytes, 0)
         if found == wanted and snapshots == incompatible == 0:
             return
     raise InfrastructureError("a disk overlay is not what was made")

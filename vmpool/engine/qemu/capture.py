@@ -92,9 +92,9 @@ class QemuCapture:
         await self._turn.acquire()
         try:
             await self._in_thread(self._prepare)
-            await migration.offer(self._hypervisor.monitor, self._sink)
             if self._layers is not None:
                 await self._layers.prepare()
+            await migration.offer(self._hypervisor.monitor, self._sink)
         except BaseException as err:
             self._held.close()
             self._worker.shutdown()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from vmpool import disk
 from vmpool.cancellation import uninterrupted
-from vmpool.engine.qemu import nodes, sparse
+from vmpool.engine.qemu import merge, nodes, sparse
 from vmpool.engine.qemu.handover import create_file, open_file
 from vmpool.errors import EngineError, InfrastructureError
 from vmpool.snapshot import layer_name
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from vmpool.engine.qemu.nodes import Node
 
 LAYERS_MOST = 16
-"""Layers between a template's disk and an overlay; a read may have to look through all of them."""
+"""Layers between a template's disk and an overlay; a read may have to look through all of them, and
+so more of them are merged."""
 
 OVERLAY = "overlay"
 """The file that a machine's first overlay is."""
@@ -81,26 +82,27 @@ class Layers:
         Raises:
             EngineError: QEMU failed or died, or has another disk (`disk_unknown`).
         """
+        await merge.give_up(self._hypervisor)
         found = await self._nodes.settle()
         self._active, self._spare, self._frozen = found.active, None, list(found.frozen)
+        await asyncio.to_thread(self._tidy)
         kept = [self._kept(number).exists() for number in range(len(self._frozen))]
         self._copied = kept.index(False) if False in kept else len(kept)
 
     async def prepare(self) -> None:
         """Have an empty overlay ready to go on top. *Idempotent.*
 
+        Where there are as many layers as may be, they are merged first: that takes as long as it
+        takes to copy what they hold.
+
         Raises:
-            EngineError: QEMU refused it, or there are too many layers (`disk_layers_full`).
+            EngineError: QEMU refused it, or did not merge (`disk_unmerged`).
             DiskFullError: The disk is full.
         """
         if self._spare is not None:
             return
         if len(self._frozen) >= LAYERS_MOST:
-            raise EngineError(
-                f"the disk of this machine has {LAYERS_MOST} layers already",
-                code="disk_layers_full",
-                remedy="go on in a new sandbox",
-            )
+            await self._merge()
         name = self._nodes.next_overlay()
         path = self._directory / name
         path.unlink(missing_ok=True)  # of an attempt that was not seen to its end
@@ -118,6 +120,17 @@ class Layers:
         await self._hypervisor.execute("blockdev-snapshot", **names)
         self._frozen.append(self._active)
         self._active, self._spare = self._spare, None
+
+    def _tidy(self) -> None:
+        """Remove the files of layers that are no more; kept ones go by their place in the stack."""
+        used = {self._written(node) for node in (*self._frozen, self._active)}
+        written = {self._directory / OVERLAY, *self._directory.glob(f"{nodes.FIRST}*")}
+        for path in written - used:
+            path.unlink(missing_ok=True)
+        number = len(self._frozen)
+        while self._kept(number).exists():
+            self._kept(number).unlink()
+            number += 1
 
     @property
     def frozen(self) -> int:
@@ -140,6 +153,13 @@ class Layers:
             _copy(self._written(self._frozen[number]), target, self._size_bytes)
             _keep(target, kept)
             self._copied = number + 1
+
+    async def _merge(self) -> None:
+        """Have all layers in the overlay, which still is to be frozen."""
+        try:
+            await merge.run(self._hypervisor, into=self._active.name, above=nodes.BOTTOM)
+        finally:
+            await uninterrupted(self.settle())
 
     def _kept(self, number: int) -> Path:
         """Return where the layer of that place in the stack is kept once nothing can write it."""

@@ -99,10 +99,12 @@ async def receive(
     if version >= KEEPS_RUNNING_SINCE:
         options["exit_on_error"] = False
     uri = f"file:/dev/fdset/{STATE_FDSET}"
-    # QEMU takes commands in order: the second need not wait for the answer to the first.
+    # QEMU takes commands in order: none of these need wait for the answer to the one before.
     answers = await asyncio.gather(
         monitor.add_descriptor(descriptor, STATE_FDSET),
         monitor.execute("migrate-incoming", uri=uri, **options),
+        # It has opened it by then, and would keep the other as long as it lives.
+        monitor.execute("remove-fd", fdset_id=STATE_FDSET),
         return_exceptions=True,
     )
     for answer in answers:

@@ -21,7 +21,7 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 from vmpool.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ UNASKED_LIMIT = 256
 
 _EXPECTED = EVENTS | {
     # What our own commands cause.
-    *("STOP", "RESUME"),
+    *("STOP", "RESUME", "JOB_STATUS_CHANGE", "BLOCK_JOB_COMPLETED", "BLOCK_JOB_CANCELLED"),
     # What QEMU itself lets through once a second; see monitor_qapi_event_conf in monitor/monitor.c.
     *("RTC_CHANGE", "VSERPORT_CHANGE"),
 }
@@ -175,6 +175,15 @@ class Monitor:
         Does not return when QEMU ends: wait for its process beside it.
         """
         return await self._client.events.get()
+
+    @contextlib.contextmanager
+    def hearing(self, *names: str) -> Iterator[Callable[[], Awaitable[Mapping[str, Any]]]]:
+        """Yield what waits for the next event of these `names`, from now on to the block's end.
+
+        Only of what is asked of QEMU here: a guest must not be able to cause them.
+        """
+        with self._client.listener(names) as listener:
+            yield listener.get
 
     async def ended(self) -> None:
         """Wait until QEMU has closed the session.
