@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from vmpool.client import blocking
+from vmpool.client import blocking, blocking_processes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
 BLOCKS = {"sandbox", "exec", "interact", "stream"}
 ITERATORS = {"sandboxes"}
-AT_ONCE = {"attach", "detach"}
+AT_ONCE = {"attach", "detach", "find"}
 
 _TWINS = (
     blocking.Client,
@@ -27,6 +27,9 @@ _TWINS = (
     blocking.Execution,
     blocking.Interaction,
     blocking.Files,
+    blocking_processes.Processes,
+    blocking_processes.Process,
+    blocking_processes.Attachment,
 )
 
 
@@ -42,6 +45,8 @@ class Twin:
             return lambda *words, **options: _entered(value, *words, **options)
         if name in ITERATORS:
             return lambda *words, **options: _iterated(value(*words, **options))
+        if name == "attach" and isinstance(self.behind, blocking_processes.Process):
+            return lambda *words, **options: _entered(value, *words, **options)
         if name in AT_ONCE:
             return lambda *words, **options: _twin(value(*words, **options))
         if callable(value):

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from vmpool.client.asynchronous import AsyncClient
     from vmpool.client.blocking import Client, Sandbox
     from vmpool.client.display import Display
-    from vmpool.client.events import Exited, Output, Raised, Started
+    from vmpool.client.events import Attached, Exited, Output, Raised, Started
+    from vmpool.client.processes import TerminalSize
     from vmpool.client.result import Result
     from vmpool.client.sandbox import AsyncSandbox
     from vmpool.errors import VmpoolError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncClient",
     "AsyncSandbox",
+    "Attached",
     "Client",
     "Display",
     "Exited",
@@ -34,12 +36,14 @@ __all__ = [
     "Result",
     "Sandbox",
     "Started",
+    "TerminalSize",
     "VmpoolError",
 ]
 
 _HOMES = {
     "AsyncClient": "vmpool.client.asynchronous",
     "AsyncSandbox": "vmpool.client.sandbox",
+    "Attached": "vmpool.client.events",
     "Client": "vmpool.client.blocking",
     "Display": "vmpool.client.display",
     "Exited": "vmpool.client.events",
@@ -48,6 +52,7 @@ _HOMES = {
     "Result": "vmpool.client.result",
     "Sandbox": "vmpool.client.blocking",
     "Started": "vmpool.client.events",
+    "TerminalSize": "vmpool.client.processes",
     "VmpoolError": "vmpool.errors",
 }
 

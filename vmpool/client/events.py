@@ -28,6 +28,19 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Attached:
+    """A process that ran already is followed.
+
+    Attributes:
+        pid: Its process id in the guest.
+        skipped_bytes: What it wrote before the output that follows.
+    """
+
+    pid: int
+    skipped_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """Something that the program wrote.
 
@@ -74,7 +87,7 @@ class Exited:
     context_lost: bool = False
 
 
-Event = Started | Output | Display | Raised | Exited
+Event = Started | Attached | Output | Display | Raised | Exited
 
 
 def read_event(line: bytes | str) -> Event | None:
@@ -97,9 +110,9 @@ def read_event(line: bytes | str) -> Event | None:
 
 def _event(told: dict[str, Any]) -> Event | None:
     match told["type"]:
-        case "started":
-            return Started(told["pid"], told.get("execution_count"))
-        case "stdout" | "stderr" as stream:
+        case "started" | "attached":
+            return _beginning(told)
+        case "stdout" | "stderr" | "pty" as stream:
             return Output(Stream(stream), _data(told))
         case "result":
             return Display(
@@ -120,6 +133,12 @@ def _event(told: dict[str, Any]) -> Event | None:
             )
         case _:
             return None
+
+
+def _beginning(told: dict[str, Any]) -> Started | Attached:
+    if told["type"] == "started":
+        return Started(told["pid"], told.get("execution_count"))
+    return Attached(told["pid"], told["skipped_bytes"])
 
 
 def _data(told: dict[str, Any]) -> bytes:

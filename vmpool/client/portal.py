@@ -7,16 +7,18 @@ that has another. It knows nothing of what runs in it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import weakref
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmpool.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+    from contextlib import AbstractAsyncContextManager
 
 T = TypeVar("T")
 
@@ -86,6 +88,35 @@ class Portal:
                 self._end = weakref.finalize(self, _end, self._loop, closing, thread)
             # Not outside of the lock: a loop that is ending takes work and never begins it.
             return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+
+@contextlib.contextmanager
+def entered(portal: Portal, block: AbstractAsyncContextManager[T]) -> Iterator[T]:
+    """Hold an asynchronous block open; what ends ours ends that one in the same way."""
+    yielded = portal.call(_coroutine(block.__aenter__()))
+    try:
+        yield yielded
+    except BaseException as err:
+        # Ctrl-C in the other thread would end its loop; to a block it is a cancellation.
+        thrown = err if isinstance(err, Exception) else asyncio.CancelledError()
+        with contextlib.suppress(CancelledError):
+            portal.call(_coroutine(block.__aexit__(type(thrown), thrown, err.__traceback__)))
+        raise
+    portal.call(_coroutine(block.__aexit__(None, None, None)))
+
+
+def iterated(portal: Portal, items: AsyncIterator[T]) -> Iterator[T]:
+    """Yield what an asynchronous iterator does, each item when it is asked for."""
+    while True:
+        try:
+            item = portal.call(_coroutine(anext(items)))
+        except StopAsyncIteration:
+            return
+        yield item
+
+
+async def _coroutine(work: Awaitable[T]) -> T:
+    return await work
 
 
 async def _serve(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmpool.client.display import Display, mimebundle
-from vmpool.client.events import Event, Exited, Output, Raised, Started
+from vmpool.client.events import Attached, Event, Exited, Output, Raised, Started
 from vmpool.client.values import Receipt, read
 from vmpool.errors import GuestFileError, TaskError, TaskMemoryError, TaskTimeoutError
 from vmpool.model import Stream
@@ -148,7 +148,7 @@ class Gathering:
                 self._raised = event
             case Exited():
                 self.exited = event
-            case Started():
+            case Started() | Attached():
                 pass
 
     def _show(self, display: Display) -> None:

@@ -17,6 +17,7 @@ from vmpool.client.execution import AsyncExecution, AsyncInteraction, drain
 from vmpool.client.files import AsyncFiles
 from vmpool.client.options import CellOptions, ExecOptions, ForkOptions, TaskOptions, body_of
 from vmpool.client.problem import error_of
+from vmpool.client.processes import AsyncProcesses
 from vmpool.client.values import CheckpointInfo, Forked, ForkedChild, SandboxInfo, read
 from vmpool.errors import InfrastructureError, NotFoundError, VmpoolError
 from vmpool.model import new_id
@@ -37,6 +38,7 @@ class AsyncSandbox:
     Attributes:
         id: The server's name for it.
         files: Its file system.
+        processes: Its programs that were started to stay.
         contexts: Its interpreters that keep their state.
         created: What the server said when it was made; `None` when it was there before.
     """
@@ -46,6 +48,7 @@ class AsyncSandbox:
     ) -> None:
         self.id = id
         self.files = AsyncFiles(connection, id)
+        self.processes = AsyncProcesses(connection, id)
         self.contexts = AsyncContexts(connection, id)
         self.created = created
         self.detached = False
