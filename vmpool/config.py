@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from vmpool.errors import HostError
+from vmpool.lifecycle import OnStop
 from vmpool.model import GIB, MIB
 from vmpool.policy import Limits
 
@@ -155,6 +156,9 @@ class DeadlineSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
         Seconds, Meta(description="A ready clone's answer when it is given to a caller.")
     ] = 2.0
     kill: Annotated[Seconds, Meta(description="The end of a machine that was killed.")] = 10.0
+    drain: Annotated[
+        Seconds, Meta(description="Requests under way, when a server hands over to the next.")
+    ] = 30.0
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -181,6 +185,13 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
             " them. Default: all that the host has, or that the emulation has.",
         ),
     ] = None
+    on_stop: Annotated[
+        OnStop,
+        Meta(
+            description="What becomes of sandboxes when the server is stopped: `kill`, or `keep`"
+            " for the next server to adopt.",
+        ),
+    ] = OnStop.KILL
     pool: PoolSettings = PoolSettings()
     api: ApiSettings = ApiSettings()
     requests: RequestSettings = RequestSettings()

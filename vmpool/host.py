@@ -18,11 +18,11 @@ from vmpool import run
 from vmpool.auditing import Auditing
 from vmpool.branching import Branching
 from vmpool.creation import CreateRequest, Creation
-from vmpool.errors import InvalidRequestError, VmpoolError
+from vmpool.errors import CapacityError, InvalidRequestError, VmpoolError
 from vmpool.expiry import Expiry
 from vmpool.forking import Forking, ForkRequest
 from vmpool.household import Household
-from vmpool.lifecycle import AutoResume, EndReason, OnExpiry, SandboxState
+from vmpool.lifecycle import AutoResume, EndReason, OnExpiry, OnStop, SandboxState
 from vmpool.model import Accelerator, Transport
 from vmpool.nursery import Nursery
 from vmpool.pausing import Pausing
@@ -79,6 +79,7 @@ class Host:
         self.store = ground.store
         self.metrics = ground.metrics
         self._vault = vault
+        self._draining = False
         self._household = Household(
             store=ground.store,
             metrics=ground.metrics,
@@ -131,9 +132,11 @@ class Host:
         Raises:
             InvalidRequestError: `source_unclear`; neither a template nor a checkpoint, or both.
             NotFoundError: `template_not_found`, `checkpoint_not_found`.
-            CapacityError: No clone within `request.wait` seconds, or the queue is full.
+            CapacityError: No clone within `request.wait` seconds, the queue is full, or
+                `server_draining`.
             StoreError, DiskFullError: The journal could not take it.
         """
+        self._require_taking()
         sandbox = await self._creation.create(request, owner)
         source = {"template": request.template}
         if request.checkpoint is not None:
@@ -151,6 +154,7 @@ class Host:
             CapacityError: No clone within `request.wait` seconds, or the queue is full.
             VmpoolError: As `vmpool.run.run`.
         """
+        self._require_taking()
         timeout = self.settings.requests.sandbox_timeout_most
         claim = Claim(template=request.template, owner=owner, timeout=timeout)
         holding = await self._creation.hold(claim, request.wait)
@@ -312,6 +316,7 @@ class Host:
             NotFoundError: As `sandbox`.
             VmpoolError: As `Forking.fork`.
         """
+        self._require_taking()
         most = self.settings.checkpoints.children
         if not 1 <= request.count <= most:
             raise InvalidRequestError(
@@ -428,14 +433,27 @@ class Host:
         pool.admit(clone)
         return self._household.recall(row, clone=clone, pool=pool).sandbox
 
-    async def close(self) -> None:
-        """End every sandbox that runs, and wait for all that was begun. *Idempotent.*
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no new work any more, for its sandboxes pass to another server."""
+        return self._draining
 
-        Paused ones stay as they are. Only after the pools were closed: whoever gets a clone
-        meanwhile would keep it. Goes on to its end when cancelled, and raises then; takes no longer
-        than two kill timeouts.
+    def hand_over(self) -> None:
+        """Take no new work from now on, and leave all sandboxes to the next server. *Idempotent.*
+
+        What is under way goes on until `close`.
         """
-        await self._household.close()
+        self._draining = True
+
+    async def close(self) -> None:
+        """End or leave every sandbox that runs, and wait for all that was begun. *Idempotent.*
+
+        Paused ones stay as they are; so do all after `hand_over`, or as the settings say. Only
+        after the pools were closed: whoever gets a clone meanwhile would keep it. Goes on to its
+        end when cancelled, and raises then; takes no longer than two kill timeouts.
+        """
+        keep = self._draining or self.settings.on_stop is OnStop.KEEP
+        await self._household.close(OnStop.KEEP if keep else OnStop.KILL)
 
     def audit(
         self,
@@ -468,6 +486,14 @@ class Host:
         finally:
             self.metrics.turned(action, outcome, time.perf_counter_ns() - began)
             self.audit(owner, action, subject, detail or {}, outcome=outcome)
+
+    def _require_taking(self) -> None:
+        if self._draining:
+            raise CapacityError(
+                "this server makes way for another",
+                code="server_draining",
+                remedy="try again in a moment",
+            )
 
     def _expire(self, holding: Holding, reason: EndReason) -> None:
         self._expiry.due(holding, reason)

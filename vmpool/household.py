@@ -18,7 +18,7 @@ from vmpool.chores import Chores
 from vmpool.clone import Clone
 from vmpool.errors import CapacityError, NotFoundError, VmpoolError
 from vmpool.idleness import idle
-from vmpool.lifecycle import EndReason, SandboxState
+from vmpool.lifecycle import EndReason, OnStop, SandboxState
 from vmpool.pool import Pool
 from vmpool.sandbox import Claim, Past, Sandbox, ended, paused
 from vmpool.store import SandboxRow, owner_of, token_id_of
@@ -347,30 +347,37 @@ class Household:
         except VmpoolError as err:  # the next start finds its directory, and it, again
             log.error("sandbox=%s clone=%s is not gone: %s", holding.sandbox.id, clone.id, err)
 
-    async def close(self) -> None:
-        """End every sandbox that runs and leave the paused ones as they are. *Idempotent.*
+    async def close(self, on_stop: OnStop) -> None:
+        """End or leave every sandbox that runs, and leave the paused ones. *Idempotent.*
 
-        Goes on to its end when cancelled, and raises then; takes no longer than two kill timeouts.
+        What is left, the next server knows. Goes on to its end when cancelled, and raises then;
+        takes no longer than two kill timeouts.
         """
         self._closed = True
         for holding in list(self._holdings.values()):
-            if holding.sandbox.has_machine:
+            if holding.sandbox.has_machine and on_stop is OnStop.KILL:
                 self.begin_end(holding, EndReason.SERVER_STOPPED)
             else:
-                self._chores.begin(self._leave(holding))
+                self._chores.begin(self._leave(holding, on_stop))
         await uninterrupted(self._chores.done(within=2 * self._kill_timeout))
 
-    async def _leave(self, holding: Holding) -> None:
-        """Forget a paused sandbox, for the next server to know."""
+    async def _leave(self, holding: Holding, on_stop: OnStop) -> None:
+        """Forget a sandbox, for the next server to know."""
         self.disregard(holding)
         if holding.operation is not None:
             holding.operation.cancel()
             await asyncio.wait({holding.operation})
-        if holding.sandbox.has_machine:
-            self.begin_end(holding, EndReason.SERVER_STOPPED)
-        elif holding.ending is None:
+        if holding.ending is not None:
+            return
+        if not holding.sandbox.has_machine:
             self.disregard(holding)
-            self._holdings.pop(holding.sandbox.id, None)
+        elif on_stop is OnStop.KEEP and holding.journaled:
+            self.disregard(holding)
+            await holding.sandbox.clone.release()
+        else:
+            self.begin_end(holding, EndReason.SERVER_STOPPED)
+            return
+        self._holdings.pop(holding.sandbox.id, None)
 
     async def _watch(self, holding: Holding) -> None:
         clone = holding.sandbox.clone

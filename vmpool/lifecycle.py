@@ -122,6 +122,14 @@ class AutoResume(StrEnum):
     ON_REQUEST = "on_request"
 
 
+class OnStop(StrEnum):
+    """What a server that is stopped does with the sandboxes that run."""
+
+    KILL = "kill"
+    KEEP = "keep"
+    """They run on for the next server on the same directories."""
+
+
 class EndReason(StrEnum):
     """Why a sandbox ended; the first reason stays."""
 

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmpool import descriptors, snapshot
+from vmpool import descriptors, snapshot, tenure
 from vmpool.catalogue import Catalogue, Ground
 from vmpool.clone import RestoreDeadlines
 from vmpool.engine import Engine, qemu
 from vmpool.engine.qemu.isolation import detect
 from vmpool.engine.qemu.probe import query_version
-from vmpool.errors import ConflictError, DiskFullError, HostError
 from vmpool.host import Host, HostFacts
 from vmpool.image import Library
 from vmpool.inheritance import Inheritance
@@ -39,10 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A child that a killed server had forked but that has not called exec yet holds the lock till then.
-_LOCK_SECONDS = 2.0
-_LOCK_TRIES = 100
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
@@ -56,7 +49,8 @@ class Base:
 async def open_host(
     settings: Settings, *, progress: Callable[[str], None], base: Base | None = None
 ) -> AsyncIterator[Host]:
-    """Open a host on `settings.state`; leaving the block kills what runs.
+    """Open a host on `settings.state`; leaving the block
+    kills what runs, or leaves it to the next one.
 
     Args:
         progress: Told each step in words.
@@ -77,7 +71,7 @@ async def open_host(
             _make_directories, settings.state, settings.run, clones, snapshots, checkpoints
         )
         for directory in (settings.state, settings.run):
-            await opened.enter_async_context(_alone(directory))
+            await opened.enter_async_context(tenure.held(directory))
         images = Library(settings.state)
         await asyncio.to_thread(_sweep, snapshots, images)
         store = await opened.enter_async_context(Store(settings.state / "vmpool.db"))
@@ -152,39 +146,4 @@ def _make_directories(*directories: Path) -> None:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as err:
-            raise _unusable(directory, err) from err
-
-
-@contextlib.asynccontextmanager
-async def _alone(directory: Path) -> AsyncIterator[None]:
-    """Hold a directory for this process alone, until it ends however it ends."""
-    try:
-        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as err:
-        raise _unusable(directory, err) from err
-    try:
-        for _ in range(_LOCK_TRIES):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                await asyncio.sleep(_LOCK_SECONDS / _LOCK_TRIES)
-        else:
-            raise ConflictError(
-                f"another server runs on {str(directory)!r}",
-                code="state_in_use",
-                remedy="use that one, stop it, or choose another directory with --state",
-            )
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _unusable(directory: Path, err: OSError) -> DiskFullError | HostError:
-    if err.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return DiskFullError(f"no space in {str(directory)!r}", remedy="make room on that disk")
-    return HostError(
-        f"cannot write in {str(directory)!r}: {err.strerror}",
-        code="state_unwritable",
-        remedy="run as an account that may, or choose another one with --state",
-    )
+            raise tenure.unusable(directory, err) from err

@@ -1,6 +1,6 @@
 """`vmpool serve` and `vmpool up` over an engine without hypervisors, as a process of its own.
 
-    python -m tests.api.fake_server serve|up|stop
+    python -m tests.api.fake_server serve|drain|up|stop
 
 Settings come from the environment.
 """
@@ -12,7 +12,7 @@ import sys
 
 from tests.fakes import FakeEngine
 from vmpool import config
-from vmpool.cli.serve import serve
+from vmpool.cli.serve import serve, take_over
 from vmpool.cli.up import Afterwards, Plan, bring_up
 from vmpool.host import HostFacts
 from vmpool.model import Accelerator, Transport
@@ -29,7 +29,9 @@ def main() -> None:
     )
     base = Base(engine=FakeEngine(), facts=facts)
     settings = config.load()
-    if sys.argv[1] == "serve":
+    if sys.argv[1] == "drain":
+        asyncio.run(take_over(settings))
+    if sys.argv[1] in {"serve", "drain"}:
         asyncio.run(serve(settings, base=base))
         return
     plan = Plan(

@@ -134,6 +134,23 @@ async def test_serve_serves_what_up_made_until_it_is_interrupted(state: Path) ->
     assert leftovers() == []
 
 
+async def test_serve_drain_takes_over_from_the_server_that_runs(state: Path) -> None:
+    async with running("stop", state) as process:
+        assert await process.wait() == 0
+    async with running("serve", state) as first:
+        await lines_until(first.stderr, "serving on http://127.0.0.1:")
+        sandbox = (await shell("vmpool sandbox create", state)).strip()
+        async with running("drain", state) as second:
+            said = await lines_until(second.stderr, "serving on http://127.0.0.1:")
+            assert f"adopted sandbox {sandbox}" in said
+            assert await first.wait() == 0
+            assert sandbox in await shell("vmpool sandbox list", state)
+            assert await shell(f"vmpool exec {sandbox} -- echo still here", state) == "still here\n"
+            second.send_signal(signal.SIGTERM)
+            assert await second.wait() == 0
+    assert leftovers() == []
+
+
 def refused(*argv: str, **env: str) -> tuple[int, str]:
     ended = subprocess.run(
         [VMPOOL, *argv], env=os.environ | env, capture_output=True, check=False, text=True

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.api.conftest import IMAGE
-from tests.fake_host import OWNER, add_template, opened, until, wanted
+from tests.fake_host import OWNER, add_template, opened, run_request, until, wanted
 from tests.fakes import FakeEngine, FakeMachine
 from vmpool import snapshot
 from vmpool.catalogue import TemplateState
 from vmpool.engine import qemu
 from vmpool.engine.qemu import record
-from vmpool.errors import ConflictError, EngineError, HostError, StoreError
-from vmpool.lifecycle import EndReason
-from vmpool.model import Command, Exited
+from vmpool.errors import CapacityError, ConflictError, EngineError, HostError, StoreError
+from vmpool.lifecycle import EndReason, OnStop
+from vmpool.model import Code, Command, Exited
+from vmpool.policy import Limits
 from vmpool.store.audit import AuditFilter
 
 if TYPE_CHECKING:
@@ -240,3 +241,25 @@ async def test_an_orphan_that_cannot_be_ended_is_kept_and_bars_no_start(
     monkeypatch.setattr(qemu, "reap", reap)
     async with opened(state, FakeEngine()):
         assert [left.name for left in clones.iterdir()] == ["stuck"]
+
+
+@pytest.mark.parametrize("how", ["asked", "by its settings"])
+async def test_a_server_that_makes_way_leaves_its_sandboxes_to_the_next(
+    state: Path, how: str
+) -> None:
+    on_stop = OnStop.KILL if how == "asked" else OnStop.KEEP
+    async with opened(state, FakeEngine(), on_stop=on_stop) as host:
+        await add_template(host, limits=Limits(ready=1))
+        sandbox = await host.create(wanted(), owner=OWNER)
+        clone = sandbox.clone.id
+        if how == "asked":
+            host.hand_over()
+            for request in (
+                host.create(wanted(), owner=OWNER),
+                host.run(run_request(Code(source="pass")), owner=OWNER),
+            ):
+                with pytest.raises(CapacityError) as raised:
+                    await request
+                assert raised.value.error_code == "server_draining"
+    assert [left.name for left in (state / "run/clones").iterdir()] == [clone]
+    assert await settled(state) == ([sandbox.id], [])

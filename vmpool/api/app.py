@@ -71,6 +71,9 @@ def make_app(host: Host) -> web.Application:
     )
     app.on_response_prepare.append(edge.mark)
     app[ADMISSION] = admission
+    app[edge.UNDER_WAY] = edge.UnderWay(
+        lambda: host.settings.deadlines.drain if host.draining else 0.0
+    )
     app[LEDGER] = Ledger()
     app[BUDGET] = Budget(host.settings.api.bodies_bytes)
     app[DOOR] = Door(host.settings.api)
@@ -154,6 +157,7 @@ async def serve(app: web.Application, listen: str | socket.socket) -> AsyncItera
                 yield BoundAddress(host=host, port=port)
             finally:
                 accepting.close()
+                await app[edge.UNDER_WAY].over()
                 app[DOOR].close()
         finally:
             await runner.cleanup()

@@ -6,6 +6,8 @@ bodies, queries and tokens never reach the log.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import time
 from http import HTTPStatus
@@ -45,6 +47,38 @@ CLIENT_LEFT: Final = 499
 HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
+class UnderWay:
+    """The requests that are being answered.
+
+    Args:
+        patience: Tells how many seconds they are waited for in the end.
+    """
+
+    def __init__(self, patience: Callable[[], float]) -> None:
+        self._patience = patience
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
+
+    async def over(self) -> None:
+        """Return once there is none, or patience is."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._patience()):
+                await self._none.wait()
+
+
+UNDER_WAY: Final = web.AppKey("under_way", UnderWay)
+
+
 def make_middleware(
     metrics: Metrics, limits: Limits
 ) -> Callable[..., Awaitable[web.StreamResponse]]:
@@ -56,7 +90,8 @@ def make_middleware(
         request[REQUEST_ID] = new_id("req")
         status = CLIENT_LEFT
         try:
-            response = await _answer(request, handler, limits)
+            with request.app[UNDER_WAY]:
+                response = await _answer(request, handler, limits)
             status = response.status
             return response
         finally:

@@ -11,18 +11,18 @@ import errno
 import os
 import signal
 import socket
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Self
 
 from vmpool.cli import report
 from vmpool.errors import HostError
+from vmpool.tenure import HAND_OVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
     from vmpool.config import Address
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -84,15 +84,31 @@ def url_of(listener: socket.socket) -> str:
     return f"http://{_written(reachable, port)}"
 
 
+class Interrupt(Enum):
+    """What ends a server."""
+
+    STOP = auto()
+    """SIGINT or SIGTERM."""
+    HAND_OVER = auto()
+    """Another server asks for its place, as `tenure.succeed` does."""
+
+
+_SIGNALS = {
+    signal.SIGINT: Interrupt.STOP,
+    signal.SIGTERM: Interrupt.STOP,
+    HAND_OVER: Interrupt.HAND_OVER,
+}
+
+
 class Interrupts:
-    """SIGINT and SIGTERM while a block runs, on the loop and in the task that enter it.
+    """The signals that end a server, while a block runs, on the loop and in the task that enter it.
 
     The first one ends `wait`; where nobody waits yet it cancels the task, and the block raises
-    `KeyboardInterrupt` once it is unwound. The second one ends the process at once.
+    `KeyboardInterrupt` once it is unwound. A second SIGINT or SIGTERM ends the process at once.
     """
 
     def __init__(self) -> None:
-        self._asked = asyncio.Event()
+        self._asked: asyncio.Future[Interrupt] = asyncio.get_running_loop().create_future()
         self._awaited = False
         self._cancelled: asyncio.Task[object] | None = None
 
@@ -100,8 +116,8 @@ class Interrupts:
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._interrupt, task)
+        for number, what in _SIGNALS.items():
+            loop.add_signal_handler(number, self._interrupt, what, task)
         return self
 
     def __exit__(
@@ -117,16 +133,18 @@ class Interrupts:
             self._cancelled.uncancel()
             raise KeyboardInterrupt from error
 
-    async def wait(self) -> None:
-        """Return once a signal has come."""
+    async def wait(self) -> Interrupt:
+        """Return what has come once a signal has."""
         self._awaited = True
-        await self._asked.wait()
+        return await asyncio.shield(self._asked)
 
-    def _interrupt(self, task: asyncio.Task[object]) -> None:
-        if self._asked.is_set():
-            report.say("leaving at once; the next start clears up what is left")
+    def _interrupt(self, what: Interrupt, task: asyncio.Task[object]) -> None:
+        if self._asked.done():
+            if what is Interrupt.HAND_OVER:
+                return
+            report.say("leaving at once; the next start settles what is left")
             os._exit(report.ExitCode.INTERRUPTED)
-        self._asked.set()
+        self._asked.set_result(what)
         if not self._awaited:
             self._cancelled = task
             task.cancel()

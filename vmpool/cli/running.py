@@ -6,7 +6,8 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from vmpool import api, local
-from vmpool.cli.listening import url_of
+from vmpool.cli import report
+from vmpool.cli.listening import Interrupt, url_of
 from vmpool.client.endpoint import Endpoint
 from vmpool.store import Role
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from vmpool.cli.listening import Interrupts
     from vmpool.host import Host
     from vmpool.store import Store
 
@@ -37,6 +39,16 @@ async def served(host: Host, listener: socket.socket) -> AsyncIterator[Endpoint]
         url = url_of(listener)
         with local.announced(state, url):
             yield Endpoint(url=url, token=token)
+
+
+async def ended(interrupts: Interrupts, host: Host) -> None:
+    """Return once a server is to end, and have its host know how."""
+    match await interrupts.wait():
+        case Interrupt.STOP:
+            report.say("stopping")
+        case Interrupt.HAND_OVER:
+            report.say("handing over to another server")
+            host.hand_over()
 
 
 async def _local_token(store: Store, state: Path) -> str:

@@ -13,11 +13,11 @@ import click
 
 from vmpool import packages
 from vmpool.catalogue import TemplateRequest, TemplateState
-from vmpool.cli import demonstration, images, report
+from vmpool.cli import demonstration, images
 from vmpool.cli.listening import Interrupts, bound
 from vmpool.cli.progress import Progress
 from vmpool.cli.remote import Remote
-from vmpool.cli.running import served
+from vmpool.cli.running import ended, served
 from vmpool.cli.state import server_options, settings_from
 from vmpool.config import Settings
 from vmpool.errors import NotFoundError
@@ -110,8 +110,7 @@ async def bring_up(plan: Plan, *, base: Base | None = None) -> None:
             _show(answer, made[0].name, endpoint, host)
             if plan.afterwards is Afterwards.SERVE:
                 click.echo(f"\nServing on {endpoint.url} until Ctrl-C.")
-                await interrupts.wait()
-                report.say("stopping")
+                await ended(interrupts, host)
 
 
 async def _images(plan: Plan, progress: Progress) -> list[Image]:
