@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vmpool import checkpoint
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import EngineError, SnapshotError, VmpoolError
-from vmpool.lifecycle import SandboxState, Turn
+from vmpool.lifecycle import EndReason, SandboxState, Turn
 from vmpool.model import Identity, Preserve, Waking, new_id
 from vmpool.store import Purpose
 from vmpool.vault import checkpoint_of
@@ -104,11 +104,7 @@ class Pausing:
                 kept.row, deadline_ns=sandbox.deadline_ns, paused_ns=paused_ns
             )
         except VmpoolError:
-            try:
-                await sandbox.clone.machine.resume()
-            except EngineError as err:  # it died, which its watch will see
-                log.error("sandbox=%s did not run on: %s", sandbox.id, err)
-            self._run_on(holding)
+            await self._run_again(holding)
             await self._vault.discard(kept.id)
             raise
         self._vault.note(kept)
@@ -122,6 +118,17 @@ class Pausing:
         await self._household.kill(holding, machine)
         assert pool is not None
         pool.release(machine)
+
+    async def _run_again(self, holding: Holding) -> None:
+        """Have a machine that was halted run on; a sandbox whose machine does not has crashed."""
+        sandbox = holding.sandbox
+        try:
+            await sandbox.clone.machine.resume()
+        except EngineError as err:
+            log.error("sandbox=%s does not run on: %s", sandbox.id, err)
+            self._household.begin_end(holding, EndReason.CRASHED, err)
+        else:
+            self._run_on(holding)
 
     def _run_on(self, holding: Holding) -> None:
         """Note that nothing came of a pause; its deadline counts again."""

@@ -12,6 +12,7 @@ from tests.api.conftest import IMAGE
 from tests.fakes import FakeEngine
 from vmpool import snapshot, template
 from vmpool.image import Library
+from vmpool.policy import Limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -51,6 +52,17 @@ async def host(
         await fake_host.add_template(opened)
         fake_host.keep(state, tmp_path_factory.getbasetemp() / "furnished")
         yield opened
+
+
+@pytest.fixture
+async def roomy(
+    state: Path, engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Host]:
+    """A host whose pool has room for a family and keeps no spares."""
+    async with fake_host.opened(state, engine) as host:
+        await fake_host.add_template(host, limits=Limits(ready=0, total=8))
+        fake_host.keep(state, tmp_path_factory.getbasetemp() / "furnished")
+        yield host
 
 
 @pytest.fixture(scope="module")

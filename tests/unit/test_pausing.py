@@ -7,20 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fake_host import OWNER, wanted
+from tests.turns import answers
 from vmpool.errors import ConflictError
 from vmpool.lifecycle import SandboxState
-from vmpool.model import Command, Exited
 
 if TYPE_CHECKING:
-
     from vmpool.host import Host
-    from vmpool.sandbox import Sandbox
-
-
-async def answers(sandbox: Sandbox) -> None:
-    """Return when a sandbox has run something."""
-    async with sandbox.execute(Command(argv=("true",))) as execution:
-        assert [event async for event in execution][-1] == Exited(exit_code=0)
 
 
 async def test_a_paused_sandbox_is_files_and_comes_back_as_who_it_was(host: Host) -> None:
@@ -40,7 +32,6 @@ async def test_a_paused_sandbox_is_files_and_comes_back_as_who_it_was(host: Host
         await answers(made)
     await host.pause(made.id, owner=OWNER)
     assert await host.resume(made.id, owner=OWNER, timeout=None) is made
-    assert made.state is SandboxState.RUNNING
     assert (made.receipt.hostname, made.receipt.machine_id) == (before.hostname, before.machine_id)
     assert left - 60 < made.left_seconds <= left
     assert not list((host.settings.state / "checkpoints").iterdir())
