@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import small_disk
 from tests.api.conftest import IMAGE
 from tests.fake_host import OWNER, add_template, opened, wanted
 from tests.fakes import FakeEngine
+from tests.parcels import entries, packed, pieces, said_otherwise
+from vmpool import disk, snapshot
+from vmpool.config import CheckpointSettings
 from vmpool.errors import VmpoolError
 from vmpool.model import Code, Exited
 from vmpool.shipping import Cargo
@@ -28,11 +33,6 @@ async def sent(host: Host, checkpoint: str, cargo: Cargo) -> bytes:
     """Return an exported checkpoint."""
     parts = host.export_checkpoint(checkpoint, owner=OWNER, cargo=cargo)
     return b"".join([part async for part in parts])
-
-
-async def pieces(parcel: bytes, size_bytes: int = 5000) -> AsyncIterator[bytes]:
-    for at in range(0, len(parcel), size_bytes):
-        yield parcel[at : at + size_bytes]
 
 
 async def received(host: Host, parcel: bytes, name: str | None = None) -> Checkpoint:
@@ -54,6 +54,8 @@ def kept_by(host: Host) -> tuple[set[str], ...]:
     found = [{path.name for path in (state / name).iterdir()} for name in FOLDERS]
     return (*found, {each.id for each in host._vault.of(OWNER)})
 
+
+DISK_BYTES = 64 << 20
 
 FOLDERS = ("snapshots", "checkpoints")
 
@@ -197,3 +199,99 @@ async def test_another_owners_checkpoint_is_not_exported(host: Host) -> None:
     with pytest.raises(VmpoolError) as raised:
         host.export_checkpoint(kept.id, owner="somebody", cargo=Cargo.DELTA)
     assert raised.value.error_code == "checkpoint_not_found"
+
+
+@pytest.mark.parametrize(("folder", "name"), [("base", "memory"), ("checkpoint", "device-state")])
+async def test_a_file_that_does_not_match_its_digest_is_refused(
+    host: Host, state: Path, folder: str, name: str
+) -> None:
+    await made_checkpoint(host)
+    parcel = await sent(host, "here", Cargo.WITH_BASE)
+    files = entries(parcel)
+    for number, (entry, content) in enumerate(files):
+        if entry.name == f"{folder}/{name}":
+            files[number] = (entry, bytes([content[0] ^ 1]) + content[1:])
+    async with elsewhere(state, FakeEngine()) as other:
+        assert await refusal(other, packed(files)) == "parcel_damaged"
+
+
+async def test_a_layer_that_leads_to_another_file_is_refused(host: Host, tmp_path: Path) -> None:
+    await add_template(host, "disk", disk_bytes=DISK_BYTES)
+    sandbox = await host.create(wanted(template="disk"), owner=OWNER)
+    await host.checkpoint(sandbox.id, owner=OWNER, name="here")
+    parcel = await sent(host, "here", Cargo.DELTA)
+    with (tmp_path / "layer").open("wb") as file:
+        disk.write_overlay(file.fileno(), DISK_BYTES)
+    plain = (tmp_path / "layer").read_bytes()
+    await received(host, with_layer(parcel, plain, tmp_path), "plain")
+    name = b"/etc/shadow"
+    behind = struct.pack(">4sIQI", b"QFI\xfb", 3, 512, len(name)) + plain[20:512] + name
+    elsewhere = behind + plain[len(behind) :]
+    assert await refusal(host, with_layer(parcel, elsewhere, tmp_path), "evil") == "parcel_damaged"
+
+
+def with_layer(parcel: bytes, layer: bytes, directory: Path) -> bytes:
+    """Return a parcel whose checkpoint has another disk layer, and says so."""
+    files = entries(parcel)
+    (at,) = (n for n, (entry, _) in enumerate(files) if entry.name == "checkpoint/layer-00")
+    files[at][0].size = len(layer)
+    files[at] = (files[at][0], layer)
+    record = {"size_bytes": len(layer), "digest": digest_of(layer, directory)}
+    return said_otherwise(
+        packed(files), lambda said: said["checkpoint"]["files"].update({"layer-00": record})
+    )
+
+
+def digest_of(content: bytes, directory: Path) -> str:
+    """Return the digest that a snapshot's manifest has of a file."""
+    (directory / "file").write_bytes(content)
+    digest = snapshot._digest(directory / "file")
+    (directory / "file").unlink()
+    return digest
+
+
+async def test_a_machine_that_this_host_would_not_make_is_refused(host: Host, state: Path) -> None:
+    await made_checkpoint(host)
+    parcel = await sent(host, "here", Cargo.WITH_BASE)
+
+    def change(said: dict[str, dict[str, dict[str, object]]]) -> None:
+        for manifest in ("base", "checkpoint"):
+            said[manifest]["spec"]["shape"] = "another"
+
+    async with elsewhere(state, FakeEngine()) as other:
+        assert await refusal(other, said_otherwise(parcel, change)) == "snapshot_unfit"
+
+
+async def test_the_root_of_an_imported_base_is_the_image_that_is_here(
+    host: Host, state: Path
+) -> None:
+    await made_checkpoint(host)
+    parcel = await sent(host, "here", Cargo.WITH_BASE)
+
+    def change(said: dict[str, dict[str, dict[str, object]]]) -> None:
+        said["base"]["spec"]["root"] = "/etc/shadow"
+
+    async with elsewhere(state, FakeEngine()) as other:
+        there = await received(other, said_otherwise(parcel, change))
+        found = (await other.catalogue.lineage(there.base_id)).snapshot.spec.root
+        assert found == other.images.load(IMAGE).root
+
+
+async def test_more_than_an_owner_may_keep_is_not_imported(host: Host, state: Path) -> None:
+    await made_checkpoint(host)
+    parcel = await sent(host, "here", Cargo.WITH_BASE)
+    other = state.with_name(f"{state.name}-c")
+    shutil.copytree(state / "images", other / "images")
+    settings = CheckpointSettings(kept=0)
+    async with opened(other, FakeEngine(), checkpoints=settings) as full:
+        assert await refusal(full, parcel) == "checkpoints_full"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+async def test_a_full_disk_leaves_nothing(host: Host, state: Path, folder: str) -> None:
+    await made_checkpoint(host)
+    parcel = await sent(host, "here", Cargo.WITH_BASE)
+    async with elsewhere(state, FakeEngine()) as other:
+        with small_disk.mounted(other.settings.state / folder, "size=4k"):
+            assert await refusal(other, parcel) == "host_disk_full"
+        assert (await received(other, parcel)).name == "here"
