@@ -413,7 +413,9 @@ class Catalogue:
     ) -> Pool[Clone]:
         ground = self._ground
         await ground.images.verify(image)
-        entry.snapshot = await self._depot.find_or_make(image, entry.spec, progress=progress)
+        entry.snapshot = await self._depot.find_or_make(
+            image, entry.spec, needed=lambda: self._lineages.needed, progress=progress
+        )
         entry.pool = await self._open_pool(entry.name, entry.snapshot, entry.limits)
         return entry.pool
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_UNFIT = frozenset({"snapshot_unfit", "snapshot_processor_unfit"})
+"""Codes of a snapshot that is whole, and of use on another host."""
+
 
 class Depot:
     """Snapshots by what they are made of.
@@ -60,14 +63,24 @@ class Depot:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def find_or_make(
-        self, image: Image, spec: MachineSpec, *, progress: Callable[[str], None]
+        self,
+        image: Image,
+        spec: MachineSpec,
+        *,
+        needed: Callable[[], Collection[str]],
+        progress: Callable[[str], None],
     ) -> Snapshot:
         """Return the snapshot of `image` booted as `spec`, checked to its last byte, or make it.
 
         Callers for the same one wait for each other, and the second finds it. The spec is this
         host's own: a snapshot that was saved by another QEMU has another name.
 
+        Args:
+            needed: Names of snapshots that something descends from; asked when this one is there
+                and cannot run here.
+
         Raises:
+            SnapshotError: It cannot run here, and is needed where it can; nothing was removed.
             HostError: This host has not the spec's CPU model; code `cpu_model_unfit`.
             VmpoolError: As `template.make`.
         """
@@ -81,6 +94,8 @@ class Depot:
                         self._checked, directory, image.digest, spec, processor
                     )
                 except VmpoolError as err:
+                    if err.error_code in _UNFIT and name in needed():
+                        raise
                     progress(f"{err.message}; making it again")
                     log.warning("snapshot=%s: %s; making it again", name, err)
                     await asyncio.to_thread(snapshot.discard, directory)

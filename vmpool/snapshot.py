@@ -195,7 +195,8 @@ class Snapshot:
                 f"snapshot {name!r} was saved by QEMU {spec.qemu_version!r}, "
                 f"this host has {version!r}",
                 code="snapshot_unfit",
-                remedy="make the template again on this host",
+                remedy="make the template again on this host; what was saved before runs where "
+                f"QEMU is {spec.qemu_version}",
             )
         if spec.accelerator not in processors:
             raise SnapshotError(

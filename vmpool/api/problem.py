@@ -50,6 +50,8 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "permission_denied": 403,
     "range_not_satisfiable": 416,
     "sandbox_ended": 410,
+    "snapshot_processor_unfit": 409,
+    "snapshot_unfit": 409,
     "too_many_entries": 413,
     "unknown_user": 400,
     "unsupported_media_type": 415,
