@@ -14,7 +14,7 @@ from vmpool.client import blocking, blocking_processes
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-BLOCKS = {"sandbox", "exec", "interact", "stream"}
+BLOCKS = {"sandbox", "exec", "interact", "stream", "watch", "archive"}
 ITERATORS = {"sandboxes"}
 AT_ONCE = {"attach", "detach", "find"}
 

@@ -7,11 +7,11 @@ is said there.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, BinaryIO, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from vmpool.client.asynchronous import AsyncClient
+from vmpool.client.blocking_files import Files
 from vmpool.client.blocking_processes import Processes
-from vmpool.client.files import READ_BYTES
 from vmpool.client.portal import Portal, entered, iterated
 from vmpool.errors import VmpoolError
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from vmpool.client.contexts import AsyncContext, AsyncContexts, ContextInfo
     from vmpool.client.events import Event
     from vmpool.client.execution import AsyncExecution, AsyncInteraction
-    from vmpool.client.files import AsyncFiles
     from vmpool.client.options import (
         CellOptions,
         ContextOptions,
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from vmpool.client.sandbox import AsyncSandbox
     from vmpool.client.values import (
         CheckpointInfo,
-        FileInfo,
         Health,
         ImageInfo,
         SandboxInfo,
@@ -363,71 +361,3 @@ class Interaction:
     def signal(self, number: int) -> None:
         """As `AsyncInteraction.signal`."""
         self._portal.call(self._behind.signal(number))
-
-
-class Files:
-    """The files of one sandbox, as `AsyncFiles`."""
-
-    def __init__(self, portal: Portal, behind: AsyncFiles) -> None:
-        self._portal = portal
-        self._behind = behind
-
-    def read(self, path: str, *, user: str | None = None, limit_bytes: int = READ_BYTES) -> bytes:
-        """As `AsyncFiles.read`."""
-        return self._portal.call(self._behind.read(path, user=user, limit_bytes=limit_bytes))
-
-    def read_text(self, path: str, *, user: str | None = None) -> str:
-        """As `AsyncFiles.read_text`."""
-        return self._portal.call(self._behind.read_text(path, user=user))
-
-    @contextlib.contextmanager
-    def stream(self, path: str, *, user: str | None = None) -> Iterator[Iterator[bytes]]:
-        """As `AsyncFiles.stream`."""
-        with entered(self._portal, self._behind.stream(path, user=user)) as chunks:
-            yield iterated(self._portal, chunks)
-
-    def download(self, path: str, target: Path | str, *, user: str | None = None) -> None:
-        """As `AsyncFiles.download`."""
-        self._portal.call(self._behind.download(path, target, user=user))
-
-    def write(
-        self,
-        path: str,
-        content: bytes | str,
-        *,
-        user: str | None = None,
-        mode: int | None = None,
-    ) -> FileInfo:
-        """As `AsyncFiles.write`; for a stream there is `upload`."""
-        return self._portal.call(self._behind.write(path, content, user=user, mode=mode))
-
-    def upload(
-        self,
-        source: Path | str | BinaryIO,
-        path: str,
-        *,
-        user: str | None = None,
-        mode: int | None = None,
-    ) -> FileInfo:
-        """As `AsyncFiles.upload`."""
-        return self._portal.call(self._behind.upload(source, path, user=user, mode=mode))
-
-    def list(self, path: str, *, user: str | None = None, depth: int = 1) -> tuple[FileInfo, ...]:
-        """As `AsyncFiles.list`."""
-        return self._portal.call(self._behind.list(path, user=user, depth=depth))
-
-    def stat(self, path: str, *, user: str | None = None) -> FileInfo:
-        """As `AsyncFiles.stat`."""
-        return self._portal.call(self._behind.stat(path, user=user))
-
-    def remove(self, path: str, *, user: str | None = None) -> None:
-        """As `AsyncFiles.remove`."""
-        self._portal.call(self._behind.remove(path, user=user))
-
-    def move(self, source: str, destination: str, *, user: str | None = None) -> FileInfo:
-        """As `AsyncFiles.move`."""
-        return self._portal.call(self._behind.move(source, destination, user=user))
-
-    def make_directory(self, path: str, *, user: str | None = None) -> FileInfo:
-        """As `AsyncFiles.make_directory`."""
-        return self._portal.call(self._behind.make_directory(path, user=user))

@@ -296,6 +296,8 @@ class Connection:
         except _LostError as err:
             raise self._lost(err.cause) from err.cause
         except (aiohttp.ClientError, ConnectionError) as err:
+            if isinstance(err.__cause__, VmpoolError):  # of what was to be sent
+                raise err.__cause__ from None
             raise self._lost(err) from err
 
     def _lost(self, err: BaseException) -> InfrastructureError:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from vmpool.client.connection import Connection, Repeat, Request, path_of
+from vmpool.client.form import Form, FormFile, forms
 from vmpool.client.local_files import CHUNK_BYTES, read_chunks, reading, replacing
-from vmpool.client.values import FileInfo, FileListing, read
-from vmpool.errors import TooLargeError
+from vmpool.client.problem import error_of
+from vmpool.client.values import FileInfo, FileListing, UploadListing, read
+from vmpool.client.watches import FileChange, read_changes
+from vmpool.errors import GuestFileError, TooLargeError, VmpoolError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator
+    from collections.abc import AsyncIterable, AsyncIterator, Mapping
 
 READ_BYTES = 64 << 20
 """Up to this size a file is read into memory unless more is asked for: a guest says its size."""
@@ -157,6 +161,134 @@ class AsyncFiles:
         """Make a directory with its parents. Raises as `list`."""
         return await self._change("directory", {"path": path}, user)
 
+    async def symlink(self, path: str, target: str, *, user: str | None = None) -> FileInfo:
+        """Make a symbolic link at `path` that says `target`, with its parents. Raises as `list`."""
+        return await self._change("link", {"path": path, "target": target}, user)
+
+    async def readlink(self, path: str, *, user: str | None = None) -> str:
+        """Return where a symbolic link points, as written in it.
+
+        Raises:
+            GuestFileError: `not_a_link`.
+            VmpoolError: As `list`.
+        """
+        info = await self.stat(path, user=user)
+        if info.target is None:
+            raise GuestFileError(f"{path!r} is no symbolic link", code="not_a_link")
+        return info.target
+
+    async def chmod(self, path: str, mode: int, *, user: str | None = None) -> FileInfo:
+        """Change permission bits; links are followed. Raises as `list`."""
+        return await self._alter({"path": path, "mode": mode, "user": user})
+
+    async def chown(
+        self,
+        path: str,
+        *,
+        owner: str | None = None,
+        group: str | None = None,
+        user: str | None = None,
+    ) -> FileInfo:
+        """Change owner and group, by name or number; links are followed.
+
+        Args:
+            path: Whose.
+            owner: Stays if left out; `group` likewise.
+            user: Whose rights hold: `root` may give files away.
+
+        Raises:
+            InvalidRequestError: `unknown_user`, `unknown_group`.
+            VmpoolError: As `list`.
+        """
+        return await self._alter({"path": path, "owner": owner, "group": group, "user": user})
+
+    async def write_many(
+        self,
+        files: Mapping[str, bytes | str | Path],
+        *,
+        user: str | None = None,
+        mode: int | None = None,
+    ) -> dict[str, FileInfo | VmpoolError]:
+        """Write several files in one request, or in one for each thousand of them.
+
+        Args:
+            files: Contents by path. Text is written as UTF-8, a `Path` is a file of ours that is
+                sent as it is read.
+            user: Whose rights hold, and whose files they will be.
+            mode: Permission bits.
+
+        Returns:
+            For each path what it is now, or why it could not be written.
+
+        Raises:
+            InvalidRequestError: `file_unreadable`; those before are written.
+            VmpoolError: The request was refused or the server lost; some may be written.
+        """
+        made = (
+            FormFile(path=path, content=content.encode() if isinstance(content, str) else content)
+            for path, content in files.items()
+        )
+        outcomes: dict[str, FileInfo | VmpoolError] = {}
+        for form in forms(made):
+            request = Request(
+                method="POST",
+                path=path_of(*self._path, user=user, mode=mode),
+                headers={"Content-Type": form.content_type},
+            )
+            async with self._connection.open(request, content=_threaded(form)) as response:
+                answer = read(await self._connection.read(response), UploadListing)
+            for one in answer.files:
+                assert one.file is not None or one.error is not None
+                outcomes[one.path] = one.file or error_of(one.error or {})
+        return outcomes
+
+    @contextlib.asynccontextmanager
+    async def archive(
+        self, path: str, *, user: str | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Yield a directory with all in it as a tar archive, in chunks, for the time of a block.
+
+        Names and links in it are the guest's: unpack it as `tarfile` does with `filter="data"`.
+
+        Raises:
+            VmpoolError: As `stream`.
+        """
+        request = Request(method="GET", path=path_of(*self._path, "archive", path=path, user=user))
+        async with self._connection.open(request) as response:
+            yield self._connection.chunks(response)
+
+    @contextlib.asynccontextmanager
+    async def watch(
+        self, path: str, *, user: str | None = None, recursive: bool = False
+    ) -> AsyncIterator[AsyncIterator[FileChange]]:
+        """Watch a directory for the time of a block; what happens from its beginning on is told.
+
+        The changes end after `gone`.
+
+        Args:
+            path: The directory.
+            user: Whose rights hold.
+            recursive: Directories below it as well, those that come later included.
+
+        Raises:
+            VmpoolError: The guest or the server refused, or the server was lost; while iterating
+                also `watch_limit`, or that the sandbox has ended.
+        """
+        deep = "true" if recursive else None
+        target = path_of(*self._path, "watch", path=path, user=user, recursive=deep)
+        async with (
+            self._connection.open(Request(method="GET", path=target)) as response,
+            aclosing(self._connection.lines(response)) as lines,
+        ):
+            await anext(lines)  # comes once all is watched
+            async with aclosing(read_changes(lines)) as changes:
+                yield changes
+
+    async def _alter(self, changes: dict[str, object]) -> FileInfo:
+        given = {name: value for name, value in changes.items() if value is not None}
+        request = Request(method="PATCH", path=path_of(*self._path), body=given)
+        return read(await self._connection.call(request), FileInfo)
+
     async def _look(self, path: str) -> bytes:
         request = Request(method="GET", path=path)
         return await self._connection.call(request, repeat=Repeat.WHEN_LOST)
@@ -165,6 +297,12 @@ class AsyncFiles:
         asked = body if user is None else body | {"user": user}
         request = Request(method="POST", path=path_of(*self._path, what), body=asked)
         return read(await self._connection.call(request), FileInfo)
+
+
+async def _threaded(form: Form) -> AsyncIterator[bytes]:
+    pieces = form.pieces()
+    while piece := await asyncio.to_thread(next, pieces, b""):
+        yield piece
 
 
 async def _pieces(data: bytes) -> AsyncIterator[bytes]:

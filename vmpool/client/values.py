@@ -207,6 +207,22 @@ class FileListing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """What became of one of several files: what it is now, or the problem that it met."""
+
+    path: str
+    file: FileInfo | None = None
+    error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadListing:
+    """What became of several files."""
+
+    files: tuple[Upload, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateListing:
     """All templates."""
 
