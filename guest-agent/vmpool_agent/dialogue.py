@@ -19,7 +19,7 @@ import os
 import termios
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vmpool_agent import wire
+from vmpool_agent import spawn, wire
 
 if TYPE_CHECKING:
     from vmpool_agent.pipes import Pipes
@@ -67,7 +67,7 @@ class Dialogue:
             reactor.watch(fd, functools.partial(self._on_output, fd))
         reactor.watch(self._report, self._pump)
         reactor.watch(self._requests, self._write)
-        reactor.watch_room(self._requests)
+        self._blocked = False
 
     def ask(self, request: bytes) -> None:
         """Send bytes of a request after those before it."""
@@ -102,10 +102,16 @@ class Dialogue:
         self._report = self._requests = -1
 
     def _write(self) -> None:
+        if self._requests < 0:
+            return
         # A pipe that broke tells of a death, which is told in another way.
         with contextlib.suppress(OSError):
-            while self._asked and self._requests >= 0:
+            while self._asked:
                 del self._asked[: os.write(self._requests, self._asked)]
+        if bool(self._asked) != self._blocked:
+            self._blocked = bool(self._asked)
+            watch = self._reactor.watch_room if self._blocked else self._reactor.unwatch_room
+            watch(self._requests)
 
     def _on_output(self, _fd: int) -> None:
         self._pump()
@@ -201,6 +207,8 @@ class Dialogue:
             return
         if isinstance(value, dict):
             self._owner.on_report(value)
+            if value.get("wait") is True:
+                self.ask(spawn.TAKEN)
 
     def _come_again(self) -> None:
         if not self._again and not self._over:

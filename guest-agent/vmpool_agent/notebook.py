@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 _LIBRARIES = (str(pathlib.Path(IPython.__file__).parent), str(pathlib.Path(__file__).parent))
 _INLINE = "module://matplotlib_inline.backend_inline"
+_TEXT = "text/plain"
+_PLAIN = frozenset({bool, int, float, complex, str, bytes})
+"""Types without rich forms; asking a value for each of a dozen costs more than most cells."""
 _NO_STDIN = "a context has no stdin: put the value into the code, or run it with exec"
 _REHEARSAL = ("x = 6 * 7\nx", "raise ValueError(x)", "print('', end='')")
 
@@ -47,6 +51,26 @@ class _Hook(DisplayHook):
     """Shows a cell's value."""
 
     shell: Shell
+
+    def quiet(self) -> bool:
+        """Whether the cell ends with a semicolon; most have none to look at closely."""
+        history = self.shell.history_manager
+        assert history is not None
+        return ";" in history.input_hist_parsed[-1] and bool(super().quiet())
+
+    def compute_format_data(
+        self, result: object
+    ) -> tuple[dict[str, object], dict[str, dict[str, object]]]:
+        """Return a value's forms; of what Python itself makes, only those that somebody added."""
+        formatter: Any = self.shell.display_formatter
+        if type(result) not in _PLAIN or any(
+            type(result) in one.type_printers
+            for kind, one in formatter.formatters.items()
+            if kind != _TEXT
+        ):
+            forms, metadata = super().compute_format_data(result)
+            return forms, metadata
+        return {_TEXT: formatter.formatters[_TEXT](result)}, {}
 
     def write_output_prompt(self) -> None:
         """Nothing: it is no terminal."""
@@ -97,9 +121,16 @@ class Shell(InteractiveShell):
 
     Attributes:
         tell: Takes what is reported; the agent, but for a rehearsal.
+        wait: Returns when the agent has taken a report that says `wait`.
     """
 
-    tell: Callable[[dict[str, Any]], None] = staticmethod(spawn.tell)
+    tell: Callable[..., None] = staticmethod(spawn.tell)
+
+    def init_instance_attrs(self) -> None:
+        """As IPython's; nothing is held back yet."""
+        super().init_instance_attrs()
+        self._held: list[dict[str, Any]] = []
+        self.wait: Callable[[], None] | None = None
 
     displayhook_class = _Hook
     display_pub_class = _Publisher
@@ -123,12 +154,26 @@ class Shell(InteractiveShell):
     def show(
         self, forms: dict[str, object], *, is_main: bool = False, display_id: str | None = None
     ) -> None:
-        """Tell a value's forms, after all that was printed before."""
+        """Tell a value's forms, after all that was printed before.
+
+        That of a cell waits for what comes next, which is its end as a rule: one wakes the agent.
+        """
         _flush()
         told: dict[str, Any] = {"type": "result", "mime": display.fit(forms), "is_main": is_main}
         if display_id is not None:
             told["display_id"] = display.clean(display_id)
-        self.tell(told)
+        if is_main:
+            self._held.append(told)
+        elif self.wait is not None and threading.current_thread() is threading.main_thread():
+            self.report(told | {"wait": True})
+            self.wait()
+        else:
+            self.report(told)
+
+    def report(self, value: dict[str, Any]) -> None:
+        """Tell something, after what was held back for it."""
+        self.tell(*self._held, value)
+        self._held.clear()
 
     def system(self, cmd: str) -> None:
         """Run `!cmd` on our own outputs, in our process group: what interrupts us reaches it."""
@@ -150,7 +195,7 @@ class Shell(InteractiveShell):
 
     def _tell_raised(self, err: BaseException) -> None:
         _flush()
-        self.tell({"type": "raised", **failure.describe(err, _is_ours)})
+        self.report({"type": "raised", **failure.describe(err, _is_ours)})
 
     def ask_exit(self) -> NoReturn:
         """End the execution; the context goes on."""
@@ -185,25 +230,38 @@ def _make_shell() -> Shell:
 class Notebook:
     """One context's interpreter, between its requests."""
 
-    def __init__(self, shell: Shell) -> None:
+    def __init__(self, shell: Shell, requests: BinaryIO) -> None:
         self._shell = shell
+        self._requests = requests
+        self._pid = os.getpid()
+        shell.wait = self._wait
         signal.signal(signal.SIGINT, _pass)
 
-    def run(self, request: dict[str, Any]) -> None:
+    def run_all(self) -> None:
+        """Run what is asked for until there is no more."""
+        while line := self._requests.readline():
+            if line != spawn.TAKEN:  # an interrupt came before it was awaited
+                self._run(json.loads(line))
+
+    def _wait(self) -> None:
+        # A fork of the code's own has no part in what is said to us.
+        if os.getpid() == self._pid:
+            self._requests.readline()
+
+    def _run(self, request: dict[str, Any]) -> None:
         """Run one request and report how it ended."""
         shell = self._shell
-        process = os.getpid()
         os.environ.update(request["changes"])
         if request["rng"] is not None:
             generators.reseed(request["rng"])
         number, shell.execution_count = request["number"], request["executions"]
-        shell.tell({"type": "begun", "number": number})
+        shell.report({"type": "begun", "number": number})
         with _environment(request["env"]):
             code = self._execute(request["source"])
         _flush()
-        if os.getpid() != process:
+        if os.getpid() != self._pid:
             os._exit(code)  # a fork of the code's own that ran to the cell's end
-        shell.tell({"type": "ended", "number": number, "exit_code": code})
+        shell.report({"type": "ended", "number": number, "exit_code": code})
 
     def _execute(self, source: str) -> int:
         """Run a cell; return its exit code."""
@@ -228,7 +286,7 @@ def _pass(_number: int, _frame: FrameType | None) -> None:
 def rehearse() -> None:
     """Make a shell ready in the warm interpreter, and have it do what each context does first."""
     shell = _make_shell()
-    shell.tell = lambda _: None
+    shell.tell = lambda *_: None
     _draw_inline(shell)
     for source in _REHEARSAL:
         shell.run_cell(source, store_history=True)
@@ -243,11 +301,9 @@ def serve() -> int:
     sys.modules["__main__"] = shell.user_module
     builtins.input = _refuse_input
     _draw_inline(shell)
-    notebook = Notebook(shell)
-    shell.tell({"type": "ready"})
-    with requests:
-        for line in requests:
-            notebook.run(json.loads(line))
+    notebook = Notebook(shell, requests)
+    shell.report({"type": "ready"})
+    notebook.run_all()
     return 0
 
 

@@ -35,6 +35,8 @@ FORK_AT_ONCE = b"o"
 """The same for a run that waits already: it is to make ready for nothing but that."""
 COLLECT = b"c"
 """Asks it to collect garbage, and to say when it has."""
+TAKEN = b"\n"
+"""Answers a report of a context that says `wait`: what is written from now on goes after it."""
 PACKET = 32 * 1024
 """Bytes of a request that goes to a spare in one packet; a larger one goes in a file."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -137,9 +139,10 @@ def close_others(lowest: int) -> None:
                 os.close(int(name))
 
 
-def tell(value: dict[str, Any]) -> None:
-    """Write one report; from the child."""
-    line = memoryview(json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n")
+def tell(*values: dict[str, Any]) -> None:
+    """Write reports, all at once; from the child."""
+    told = "".join(f"{json.dumps(value, separators=(',', ':'))}\n" for value in values)
+    line = memoryview(told.encode("ascii"))
     # A child whose report nobody reads any more is about to be killed.
     with contextlib.suppress(OSError):
         while line:

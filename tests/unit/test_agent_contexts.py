@@ -118,6 +118,18 @@ shown.update(HTML("<b>2</b>"))
     assert {(result.display_id, result.is_main) for result in shown} == {("mine", False)}
 
 
+async def test_what_is_printed_and_what_is_shown_keep_their_order(guest: Path) -> None:
+    source = "for i in range(30):\n    print(i)\n    display(i)\n    !echo $i"
+    async with connected(guest) as agent:
+        events = await run(agent, await create(agent), source)
+    told = "".join(
+        event.data.decode() if isinstance(event, Output) else f"<{event.mime['text/plain']}>"
+        for event in events
+        if isinstance(event, Output | Result)
+    )
+    assert told == "".join(f"{i}\n<{i}>{i}\n" for i in range(30))
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [

@@ -270,7 +270,8 @@ Rich()
     async with connected(guest) as agent:
         events = await run(agent, Code(source=source))
     assert events[1] == Result(
-        {"x/y": '{"a": 1}', "text/html": "<b>hi</b>", "image/png": "cG5n", "text/plain": "plain"}
+        {"x/y": '{"a": 1}', "text/html": "<b>hi</b>", "image/png": "cG5n", "text/plain": "plain"},
+        is_main=True,
     )
 
 
