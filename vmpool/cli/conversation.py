@@ -1,4 +1,4 @@
-"""Conversation: an execution whose stdin is ours, over a WebSocket."""
+"""Conversation: a program in a guest whose stdin is ours, over a WebSocket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vmpool.cli.remote import LINE_LIMIT_BYTES, decode_event
 from vmpool.errors import InfrastructureError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from vmpool.cli.transcript import Transcript
     from vmpool.client.endpoint import Endpoint
@@ -29,8 +29,16 @@ HEARTBEAT = 30.0
 """Seconds between pings, so that a server that is gone without a word is noticed."""
 
 
-def hold(endpoint: Endpoint, path: str, body: dict[str, Any], transcript: Transcript) -> None:
-    """Run one execution to its end, passing stdin on as it comes.
+def hold(
+    endpoint: Endpoint, path: str, body: dict[str, Any] | None, transcript: Transcript
+) -> None:
+    """Follow one program to its end, passing stdin on as it comes.
+
+    Args:
+        endpoint: The server.
+        path: Where its WebSocket is.
+        body: What is to run; `None` when it runs already.
+        transcript: Prints what is said.
 
     Raises:
         VmpoolError: The server broke it off, or `server_lost`.
@@ -39,16 +47,28 @@ def hold(endpoint: Endpoint, path: str, body: dict[str, Any], transcript: Transc
 
 
 async def _hold(
-    endpoint: Endpoint, path: str, body: dict[str, Any], transcript: Transcript
+    endpoint: Endpoint, path: str, body: dict[str, Any] | None, transcript: Transcript
 ) -> None:
+    async with opened(endpoint, path) as socket:
+        if body is not None:
+            await socket.send_json(body)
+        await _converse(socket, transcript)
+
+
+@contextlib.asynccontextmanager
+async def opened(endpoint: Endpoint, path: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    """Open a WebSocket for the time of a block.
+
+    Raises:
+        InfrastructureError: `server_lost`.
+    """
     headers = {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else {}
     async with aiohttp.ClientSession(headers=headers) as session:
         try:
             async with session.ws_connect(
                 f"{endpoint.url}{path}", max_msg_size=LINE_LIMIT_BYTES, heartbeat=HEARTBEAT
             ) as socket:
-                await socket.send_json(body)
-                await _converse(socket, transcript)
+                yield socket
         except (aiohttp.ClientError, ConnectionError) as err:
             raise InfrastructureError(
                 f"lost the server at {endpoint.url}: {err}", code="server_lost"
@@ -69,13 +89,19 @@ async def _converse(socket: aiohttp.ClientWebSocketResponse, transcript: Transcr
 
 async def _feed(socket: aiohttp.ClientWebSocketResponse) -> None:
     """Send stdin as it comes, and its end."""
+    async for piece in stdin():
+        await socket.send_json({"stdin_base64": base64.b64encode(piece).decode()})
+    await socket.send_json({"eof": True})
+
+
+async def stdin() -> AsyncIterator[bytes]:
+    """Yield our stdin as it comes."""
     pieces: asyncio.Queue[bytes] = asyncio.Queue(maxsize=4)
     loop = asyncio.get_running_loop()
     # A thread that nobody waits for: a read of a terminal cannot be broken off.
     threading.Thread(target=_read_stdin, args=(loop, pieces), name="stdin", daemon=True).start()
     while piece := await pieces.get():
-        await socket.send_json({"stdin_base64": base64.b64encode(piece).decode()})
-    await socket.send_json({"eof": True})
+        yield piece
 
 
 def _read_stdin(loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[bytes]) -> None:

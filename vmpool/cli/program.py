@@ -62,6 +62,17 @@ COMMANDS = {
     ),
     "cp": Entry(module="copying", summary="Copy files and directories into a sandbox, or out."),
     "watch": Entry(module="watching", summary="Print what happens in a sandbox's directory."),
+    "shell": Entry(
+        module="shell",
+        summary="Start a shell at a terminal in a sandbox.",
+        failure=ExitCode.NOT_RUN,
+    ),
+    "attach": Entry(
+        module="attachment",
+        summary="Follow a process of a sandbox that was started to stay.",
+        failure=ExitCode.NOT_RUN,
+    ),
+    "ps": Entry(module="ps", summary="List the processes that were started to stay."),
     "sandbox": Entry(module="sandboxes", summary="Create, inspect, fill and kill sandboxes."),
     "pause": Entry(module="pause", summary="Save sandboxes and end their machines."),
     "resume": Entry(module="resume", summary="Go on with a paused sandbox."),

@@ -79,7 +79,7 @@ def task_body(
         raise click.UsageError(
             "say what to run: -- PROGRAM [ARGUMENT]..., or --code SOURCE, or --code-file FILE"
         )
-    body: dict[str, Any] = {"env": dict(map(_variable, env)), "cwd": cwd, "user": user}
+    body: dict[str, Any] = {"env": dict(map(variable, env)), "cwd": cwd, "user": user}
     body["timeout"] = timeout
     if argv:
         body["argv"] = list(argv)
@@ -137,6 +137,7 @@ def epitaph(ended: dict[str, Any]) -> str:
     return ""
 
 
-def _variable(assignment: str) -> tuple[str, str]:
+def variable(assignment: str) -> tuple[str, str]:
+    """Return the name and value of a variable; without a value it has the one that it has here."""
     name, equals, value = assignment.partition("=")
     return name, value if equals else os.environ.get(name, "")

@@ -61,6 +61,8 @@ def _print(kind: str, event: dict[str, Any]) -> None:
     match kind:
         case "stdout" | "stderr":
             output.write_stream(kind, output.decode(event, "data"))
+        case "pty":
+            output.write_stream("stdout", output.decode(event, "data"))
         case "result":
             output.write_result(event["mime"])
         case "error":
