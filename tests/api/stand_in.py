@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from vmpool import run
 from vmpool.agent.watches import ChangeKind, FileChange
 from vmpool.agent.contexts import ContextInfo, Language
-from vmpool.agent.watches import ChangeKind, FileChange
 from vmpool.clone import RestoreTimings
 from vmpool.errors import GuestError, InvalidRequestError, NotFoundError
 from vmpool.lifecycle import EndReason
@@ -123,23 +122,6 @@ class PaperAgent:
 
     async def make_directory(self, path: str, **_: Any) -> FileInfo:
         return self._info(path, FileKind.DIRECTORY, 0)
-
-    async def archive(self, path: str, **_: Any) -> AsyncIterator[bytes]:
-        yield path.encode()
-
-    async def link(self, path: str, _: str, **__: Any) -> FileInfo:
-        return self._info(path, FileKind.SYMLINK, 0)
-
-    async def change(self, path: str, **_: Any) -> FileInfo:
-        return self._info(path, FileKind.FILE, 0)
-
-    @contextlib.asynccontextmanager
-    async def watch(self, path: str, **_: Any) -> AsyncIterator[AsyncIterator[FileChange]]:
-        yield self._changes(path)
-
-    async def _changes(self, path: str) -> AsyncIterator[FileChange]:
-        yield FileChange(kind=ChangeKind.CREATED, path=path)
-        yield FileChange(kind=ChangeKind.GONE, path="")
 
     async def archive(self, path: str, **_: Any) -> AsyncIterator[bytes]:
         yield path.encode()
