@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from vmpool import checkpoint
+from vmpool import checkpoint, faults
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import ConflictError, VmpoolError
 from vmpool.lifecycle import SandboxState, Turn
@@ -18,34 +18,22 @@ from vmpool.store import Purpose
 from vmpool.vault import checkpoint_of
 
 if TYPE_CHECKING:
-    from vmpool.catalogue import Catalogue
     from vmpool.clone import Clone
-    from vmpool.household import Holding, Household
-    from vmpool.metrics import Metrics
-    from vmpool.nursery import Nursery
-    from vmpool.store import Store
-    from vmpool.vault import Checkpoint, Vault
+    from vmpool.household import Holding
+    from vmpool.means import Means
+    from vmpool.vault import Checkpoint
 
 
 class Branching:
     """Keeps and rolls back the sandboxes of a host; each verb is an operation of `Household`."""
 
-    def __init__(
-        self,
-        *,
-        household: Household,
-        catalogue: Catalogue,
-        nursery: Nursery,
-        vault: Vault,
-        store: Store,
-        metrics: Metrics,
-    ) -> None:
-        self._household = household
-        self._catalogue = catalogue
-        self._nursery = nursery
-        self._vault = vault
-        self._store = store
-        self._metrics = metrics
+    def __init__(self, means: Means) -> None:
+        self._household = means.household
+        self._catalogue = means.catalogue
+        self._nursery = means.nursery
+        self._vault = means.vault
+        self._store = means.store
+        self._metrics = means.metrics
 
     async def keep(self, holding: Holding, name: str | None) -> Checkpoint:
         """Keep the state that a running sandbox is in. *Not idempotent.*
@@ -119,6 +107,7 @@ class Branching:
 
     async def _commit_move(self, holding: Holding, clone: Clone) -> None:
         """Exchange a sandbox's machine for another."""
+        faults.reach("rollback.woken")
         sandbox = holding.sandbox
         try:
             await self._store.checkpoints.move(
@@ -130,9 +119,11 @@ class Branching:
         except VmpoolError:
             await self._household.kill(holding, clone)
             raise
+        faults.reach("rollback.recorded")
         old = sandbox.clone
         assert holding.pool is not None
         holding.pool.exchange(old, clone)
         sandbox.moved(clone)
         self._household.attend(holding)
         await self._household.kill(holding, old)
+        faults.reach("rollback.killed")

@@ -16,10 +16,10 @@ from vmpool.model import ClockPolicy, Rng, Unique, Waking, new_id
 from vmpool.sandbox import Claim, Sandbox
 
 if TYPE_CHECKING:
-    from vmpool.catalogue import Catalogue
     from vmpool.forking import Forking
-    from vmpool.household import Holding, Household
-    from vmpool.vault import Checkpoint, Vault
+    from vmpool.household import Holding
+    from vmpool.means import Means
+    from vmpool.vault import Checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +53,10 @@ class CreateRequest:
 class Creation:
     """Makes sandboxes."""
 
-    def __init__(
-        self, *, household: Household, catalogue: Catalogue, vault: Vault, forking: Forking
-    ) -> None:
-        self._household = household
-        self._catalogue = catalogue
-        self._vault = vault
+    def __init__(self, means: Means, forking: Forking) -> None:
+        self._household = means.household
+        self._catalogue = means.catalogue
+        self._vault = means.vault
         self._forking = forking
 
     async def create(self, request: CreateRequest, owner: str) -> Sandbox:

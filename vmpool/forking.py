@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vmpool import checkpoint
+from vmpool import checkpoint, faults
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import InfrastructureError, VmpoolError
 from vmpool.lifecycle import EndReason
@@ -23,17 +23,15 @@ from vmpool.sandbox import Claim, Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
 
-    from vmpool.catalogue import Catalogue
     from vmpool.clone import Clone
-    from vmpool.household import Holding, Household
+    from vmpool.household import Holding
     from vmpool.lineages import Lineage
-    from vmpool.nursery import Nursery
+    from vmpool.means import Means
     from vmpool.place import Place
     from vmpool.pool import Pool
     from vmpool.snapshot import Snapshot
-    from vmpool.vault import Checkpoint, Vault
+    from vmpool.vault import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -61,26 +59,13 @@ class ForkRequest:
 
 
 class Forking:
-    """Makes sandboxes of states that others were in.
+    """Makes sandboxes of states that others were in."""
 
-    Args:
-        transient: Directory for what lives as long as a fork.
-    """
-
-    def __init__(
-        self,
-        *,
-        household: Household,
-        catalogue: Catalogue,
-        nursery: Nursery,
-        vault: Vault,
-        transient: Path,
-    ) -> None:
-        self._household = household
-        self._catalogue = catalogue
-        self._nursery = nursery
-        self._vault = vault
-        self._transient = transient
+    def __init__(self, means: Means) -> None:
+        self._household = means.household
+        self._catalogue = means.catalogue
+        self._nursery = means.nursery
+        self._vault = means.vault
 
     async def fork(self, holding: Holding, request: ForkRequest) -> list[Sandbox | VmpoolError]:
         """Make children of a running sandbox; an operation of `Household`. *Not idempotent.*
@@ -100,6 +85,7 @@ class Forking:
         lineage = await self._catalogue.lineage(holding.base_id)
         seedling = _Seedling(key=machine.key, claim=_claim(parent, request), files=request.files)
         with contextlib.ExitStack() as undo:
+            faults.reach("fork.begun")
             places = [_reserved(undo, lineage.pool) for _ in range(request.count)]
             state: asyncio.Future[tuple[Snapshot, int]] = asyncio.Future()
             births = [
@@ -107,8 +93,9 @@ class Forking:
                 for place in places
             ]
             try:
-                at = self._transient
+                at = self._vault.directory
                 async with checkpoint.branch(machine, lineage.snapshot, at=at) as snapshot:
+                    faults.reach("fork.branched")
                     state.set_result((snapshot, time.time_ns() + parent.clock_offset_ns))
                     await asyncio.wait(births)
             except BaseException:
@@ -168,10 +155,13 @@ class Forking:
             identity=Identity.fresh,
             policy=Waking(rng=claim.rng, clock=claim.clock, saved_ns=saved_ns),
         )
+        faults.reach("fork.woken")
         place.fill(clone)
         took = time.perf_counter_ns() - began
         sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
-        return (await self._admit(sandbox, lineage, seedling.files)).sandbox
+        child = (await self._admit(sandbox, lineage, seedling.files)).sandbox
+        faults.reach("fork.recorded")
+        return child
 
     async def _admit(self, sandbox: Sandbox, lineage: Lineage, files: dict[str, bytes]) -> Holding:
         """Watch over a sandbox, furnish and journal it; or end it."""

@@ -23,6 +23,7 @@ from vmpool.expiry import Expiry
 from vmpool.forking import Forking, ForkRequest
 from vmpool.household import Household
 from vmpool.lifecycle import AutoResume, EndReason, OnExpiry, OnStop, SandboxState
+from vmpool.means import Means
 from vmpool.model import Accelerator, Transport
 from vmpool.nursery import Nursery
 from vmpool.pausing import Pausing
@@ -90,33 +91,17 @@ class Host:
             on_gone=catalogue.release_base,
         )
         self._auditing = Auditing(ground.store.audit, self._household.begin)
-        nursery = Nursery(ground.engine, run=ground.clones, deadlines=ground.deadlines)
-        self._pausing = Pausing(
+        means = Means(
             household=self._household,
             catalogue=catalogue,
-            nursery=nursery,
+            nursery=Nursery(ground.engine, run=ground.clones, deadlines=ground.deadlines),
             vault=vault,
             store=ground.store,
             metrics=ground.metrics,
         )
-        self._branching = Branching(
-            household=self._household,
-            catalogue=catalogue,
-            nursery=nursery,
-            vault=vault,
-            store=ground.store,
-            metrics=ground.metrics,
-        )
-        self._forking = Forking(
-            household=self._household,
-            catalogue=catalogue,
-            nursery=nursery,
-            vault=vault,
-            transient=vault.directory,
-        )
-        self._creation = Creation(
-            household=self._household, catalogue=catalogue, vault=vault, forking=self._forking
-        )
+        self._pausing, self._branching = Pausing(means), Branching(means)
+        self._forking = Forking(means)
+        self._creation = Creation(means, self._forking)
         self._shipping = Shipping(ground, catalogue=catalogue, vault=vault)
         self._expiry = Expiry(self._household, pause=self.pause)
         catalogue.in_use = self._bases_in_use

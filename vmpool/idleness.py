@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 ASK_SECONDS = 10.0
 """How long a guest may take to say what runs in it; one that does not say is not idle."""
 
+_AT_WORK = {"starting", "busy"}
+
 
 async def idle(sandbox: Sandbox, limit: float) -> None:
     """Return once a sandbox that runs was idle for `limit` seconds."""
@@ -45,4 +47,6 @@ async def _works(sandbox: Sandbox) -> bool:
 
 async def _busy(agent: Agent) -> bool:
     """Whether something runs in a guest that was started to stay."""
-    return any(process.ended is None for process in await agent.processes.list())
+    if any(process.ended is None for process in await agent.processes.list()):
+        return True
+    return any(context.state in _AT_WORK for context in await agent.contexts.list())

@@ -10,7 +10,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from vmpool import checkpoint
+from vmpool import checkpoint, faults
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import EngineError, SnapshotError, VmpoolError
 from vmpool.lifecycle import EndReason, SandboxState, Turn
@@ -19,17 +19,14 @@ from vmpool.store import Purpose
 from vmpool.vault import checkpoint_of
 
 if TYPE_CHECKING:
-    from vmpool.catalogue import Catalogue
     from vmpool.checkpoint import Saved
     from vmpool.clone import Clone
-    from vmpool.household import Holding, Household
+    from vmpool.household import Holding
     from vmpool.lineages import Lineage
-    from vmpool.metrics import Metrics
-    from vmpool.nursery import Nursery
+    from vmpool.means import Means
     from vmpool.place import Place
     from vmpool.sandbox import Sandbox
-    from vmpool.store import Store
-    from vmpool.vault import Checkpoint, Vault
+    from vmpool.vault import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -37,22 +34,13 @@ log = logging.getLogger(__name__)
 class Pausing:
     """Pauses and resumes the sandboxes of a host; each verb is an operation of `Household`."""
 
-    def __init__(
-        self,
-        *,
-        household: Household,
-        catalogue: Catalogue,
-        nursery: Nursery,
-        vault: Vault,
-        store: Store,
-        metrics: Metrics,
-    ) -> None:
-        self._household = household
-        self._catalogue = catalogue
-        self._nursery = nursery
-        self._vault = vault
-        self._store = store
-        self._metrics = metrics
+    def __init__(self, means: Means) -> None:
+        self._household = means.household
+        self._catalogue = means.catalogue
+        self._nursery = means.nursery
+        self._vault = means.vault
+        self._store = means.store
+        self._metrics = means.metrics
 
     async def pause(self, holding: Holding) -> None:
         """Save a sandbox and end its machine. *Idempotent.*
@@ -86,6 +74,7 @@ class Pausing:
 
     async def _commit_pause(self, holding: Holding, saved: Saved) -> None:
         """Exchange the machine, which is halted, for what was saved."""
+        faults.reach("pause.saved")
         sandbox = holding.sandbox
         paused_ns = time.time_ns()
         kept = checkpoint_of(
@@ -107,6 +96,7 @@ class Pausing:
             await self._run_again(holding)
             await self._vault.discard(kept.id)
             raise
+        faults.reach("pause.recorded")
         self._vault.note(kept)
         if sandbox.over:
             return  # ended meanwhile: whoever reaps it drops what was saved, too
@@ -116,6 +106,7 @@ class Pausing:
         self._household.attend(holding)
         self._metrics.stopped("pause", saved.timings.paused_ns)
         await self._household.kill(holding, machine)
+        faults.reach("pause.killed")
         assert pool is not None
         pool.release(machine)
 
@@ -193,6 +184,7 @@ class Pausing:
         timeout: float | None,
     ) -> None:
         """Exchange what was saved for the machine, which runs."""
+        faults.reach("resume.woken")
         sandbox = holding.sandbox
         kept = self._state_of(sandbox)
         left = timeout
@@ -211,12 +203,14 @@ class Pausing:
             place.give_up()
             self._stay_paused(holding)
             raise
+        faults.reach("resume.recorded")
         place.fill(clone)
         holding.pool = lineage.pool
         sandbox.moved(clone)
         sandbox.extend(left)
         self._household.attend(holding)
         await self._vault.discard(kept.id)
+        faults.reach("resume.discarded")
 
     def _stay_paused(self, holding: Holding) -> None:
         """Note that nothing came of waking it."""
