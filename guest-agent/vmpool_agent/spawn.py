@@ -182,5 +182,7 @@ def execute(system: System, launch: Launch, argv: list[str]) -> NoReturn:
             errno.ENOTDIR: "program_not_found",
             errno.EACCES: "permission_denied",
             errno.E2BIG: "argument_list_too_long",
+            errno.EAGAIN: "no_resources",  # the account has as many processes as it may
+            errno.ENOMEM: "no_resources",
         }.get(err.errno or 0, "program_not_executable")
         raise OperationError(code, f"{argv[0][:_NAME_SHOWN]!r}: {err.strerror}") from err

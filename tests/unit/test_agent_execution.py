@@ -47,6 +47,21 @@ async def test_a_program_starts_writes_to_both_streams_and_exits(guest: Path) ->
     assert (output(events), output(events, "stderr")) == (b"out\n", b"err\n")
 
 
+async def test_a_message_that_means_nothing_ends_the_program(guest: Path) -> None:
+    async with connected(guest) as agent, agent.execute(shell("sleep 1000")) as execution:
+        leader = os.pidfd_open(execution.pid)
+        await execution._channel.send_message({"op": "dance"})
+        with pytest.raises(InvalidRequestError, match="dance"):
+            [event async for event in execution]
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(leader, ended.set)
+        try:
+            await asyncio.wait_for(ended.wait(), 10)
+        finally:
+            asyncio.get_running_loop().remove_reader(leader)
+            os.close(leader)
+
+
 async def test_a_program_has_the_accounts_environment_and_home(guest: Path) -> None:
     home = guest.parent / "home"
     async with connected(guest) as agent:

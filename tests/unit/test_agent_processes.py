@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
+import socket
+import struct
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import fake_guest
 from tests.connected_agent import connected
 from vmpool.agent import Agent
 from vmpool.errors import ConflictError, GuestError, InvalidRequestError, NotFoundError, TaskError
@@ -325,6 +329,27 @@ async def test_one_that_never_started_says_why_and_is_not_kept(guest: Path) -> N
                 await agent.processes.start(Command(argv=("no-such",)), terminal=terminal)
             assert raised.value.error_code == "program_not_found"
         assert await agent.processes.list() == before
+
+
+async def test_an_account_without_processes_left_gets_none_and_the_others_live(
+    tmp_path: Path,
+) -> None:
+    options = ("--user", "nobody") if os.getuid() == 0 else ()
+    with fake_guest.running(tmp_path, *options) as guest:
+        async with connected(guest) as agent:
+            pid = await agent.processes.start(Command(argv=("cat",), cwd="/", stdin=True))
+            ours = agent._link._writer.get_extra_info("socket")
+            credentials = ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            (agent_pid,) = struct.unpack("i8x", credentials)
+            # What a fork bomb leaves: the account may have no process more.
+            resource.prlimit(agent_pid, resource.RLIMIT_NPROC, (0, 0))
+            for terminal in (None, SIZE):
+                with pytest.raises(TaskError) as raised:
+                    await agent.processes.start(Command(argv=("true",), cwd="/"), terminal=terminal)
+                assert raised.value.error_code == "guest_no_resources"
+            await agent.processes.input(pid, pieces(b"still here"))
+            await agent.processes.close_stdin(pid)
+            assert text(await follow(agent, pid)) == b"still here"
 
 
 async def test_too_many_at_once_are_refused_and_the_oldest_ends_are_forgotten(guest: Path) -> None:

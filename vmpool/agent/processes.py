@@ -44,6 +44,8 @@ _MAX_PROCESSES = 512
 """What a guest may list; ours keep 320."""
 _MAX_SHOWN = 64 * 1024
 """Characters of arguments and environment of each."""
+_MAX_SIDE = 65_535
+"""Characters of a terminal's side."""
 
 ProcessEvent = Started | Attached | Output | Exited
 
@@ -291,7 +293,7 @@ def _process(message: dict[str, Any]) -> ProcessInfo:
         env=dict(env),
         cwd=message.get("cwd"),
         user=user,
-        terminal=None if size is None else TerminalSize(**size),
+        terminal=None if size is None else _size(size),
         takes_input=message.get("stdin") is True,
         started_ns=answers.integer(message, "started_ns"),
         output_bytes=answers.integer(message, "output_bytes"),
@@ -299,3 +301,9 @@ def _process(message: dict[str, Any]) -> ProcessInfo:
         ended=None if ended is None else answers.exited(ended),
         cut=message.get("cut") is True,
     )
+
+
+def _size(told: dict[str, Any]) -> TerminalSize:
+    if not all(0 < told[name] <= _MAX_SIDE for name in ("rows", "cols")):
+        raise answers.malformed("pty")
+    return TerminalSize(rows=told["rows"], cols=told["cols"])
