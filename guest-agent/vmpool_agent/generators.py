@@ -4,7 +4,7 @@ All clones of a snapshot wake with the same state in them, and so does a fork th
 snapshot. Whatever runs code in such a process therefore calls `reseed` first, with what the agent
 was told (`randomness`): from the kernel, which has been told the clone's identity by then, or from
 a number, or not at all. What makes keys, names and ids is seeded from the kernel in every case.
-Only what has been imported is touched: what is imported later seeds itself from the kernel.
+What is imported later seeds itself from the kernel, or from the number (`seeding`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import random
 import secrets
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vmpool_agent import seeding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,15 +53,16 @@ def reseed(rng: dict[str, Any], warm: States | None = None) -> None:
     _renew_names()
     made = _made_by_code() if warm is None else []
     if rng["seed"] is not None:
-        # Two lines of numbers: how many are drawn from the first is the code's affair.
         _seed_made(made, random.Random(f"{rng['seed']} for what code made").randbytes)  # noqa: S311
-        number = random.Random(rng["seed"])  # noqa: S311 it is not for keys
-        random.seed(rng["seed"])
-        _seed_numpy(number.randbytes, number.getrandbits)
+        seeding.begin(rng["seed"])
     elif not rng["preserve"]:
+        seeding.end()
         _seed_made(made, os.urandom)
         random.seed(int.from_bytes(os.urandom(_SEED_SIZE), "little"))
-        _seed_numpy(os.urandom, secrets.randbits)
+        numpy_random = sys.modules.get("numpy.random")
+        if numpy_random is not None:
+            numpy_random.seed(_words(os.urandom))
+            numpy_random.bit_generator.randbits = secrets.randbits  # as before any seed
     elif warm is not None:
         random.setstate(warm.random)
         if warm.numpy is not None:
@@ -74,16 +77,6 @@ def states() -> States:
     numpy_random = sys.modules.get("numpy.random")
     known = None if numpy_random is None else numpy_random.get_state(legacy=False)
     return States(random.getstate(), known)
-
-
-def _seed_numpy(draw: Callable[[int], bytes], bits: Callable[[int], int]) -> None:
-    """Seed numpy's global generator, and let those made without a seed take theirs from `bits`."""
-    numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is None:
-        return
-    numpy_random.seed(_words(draw))
-    # default_rng() asks this name for its seed, each time anew.
-    numpy_random.bit_generator.randbits = bits
 
 
 def _made_by_code() -> list[Any]:

@@ -8,12 +8,15 @@ told of it: a process that last ran in another one starts its generators anew be
 
 from __future__ import annotations
 
+import os.path
 from typing import Any
 
 from vmpool_agent.session import OperationError
 
 _MAX_SEED = 2**64 - 1
 _MAX_HASH_SEED = 2**32  # what Python takes as PYTHONHASHSEED is less
+_SEEDED = os.path.join(os.path.dirname(__file__), "seeded")  # noqa: PTH118, PTH120
+"""Where a new Python finds what has its generators start from the seed."""
 RULED = frozenset({"random", "numpy.random"})
 """Generators that start from the seed, or go on. All others are the kernel's children always."""
 
@@ -36,7 +39,11 @@ class Randomness:
         """What a new process finds in its environment; nothing but after a seed."""
         if self._seed is None:
             return {}
-        return {"PYTHONHASHSEED": str(self._seed % _MAX_HASH_SEED), "VMPOOL_SEED": str(self._seed)}
+        return {
+            "PYTHONHASHSEED": str(self._seed % _MAX_HASH_SEED),
+            "PYTHONPATH": _SEEDED,
+            "VMPOOL_SEED": str(self._seed),
+        }
 
     def wake(self, policy: object) -> None:
         """Begin as a clone that wakes: `"unique"`, `"preserve"`, or `{"seed": 7}`.

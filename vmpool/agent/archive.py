@@ -17,9 +17,11 @@ _MAIN = b"from vmpool_agent.__main__ import main\n\nmain()\n"
 
 def archive_bytes() -> bytes:
     """Return a zip application that holds the agent; `python3 -I FILE` runs it."""
+    agent = resources.files("vmpool_agent")
     sources = {
-        f"vmpool_agent/{entry.name}": entry.read_bytes()
-        for entry in resources.files("vmpool_agent").iterdir()
+        f"vmpool_agent/{inside}{entry.name}": entry.read_bytes()
+        for inside in ("", "seeded/")
+        for entry in agent.joinpath(inside).iterdir()
         if entry.name.endswith(".py")
     }
     out = io.BytesIO()
