@@ -70,7 +70,9 @@ class _Finder:
             return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)  # which one of old may not have
-            spec = None if find is None or finder is self else find(name, path, target)
+            spec: ModuleSpec | None = None
+            if find is not None and finder is not self:
+                spec = find(name, path, target)
             if spec is not None:
                 if spec.loader is not None:
                     spec.loader = _Loader(spec.loader, functools.partial(start, self._seed))

@@ -198,7 +198,7 @@ print(json.dumps({
 DRAW_MORE = DRAW.replace(
     '"ruled": {', '"ruled": {"mine": mine.random(), "theirs": int(theirs.integers(2**62)),'
 )
-HASH = 'print(hash("vmpool"))'
+PROGRAM = 'import random; print(hash("vmpool"), random.random())'
 HOUR = 3600
 
 
@@ -224,7 +224,7 @@ async def test_children_draw_and_tell_the_time_as_they_were_told(bench: Bench) -
         found = {
             "context": json.loads(await in_context(child, context, DRAW_MORE)),
             "run": json.loads(await ask(child, Code(source=DRAW))),
-            "hash": await ask(child, Command(argv=("python3", "-c", HASH))),
+            "program": await ask(child, Command(argv=("python3", "-c", PROGRAM))),
         }
         frozen = before - 60 < found["run"]["clock"] < time.time() - HOUR + 1
         assert frozen is (clock is ClockPolicy.FROZEN)
@@ -246,8 +246,9 @@ async def test_children_draw_and_tell_the_time_as_they_were_told(bench: Bench) -
         for what in seeded[0][where]["kernel"]:
             values = {each[where]["kernel"][what] for each in unique + seeded + preserved}
             assert len(values) == 6, (where, what)
-    assert unique[0]["hash"] != unique[1]["hash"]
-    assert seeded[0]["hash"] == seeded[1]["hash"]
+    assert unique[0]["program"] != unique[1]["program"]
+    assert seeded[0]["program"] == seeded[1]["program"]
+    assert seeded[0]["program"].split()[1] == repr(random.Random(7).random())
     assert preserved[0]["context"]["ruled"]["mine"] == random.Random(2).random()
 
 
