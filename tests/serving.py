@@ -24,6 +24,8 @@ from typing import Any, Self
 import aiohttp
 import pytest
 
+from tests import kept
+
 START_SECONDS = 900.0
 """Cold: packages, image, boot, snapshot."""
 
@@ -60,19 +62,17 @@ class Ground:
 
 
 @contextlib.contextmanager
-def opened_ground(*kept: str) -> Iterator[Ground]:
-    """Yield a new state directory, in which `kept` are the directories of earlier runs.
+def opened_ground(*names: str) -> Iterator[Ground]:
+    """Yield a new state directory, in which those of `names` hold what earlier runs made.
 
     Images and snapshots are named by what they are made of, so they may be kept.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmpool/tests"
     # Short: the paths of sockets in it have to fit into a socket's address.
     state = Path(tempfile.mkdtemp(prefix="vmpool-", dir="/tmp"))
-    for name in kept:
-        (cache / name).mkdir(parents=True, exist_ok=True)
-        (state / name).symlink_to(cache / name)
     try:
-        yield Ground(state)
+        with kept.lent(cache, state, *names):
+            yield Ground(state)
     finally:
         shutil.rmtree(state)
 
