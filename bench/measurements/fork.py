@@ -1,11 +1,12 @@
-"""Fork: a running clone saved while it waits, and a child that goes on from there.
+"""Fork: a running clone saved, what was saved resumed, and children that go on from it at once.
 
-One parent for each amount of memory written, all of them saved in turn. The child is loaded into a
-hypervisor that was waiting for it, and killed before the next.
+One parent for each amount of memory written, all of them in turn. What is loaded goes into
+hypervisors that were waiting for it, and is killed before the next.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import time
@@ -24,12 +25,18 @@ if TYPE_CHECKING:
     from bench.subject import Subject
     from vmpool.checkpoint import Saved
     from vmpool.clone import Clone
+    from vmpool.engine import Shell
+    from vmpool.snapshot import Snapshot
 
 WRITTEN_MIB = (0, 8, 32)
 """What a parent writes, on top of what waking up and one run have written already."""
 
+CHILDREN = 3
+
 PAUSED = Target(value=20.0)
+RESUMED = Target(value=30.0)
 TO_CHILD = Target(value=60.0)
+FURTHER_CHILD = Target(value=20.0)
 _WRITE_TIMEOUT = 60.0
 
 
@@ -62,25 +69,47 @@ async def _write(parent: Clone, mebibytes: int) -> None:
 
 
 async def _once(subject: Subject, parent: Clone, what: str, findings: Findings) -> None:
-    template = subject.template.snapshot
+    """Save the parent and load what was saved; then fork it."""
+    template, place = subject.template.snapshot, subject.stand.clones
     async with contextlib.AsyncExitStack() as undo:
-        directory = claim_directory(subject.stand.clones)
-        undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        shell = await subject.stand.engine.prepare(template, Attachment(directory=directory))
-        undo.push_async_callback(lambda: uninterrupted(shell.kill()))
-        began = time.perf_counter_ns()
         saved = await checkpoint.save(
             parent, template, id=new_id(), snapshots=template.directory.parent
         )
         undo.callback(saved.snapshot.remove)
-        loading = time.perf_counter_ns()
-        child = await shell.load(saved.snapshot)
-        undo.push_async_callback(lambda: uninterrupted(child.kill()))
-        await child.resume()
-        resumed = time.perf_counter_ns()
-    findings.series(f"{what}: load and resume").add((resumed - loading) / 1e6)
-    findings.series(f"{what}: call to child resumed", target=TO_CHILD).add((resumed - began) / 1e6)
-    _note(saved, what, findings)
+        shell = await _shell(subject, undo)
+        began = time.perf_counter_ns()
+        resumed = await _resumed(shell, saved.snapshot, undo)
+        _note(saved, what, findings)
+        series = findings.series(f"{what}: saved state resumed", target=RESUMED)
+        series.add((resumed - began) / 1e6)
+    async with contextlib.AsyncExitStack() as undo:
+        shells = [await _shell(subject, undo) for _ in range(CHILDREN)]
+        began = time.perf_counter_ns()
+        async with checkpoint.branch(parent, template, at=place) as state:
+            branched = time.perf_counter_ns()
+            ends = await asyncio.gather(*(_resumed(shell, state, undo) for shell in shells))
+    findings.series(f"{what}: branched").add((branched - began) / 1e6)
+    first, last = min(ends), max(ends)
+    findings.series(f"{what}: first child", target=TO_CHILD).add((first - began) / 1e6)
+    further = (last - first) / (CHILDREN - 1) / 1e6
+    findings.series(f"{what}: each further child", target=FURTHER_CHILD).add(further)
+
+
+async def _shell(subject: Subject, undo: contextlib.AsyncExitStack) -> Shell:
+    directory = claim_directory(subject.stand.clones)
+    undo.callback(shutil.rmtree, directory, ignore_errors=True)
+    at = Attachment(directory=directory)
+    shell = await subject.stand.engine.prepare(subject.template.snapshot, at)
+    undo.push_async_callback(lambda: uninterrupted(shell.kill()))
+    return shell
+
+
+async def _resumed(shell: Shell, state: Snapshot, undo: contextlib.AsyncExitStack) -> int:
+    """Load a state, let it run, and return when it did."""
+    machine = await shell.load(state)
+    undo.push_async_callback(lambda: uninterrupted(machine.kill()))
+    await machine.resume()
+    return time.perf_counter_ns()
 
 
 def _note(saved: Saved, what: str, findings: Findings) -> None:
@@ -96,7 +125,7 @@ def _note(saved: Saved, what: str, findings: Findings) -> None:
 
 MEASUREMENT = Measurement(
     name="fork",
-    summary="a running clone saved, and a child of it, by phase and memory written",
+    summary="a running clone saved, resumed and forked, by phase and memory written",
     rounds=Rounds(quick=8, full=40),
     weight=2,
     measure=measure,

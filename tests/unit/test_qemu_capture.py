@@ -223,6 +223,8 @@ async def test_children_are_loaded_from_what_is_lent(
         )
         state = Snapshot(directory=partial, manifest=manifest, delta=own)
         children = [await bench.restored(state) for _ in range(2)]
+        assert bench.engine._shared.room.taken_bytes >= min(limit, 12 * MIB)
+    assert bench.engine._shared.room.taken_bytes == 0
     for child, childs in children:
         assert childs.read(FREE, len(data)) == data
         assert childs.count == parents.count

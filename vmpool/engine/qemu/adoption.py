@@ -22,6 +22,7 @@ from vmpool.model import SerialAddress, VsockAddress
 if TYPE_CHECKING:
     from vmpool.engine.qemu.hypervisor import Hypervisor
     from vmpool.engine.qemu.record import Record
+    from vmpool.engine.qemu.room import Shared
     from vmpool.model import AgentAddress, Attachment
     from vmpool.snapshot import Snapshot
 
@@ -29,11 +30,12 @@ TIMEOUT = 10.0
 """Seconds within which a QEMU must answer its new manager; it takes a few milliseconds."""
 
 
-async def adopt(binary: str, template: Snapshot, at: Attachment) -> QemuMachine:
+async def adopt(binary: str, template: Snapshot, at: Attachment, shared: Shared) -> QemuMachine:
     """Take over the machine in `at.directory`, as `Engine.adopt`.
 
     Args:
         binary: The program, as it was started, for the machine's errors.
+        shared: With the engine's other machines.
     """
     found = await asyncio.to_thread(record.read, at.directory)
     if found is None:
@@ -51,7 +53,7 @@ async def adopt(binary: str, template: Snapshot, at: Attachment) -> QemuMachine:
     except EngineError as err:
         raise _lost(err.message) from err
     try:
-        return await _settled(started, found, template, at)
+        return await _settled(started, found, template, at, shared)
     except BaseException as err:
         await started.release()
         if isinstance(err, EngineError):
@@ -60,7 +62,7 @@ async def adopt(binary: str, template: Snapshot, at: Attachment) -> QemuMachine:
 
 
 async def _settled(
-    started: Hypervisor, found: Record, template: Snapshot, at: Attachment
+    started: Hypervisor, found: Record, template: Snapshot, at: Attachment, shared: Shared
 ) -> QemuMachine:
     """Undo what the dead manager left half done, and let the machine run."""
     status = await started.execute("query-status")
@@ -74,7 +76,13 @@ async def _settled(
     if not status["running"]:
         await started.execute("cont")  # stopped to be saved
     return QemuMachine(
-        started, template.spec, at.directory, _address(found, at), template=template, layers=layers
+        started,
+        template.spec,
+        at.directory,
+        _address(found, at),
+        shared=shared,
+        template=template,
+        layers=layers,
     )
 
 

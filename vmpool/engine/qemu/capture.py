@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from vmpool.engine.qemu.hypervisor import Hypervisor
     from vmpool.engine.qemu.layers import Layers
     from vmpool.engine.qemu.pagemap import Mapping, Span
+    from vmpool.engine.qemu.room import Room
     from vmpool.engine.qemu.stream import Opening
     from vmpool.snapshot import Snapshot
 
@@ -56,6 +57,7 @@ class QemuCapture:
         layers: Of its scratch disk; `None` when it has none.
         directory: Where all is written; ours to clean up until it is whole.
         turn: Held by one capture of the machine at a time.
+        room: What the pages are copied to takes some of it.
     """
 
     def __init__(
@@ -63,14 +65,19 @@ class QemuCapture:
         started: Hypervisor,
         base: Snapshot,
         directory: Path,
+        *,
         layers: Layers | None,
         turn: asyncio.Lock,
+        room: Room,
     ) -> None:
         self._hypervisor = started
         self._base = base
         self._directory = directory
         self._layers = layers
         self._turn = turn
+        self._room = room
+        self._taken = contextlib.AsyncExitStack()
+        self._buffer_bytes = 0
         self._frozen = 0
         self._held = contextlib.ExitStack()
         # Its own: the loop's may be all at work, and a machine that is paused cannot wait for them.
@@ -91,6 +98,8 @@ class QemuCapture:
         """Find how much there is to copy and take memory for it; the machine may run."""
         await self._turn.acquire()
         try:
+            await self._in_thread(self._count)
+            await self._taken.enter_async_context(self._room.taken(self._buffer_bytes))
             await self._in_thread(self._prepare)
             if self._layers is not None:
                 await self._layers.prepare()
@@ -98,6 +107,7 @@ class QemuCapture:
         except BaseException as err:
             self._held.close()
             self._worker.shutdown()
+            await self._taken.aclose()
             self._turn.release()
             if isinstance(err, EngineError):
                 raise self._hypervisor.explained(err) from err
@@ -109,6 +119,7 @@ class QemuCapture:
             await self._in_thread(self._held.close)
         finally:
             self._worker.shutdown()
+            await self._taken.aclose()
             self._turn.release()
 
     async def take(self) -> None:
@@ -145,14 +156,17 @@ class QemuCapture:
         loop = asyncio.get_running_loop()
         await uninterrupted(loop.run_in_executor(self._worker, step))
 
+    def _count(self) -> None:
+        size = self._base.spec.memory_bytes
+        pid = self._hypervisor.process.pid
+        self._opening = stream.parse_opening(_read_stream(self._base.device_state), size)
+        self._mappings = pagemap.find_mappings(pid, self._base.memory, size)
+        found = _size(pagemap.find_written(pid, self._mappings))
+        self._buffer_bytes = _buffer_bytes(found, size)
+
     def _prepare(self) -> None:
         with contextlib.ExitStack() as undo:
-            size = self._base.spec.memory_bytes
-            pid = self._hypervisor.process.pid
-            self._opening = stream.parse_opening(_read_stream(self._base.device_state), size)
-            self._mappings = pagemap.find_mappings(pid, self._base.memory, size)
-            found = _size(pagemap.find_written(pid, self._mappings))
-            self._buffer = pages.Buffer(_buffer_bytes(found, size))
+            self._buffer = pages.Buffer(self._buffer_bytes)
             undo.callback(self._buffer.close)
             self._memory, self._sink = _devices_memory()
             undo.callback(os.close, self._memory)

@@ -24,6 +24,7 @@ from vmpool.engine.qemu.handover import (
 )
 from vmpool.engine.qemu.layers import OVERLAY
 from vmpool.engine.qemu.machine import QemuMachine, QemuShell
+from vmpool.engine.qemu.room import Shared
 from vmpool.errors import EngineError, SnapshotError
 from vmpool.model import Accelerator
 from vmpool.snapshot import DISK, MEMORY
@@ -39,12 +40,13 @@ CONSOLE = "console"
 
 
 class QemuEngine:
-    """Starts machines under QEMU. Holds nothing: what it starts belongs to the caller."""
+    """Starts machines under QEMU. Holds no machine: what it starts belongs to the caller."""
 
     def __init__(self, *, binary: str, version: str, isolation: Isolation) -> None:
         self._binary = binary
         self._version = version
         self._isolation = isolation
+        self._shared = Shared()
 
     @classmethod
     async def detect(cls, *, binary: str = BINARY) -> QemuEngine:
@@ -114,7 +116,14 @@ class QemuEngine:
             argv = command.boot(spec, handover.instance, kernel.command_line)
             started = await self._start(argv, handover, isolated)
             undo.pop_all()
-        return QemuMachine(started, spec, at.directory, handover.agent_address, console=console)
+        return QemuMachine(
+            started,
+            spec,
+            at.directory,
+            handover.agent_address,
+            shared=self._shared,
+            console=console,
+        )
 
     async def prepare(self, template: Snapshot, at: Attachment) -> QemuShell:
         """Start a waiting hypervisor, as `Engine.prepare`."""
@@ -137,11 +146,11 @@ class QemuEngine:
             if isinstance(err, EngineError):
                 raise started.explained(err) from err
             raise
-        return QemuShell(started, template, at.directory, handover.agent_address)
+        return QemuShell(started, template, at.directory, handover.agent_address, self._shared)
 
     async def adopt(self, template: Snapshot, at: Attachment) -> QemuMachine:
         """Take over a machine whose manager is gone, as `Engine.adopt`."""
-        return await adoption.adopt(self._binary, template, at)
+        return await adoption.adopt(self._binary, template, at, self._shared)
 
     def _isolated(self, spec: MachineSpec) -> Isolation:
         if spec.accelerator is Accelerator.TCG or command.takes_kvm_descriptor(spec):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from vmpool.engine.qemu.console import Console
     from vmpool.engine.qemu.hypervisor import Hypervisor, StartTimings
+    from vmpool.engine.qemu.room import Shared
     from vmpool.errors import InfrastructureError
     from vmpool.model import AgentAddress, MachineSpec, Processor
     from vmpool.snapshot import Snapshot
@@ -38,10 +39,16 @@ class QemuShell:
     """
 
     def __init__(
-        self, started: Hypervisor, template: Snapshot, directory: Path, address: AgentAddress
+        self,
+        started: Hypervisor,
+        template: Snapshot,
+        directory: Path,
+        address: AgentAddress,
+        shared: Shared,
     ) -> None:
         self._hypervisor = started
         self._template = template
+        self._shared = shared
         self._directory = directory
         self._agent_address = address
         self._layers: Layers | None = None
@@ -77,6 +84,7 @@ class QemuShell:
             self._template.spec,
             self._directory,
             self._agent_address,
+            shared=self._shared,
             template=self._template,
             layers=self._layers,
         )
@@ -95,7 +103,8 @@ class QemuShell:
             size = self._template.spec.memory_bytes
             own = snapshot.delta or held.enter_context(delta.opened(snapshot.pages, size))
             mappings = pagemap.find_mappings(self.pid, self._template.memory, size)
-            pages.put(self.pid, pagemap.to_process(own.spans, mappings), own.data)
+            places = pagemap.to_process(own.spans, mappings)
+            pages.put(self.pid, places, own.data, self._shared.turn)
 
     async def _receive(self, snapshot: Snapshot) -> None:
         try:
@@ -128,6 +137,7 @@ class QemuMachine:
         directory: Path,
         address: AgentAddress,
         *,
+        shared: Shared,
         console: Console | None = None,
         template: Snapshot | None = None,
         layers: Layers | None = None,
@@ -139,6 +149,7 @@ class QemuMachine:
         self._template = template
         self._layers = layers
         self._console = console
+        self._shared = shared
         self._capturing = asyncio.Lock()
 
     @property
@@ -197,7 +208,12 @@ class QemuMachine:
                 "a machine that was booted differs from no template", code="machine_booted"
             )
         return QemuCapture(
-            self._hypervisor, self._template, directory, self._layers, self._capturing
+            self._hypervisor,
+            self._template,
+            directory,
+            layers=self._layers,
+            turn=self._capturing,
+            room=self._shared.room,
         )
 
     async def wait(self) -> int:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from vmpool.engine.qemu.pagemap import unreadable
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Iterator, Sequence
 
     from vmpool.engine.qemu.pagemap import Span
@@ -31,6 +32,7 @@ _THREADS = 2
 """More of them share a memory that two can fill."""
 
 _WORTH_SHARING_BYTES = 4 << 20
+_TURN_BYTES = 64 << 20
 
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
 _READ, _WRITE = _LIBRARY.process_vm_readv, _LIBRARY.process_vm_writev
@@ -79,17 +81,23 @@ class Buffer:
         self._memory.close()
 
 
-def put(pid: int, spans: Sequence[Span], data: memoryview) -> None:
+def put(pid: int, spans: Sequence[Span], data: memoryview, turn: threading.Lock) -> None:
     """Copy `data` to `spans` of the process `pid`. Blocks.
 
     Args:
         data: Writable, though nothing is written to it: only such memory tells its address.
+        turn: Held while a part is copied, and given to others between two.
 
     Raises:
         EngineError: The process is gone; code `qemu_died`.
         HostError: `memory_unreadable`; this process may not, or nothing is there.
     """
-    _copy(_WRITE, pid, spans, data)
+    done = 0
+    for part in batches(spans, _TURN_BYTES):
+        size = min(_TURN_BYTES, len(data) - done)
+        with turn, data[done : done + size] as here:
+            _copy(_WRITE, pid, part, here)
+        done += size
 
 
 def _copy(call: Callable[..., int], pid: int, spans: Sequence[Span], local: memoryview) -> None:
