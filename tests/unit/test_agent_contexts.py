@@ -11,6 +11,7 @@ import pytest
 
 from tests import fake_guest
 from tests.connected_agent import connected, output
+from tests.context_runs import create, run, until_output, value
 from vmpool.agent.contexts import Cell, ContextSpec, Language
 from vmpool.errors import ConflictError, InvalidRequestError, NotFoundError, VmpoolError
 from vmpool.model import Exited, Identity, Output, Raised, Result, Seed, Started, Unique
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from vmpool.agent import Agent, Execution
-    from vmpool.model import ExecutionEvent, Rng
+    from vmpool.model import Rng
 
 # An agent that outlives a test forks spares when it likes.
 pytestmark = pytest.mark.shares_host
@@ -44,37 +44,6 @@ async def _closed_contexts(guest: Path) -> AsyncIterator[None]:
     async with asyncio.timeout(20), connected(guest) as agent:
         for info in await agent.contexts.list():
             await agent.contexts.close(info.id)
-
-
-async def create(agent: Agent, language: str = "python", **options: object) -> str:
-    """Make a context; return its id."""
-    spec = ContextSpec(language=Language(language), **options)  # type: ignore[arg-type]
-    return (await agent.contexts.create(spec, outer={})).id
-
-
-async def run(
-    agent: Agent, context: str, source: str, *, outer: dict[str, str] | None = None, **more: object
-) -> list[ExecutionEvent]:
-    """Run a cell to its end; return all that was told."""
-    cell = Cell(context=context, source=source, **more)  # type: ignore[arg-type]
-    async with asyncio.timeout(30), agent.contexts.run(cell, outer=outer or {}) as execution:
-        return [event async for event in execution]
-
-
-async def value(agent: Agent, context: str, source: str) -> str:
-    """Return the text of a cell's value."""
-    events = await run(agent, context, source)
-    return next(event.mime["text/plain"] for event in events if isinstance(event, Result))
-
-
-async def until_output(execution: Execution, text: bytes) -> None:
-    """Return when so much has been written."""
-    seen = b""
-    async for event in execution:
-        seen += event.data if isinstance(event, Output) else b""
-        if text in seen:
-            return
-    raise AssertionError(f"{text!r} never came, but {seen!r}")
 
 
 async def test_state_stays_from_one_execution_to_the_next(guest: Path) -> None:

@@ -60,8 +60,6 @@ COMMANDS = {
     "context": Entry(
         module="contexts", summary="Create, list, restart and close such interpreters."
     ),
-    "cp": Entry(module="copying", summary="Copy files and directories into a sandbox, or out."),
-    "watch": Entry(module="watching", summary="Print what happens in a sandbox's directory."),
     "shell": Entry(
         module="shell",
         summary="Start a shell at a terminal in a sandbox.",
@@ -73,6 +71,8 @@ COMMANDS = {
         failure=ExitCode.NOT_RUN,
     ),
     "ps": Entry(module="ps", summary="List the processes that were started to stay."),
+    "cp": Entry(module="copying", summary="Copy files and directories into a sandbox, or out."),
+    "watch": Entry(module="watching", summary="Print what happens in a sandbox's directory."),
     "sandbox": Entry(module="sandboxes", summary="Create, inspect, fill and kill sandboxes."),
     "pause": Entry(module="pause", summary="Save sandboxes and end their machines."),
     "resume": Entry(module="resume", summary="Go on with a paused sandbox."),

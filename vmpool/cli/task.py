@@ -128,6 +128,12 @@ def exit_code(ended: dict[str, Any]) -> int:
 
 def epitaph(ended: dict[str, Any]) -> str:
     """Return why a program did not end of its own accord, empty when it did."""
+    why = _end_by_force(ended)
+    lost = "its context begins anew, without its state" if ended.get("context_lost") else ""
+    return "; ".join(filter(None, (why, lost)))
+
+
+def _end_by_force(ended: dict[str, Any]) -> str:
     if ended["timed_out"]:
         return "its time was up; it was killed"
     if ended["out_of_memory"]:
