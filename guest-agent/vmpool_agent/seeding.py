@@ -75,7 +75,8 @@ class _Finder:
                 spec = find(name, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _Loader(spec.loader, functools.partial(start, self._seed))
+                    loader: Any = _Loader(spec.loader, functools.partial(start, self._seed))
+                    spec.loader = loader
                 return spec
         return None
 
