@@ -11,7 +11,8 @@ import pytest
 
 from tests import fake_guest
 from tests.connected_agent import connected, output, run
-from vmpool.agent import Agent, answers
+from vmpool.agent import Agent, answers, asking
+from vmpool.clone.introduction import warm
 from vmpool.errors import GuestError
 from vmpool.model import Code, Command, Exited, Result, Started
 from vmpool_agent import wire
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 
 # An agent that outlives a test forks spares when it likes.
 pytestmark = pytest.mark.shares_host
+
+
+async def test_an_interpreters_first_start_may_take_longer_than_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_guest.running(tmp_path) as path:
+        async with connected(path) as agent:
+            monkeypatch.setattr(asking, "PATIENCE", 0.0)
+            with pytest.raises(GuestError, match="gave no answer"):
+                await run(agent, Code(source="print(1)"))
+            await warm(agent, timeout=30)
 
 
 async def test_a_run_whose_spare_is_killed_is_given_to_another(tmp_path: Path) -> None:

@@ -157,8 +157,15 @@ class Agent:
         await ask(self._link, {"op": "release"}, timeout=timeout)
 
     @contextlib.asynccontextmanager
-    async def execute(self, what: Command | Code) -> AsyncGenerator[Execution, None]:
+    async def execute(
+        self, what: Command | Code, *, start_timeout: float | None = None
+    ) -> AsyncGenerator[Execution, None]:
         """Run a program or source; leaving the block kills what still runs.
+
+        Args:
+            what: What to run.
+            start_timeout: Seconds that its start may take, the first of an interpreter's much;
+                `None` for as long as any answer may.
 
         Raises:
             InvalidRequestError: It could not be started; the code says why.
@@ -166,7 +173,7 @@ class Agent:
             GuestError: The guest died, hung or broke the protocol.
         """
         async with self._link.open() as channel:
-            async with patience():
+            async with patience(start_timeout):
                 await channel.send_message(answers.execution_request(what))
                 first = answers.execution_event(answers.expect(await channel.receive()))
             if not isinstance(first, Started):

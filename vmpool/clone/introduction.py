@@ -113,8 +113,9 @@ async def warm(agent: Agent, *, timeout: float) -> None:
         GuestError: The line did not run, or not in time.
     """
     limit = asyncio.timeout(timeout)
+    line = Code(source="print(6*7)")
     try:
-        async with limit, agent.execute(Code(source="print(6*7)")) as execution:
+        async with limit, agent.execute(line, start_timeout=timeout) as execution:
             last = [event async for event in execution][-1]
     except TimeoutError as err:
         if not limit.expired():
