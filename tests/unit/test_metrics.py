@@ -35,6 +35,9 @@ def with_everything() -> Metrics:
     metrics.sandbox_ended(EndReason.EXPIRED)
     metrics.guest_failed("guest_error")
     metrics.watch_pool("python", lambda: Census(ready=2, waiting=3), lambda: {"acquired": 7})
+    metrics.turned("sandbox.fork", "pool_full", 3_000_000)
+    metrics.stopped("pause", 20_000_000)
+    metrics.watch_sandboxes(lambda: {"paused": 2}, lambda: {"kept": 5})
     return metrics
 
 
@@ -49,6 +52,11 @@ def test_what_is_told_shows_up_in_seconds_and_counts() -> None:
     assert seen["vmpool_executions_total", "task", "task_timeout"] == 1
     assert seen["vmpool_sandboxes_ended_total", "expired"] == 1
     assert seen["vmpool_guest_failures_total", "guest_error"] == 1
+    assert seen["vmpool_sandbox_operations_total", "sandbox.fork", "pool_full"] == 1
+    assert seen["vmpool_sandbox_operation_seconds_sum", "sandbox.fork"] == pytest.approx(0.003)
+    assert seen["vmpool_sandbox_stopped_seconds_sum", "pause"] == pytest.approx(0.02)
+    assert seen["vmpool_sandboxes", "paused"] == 2
+    assert seen["vmpool_checkpoint_bytes", "kept"] == 5
 
 
 def test_a_pool_is_asked_when_somebody_looks() -> None:
