@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -52,6 +54,8 @@ WITHOUT_SVM = Processor(vendor="AuthenticAMD", features=frozenset({"sse2"}))
         (judgement.vsock(usable=True), State.OK),
         (judgement.vsock(usable=False), State.DEGRADED),
         (judgement.pagemap_scan(release="6.1", available=False), State.DEGRADED),
+        (judgement.access(), State.OK),
+        (judgement.access(failure="not permitted"), State.DEGRADED),
         (judgement.cgroups(unified=False), State.OK),
         (judgement.disk(Path("/s"), 100 * GIB), State.OK),
         (judgement.disk(Path("/s"), 5 * GIB), State.DEGRADED),
@@ -203,6 +207,26 @@ async def test_a_qemu_that_cannot_be_started_is_a_finding(
     assert acceleration.state is ring.state is State.DEGRADED
     assert acceleration.detail
     assert "QEMU emulates no processor with SVM" in ring.detail
+
+
+_EXAMINE = """
+import asyncio
+from vmpool.doctor import examination
+finding = asyncio.run(examination._examine_access())
+print(finding.state, finding.remedy)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has the capability to lose")
+def test_a_host_that_may_not_copy_its_guests_is_told_by_trying() -> None:
+    for prefix, said in (
+        ((), "ok "),
+        (("setpriv", "--bounding-set=-sys_ptrace"), "degraded give the server the capability"),
+    ):
+        ended = subprocess.run(
+            [*prefix, sys.executable, "-c", _EXAMINE], check=True, capture_output=True, text=True
+        )
+        assert ended.stdout.startswith(said), ended.stdout
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from vmpool.doctor import judgement, virtualization
 from vmpool.doctor.finding import Finding, State
 from vmpool.doctor.virtualization import EXTENSIONS, Provider
-from vmpool.engine.qemu import QemuEngine, isolation
+from vmpool.engine.qemu import QemuEngine, isolation, require_access
 from vmpool.engine.qemu.probe import Probe, probe_accelerator, probe_transport
 from vmpool.errors import EngineError, HostError
 from vmpool.model import MIB, Accelerator, Attachment, MachineSpec, Transport
@@ -31,7 +31,7 @@ PROBE_TIMEOUT = 1.5
 """Seconds; a host that needs longer for a few instructions runs nothing in time."""
 
 ANSWER_TIMEOUT = 1.0
-"""Seconds for QEMU to say what it can emulate."""
+"""Seconds for QEMU to say what it can emulate; for a process to be started and read, likewise."""
 
 _PAGEMAP_SCAN = 0xC0606610  # linux/fs.h, since 6.7
 _PAGEMAP_SCAN_ARGUMENT = struct.Struct("=12Q")  # struct pm_scan_arg, its own size and flags first
@@ -54,6 +54,7 @@ async def examine(*, state: Path, run: Path) -> tuple[Finding, ...]:
         *(judgement.tool(tool, tool.find()) for tool in needed() if tool is not QEMU),
         *(() if path is None else await _examine_virtualization(path)),
         *host,
+        await _examine_access(),
         judgement.run_directory(run),
     )
 
@@ -136,6 +137,18 @@ def _examine_isolation() -> Finding:
             detail=err.message,
             remedy=err.remedy,
         )
+
+
+async def _examine_access() -> Finding:
+    """Copy a page of a process that is cut off as a QEMU is."""
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            await require_access(await asyncio.to_thread(isolation.detect))
+    except TimeoutError:
+        return judgement.access(failure="a process did not start in time", remedy="")
+    except (EngineError, HostError) as err:
+        return judgement.access(failure=err.message, remedy=err.remedy)
+    return judgement.access()
 
 
 def _has_pagemap_scan() -> bool:

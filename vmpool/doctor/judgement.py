@@ -119,6 +119,17 @@ def pagemap_scan(*, release: str, available: bool) -> Finding:
     )
 
 
+def access(*, failure: str = "", remedy: str = "") -> Finding:
+    """Judge whether the memory of a hypervisor could be copied; `failure` says why not."""
+    return Finding(
+        name="guest memory",
+        purpose="pauses, checkpoints and forks of sandboxes copy it",
+        state=State.DEGRADED if failure else State.OK,
+        detail=failure or "can be copied",
+        remedy=(remedy or "start vmpool as root") if failure else "",
+    )
+
+
 def cgroups(*, unified: bool) -> Finding:
     """Report the version of control groups; either will do."""
     return Finding(

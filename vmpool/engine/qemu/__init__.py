@@ -1,5 +1,6 @@
 """The engine that drives QEMU over QMP."""
 
+from vmpool.engine.qemu.access import require_access
 from vmpool.engine.qemu.engine import QemuEngine
 from vmpool.engine.qemu.machine import QemuMachine, QemuShell
 from vmpool.engine.qemu.orphan import reap
@@ -13,4 +14,5 @@ __all__ = [
     "probe_accelerator",
     "probe_transport",
     "reap",
+    "require_access",
 ]
