@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from vmpool import snapshot
+from vmpool import faults, snapshot
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import EngineError
 from vmpool.snapshot import FileRecord, Snapshot
@@ -137,6 +137,7 @@ async def _save(
             await taking(machine, capture)
             laps.append(time.perf_counter_ns())
             await capture.write()
+            faults.reach("capture.written")
             laps.append(time.perf_counter_ns())
         describe = partial(_describe, directory, template, id)
         manifest = await uninterrupted(asyncio.to_thread(describe))
@@ -157,7 +158,9 @@ async def _save(
 
 async def _take(machine: Machine, capture: Capture) -> None:
     await machine.pause()
+    faults.reach("capture.paused")
     await capture.take()
+    faults.reach("capture.taken")
 
 
 async def _take_and_resume(machine: Machine, capture: Capture) -> None:

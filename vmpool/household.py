@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vmpool import faults
 from vmpool.cancellation import uninterrupted
 from vmpool.chores import Chores
 from vmpool.clone import Clone
@@ -197,7 +198,9 @@ class Household:
         """
         try:
             holding.journaled = True  # when cancelled, the row may be there or come yet
+            faults.reach("create.held")
             await self._store.record_sandbox(holding.row)
+            faults.reach("create.recorded")
         except VmpoolError:
             holding.journaled = False
             await self.end(holding, EndReason.KILLED)
@@ -328,6 +331,7 @@ class Household:
             self.disregard(holding)
             if holding.operation is not None:
                 holding.operation.cancel()
+            faults.reach("kill.begun")
             holding.ending = self._chores.begin(self._reap(holding))
         return holding.ending
 
@@ -414,6 +418,7 @@ class Household:
         if holding.operation is not None:
             await asyncio.wait({holding.operation})
         await self.let_go(holding)  # what the operation may have left
+        faults.reach("kill.killed")
         sandbox.reaped()
         assert sandbox.end_reason is not None
         self._metrics.sandbox_ended(sandbox.end_reason)
@@ -421,6 +426,7 @@ class Household:
         try:
             if holding.journaled:
                 await self._store.end_sandbox(sandbox.id, sandbox.end_reason)
+                faults.reach("kill.recorded")
                 await self._drop_pause(sandbox)
         except VmpoolError as err:  # the next start settles the row
             log.error("sandbox=%s ended, which the journal does not know: %s", sandbox.id, err)

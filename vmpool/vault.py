@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmpool import snapshot
+from vmpool import faults, snapshot
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import CapacityError, ConflictError, InvalidRequestError, NotFoundError
 from vmpool.store import CheckpointRow, Purpose, owner_of, token_id_of
@@ -224,11 +224,13 @@ class Vault:
             ConflictError: `checkpoint_exists`.
             StoreError, DiskFullError: The journal could not take it.
         """
+        faults.reach("checkpoint.saved")
         try:
             await self._store.checkpoints.record(checkpoint.row)
         except BaseException:
             await self.discard(checkpoint.id)
             raise
+        faults.reach("checkpoint.recorded")
         self.note(checkpoint)
 
     def note(self, checkpoint: Checkpoint) -> None:
@@ -282,8 +284,11 @@ class Vault:
 
     async def _remove(self, id: str) -> None:
         try:
+            faults.reach("remove.begun")
             await self._store.checkpoints.remove(id)
+            faults.reach("remove.recorded")
             await self.discard(id)
+            faults.reach("remove.discarded")
         finally:
             self._going.discard(id)
 

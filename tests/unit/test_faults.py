@@ -1,0 +1,69 @@
+"""A server that dies between any two steps leaves nothing that lies, and keeps what it promised."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import fake_host, turns
+from tests.fake_host import IMAGE, OWNER, opened
+from tests.fakes import FakeEngine
+from vmpool import snapshot
+from vmpool.lifecycle import SandboxState
+
+ROOT = Path(__file__).parents[2]
+
+
+def places() -> list[str]:
+    """Return every place in the code, so that no new one goes untried."""
+    found = []
+    for module in sorted((ROOT / "vmpool").rglob("*.py")):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.reach":
+                (place,) = node.args
+                assert isinstance(place, ast.Constant), "a place is named where it stands"
+                found.append(place.value)
+    assert len(found) == len(set(found))
+    return found
+
+
+@pytest.mark.parametrize("place", places())
+async def test_what_was_promised_before_a_crash_is_there_after_it(
+    place: str, state: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    died = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "tests.faulty_server", state, place],
+        cwd=ROOT, capture_output=True, check=False, text=True,
+    )  # fmt: skip
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    fake_host.keep(state, tmp_path_factory.getbasetemp() / "furnished")
+    (_, first), (_, asleep) = (line.split() for line in died.stdout.splitlines())
+    verb = place.partition(".")[0]
+    async with opened(state, FakeEngine()) as host:
+        await host.catalogue.settled(IMAGE)
+        await turns.consistent(host)
+        assert not list((state / "checkpoints").glob(f"{snapshot.PARTIAL}*"))
+        there = {sandbox.id: sandbox.state for sandbox in host.sandboxes(owner=OWNER)}
+        if verb == "kill":  # asked for and not answered: done, or not begun
+            assert there.get(first, SandboxState.RUNNING) is SandboxState.RUNNING
+            assert first in there or (await host.store.sandbox(first)).end_reason is not None
+        elif verb == "pause":
+            assert there[first] in {SandboxState.RUNNING, SandboxState.PAUSED}
+        else:
+            assert there[first] is SandboxState.RUNNING
+        assert there[asleep] is SandboxState.PAUSED or verb == "resume"
+        names = {kept.name for kept in await host.checkpoints(owner=OWNER, sandbox=None)}
+        assert "kept" in names
+        assert "spare" in names or verb == "remove"
+        # It all goes on from there.
+        await host.resume(asleep, owner=OWNER, timeout=None)
+        await turns.answers(await host.sandbox(asleep, owner=OWNER))
+        await host.rollback(asleep, owner=OWNER, checkpoint="kept")
+        await turns.consistent(host)
