@@ -9,6 +9,7 @@ import pytest
 
 from tests.contract.test_engine import (
     Bench,
+    goes_on_under_another,
     opened,
     test_a_booted_machine_runs_until_it_is_killed,
     test_a_cancelled_load_leaves_nothing,
@@ -21,6 +22,7 @@ from tests.contract.test_engine import (
     test_only_a_paused_machine_is_saved,
     test_pause_resume_and_kill_are_idempotent,
 )
+from tests.lost_manager import Point
 from vmpool.engine.qemu import QemuEngine
 from vmpool.model import Accelerator, Transport
 
@@ -64,3 +66,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     engine = await QemuEngine.detect()
     with opened(engine, request.param, Accelerator.KVM, Transport.VSOCK, tmp_path) as bench:
         yield bench
+
+
+async def test_a_machine_on_kvm_is_adopted_in_the_middle_of_a_capture(bench: Bench) -> None:
+    await goes_on_under_another(bench, Point.TAKEN)
