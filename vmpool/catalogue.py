@@ -9,66 +9,40 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmpool import clone
+from vmpool import clone, draft
 from vmpool.cancellation import uninterrupted
-from vmpool.clone import Clone, RestoreDeadlines
-from vmpool.config import PoolSettings, Settings
 from vmpool.depot import Depot
-from vmpool.engine import Engine
 from vmpool.entry import Entry, TemplateRequest, TemplateState, TemplateStatus
 from vmpool.errors import (
     CapacityError,
     ConflictError,
     InfrastructureError,
-    InvalidRequestError,
     NotFoundError,
     VmpoolError,
 )
-from vmpool.image import Image, Library
 from vmpool.lineages import Lineage, Lineages
-from vmpool.metrics import Metrics
-from vmpool.model import MIB, Accelerator, MachineSpec, Transport
-from vmpool.policy import Limits
+from vmpool.model import Accelerator, Transport
 from vmpool.pool import Pool
-from vmpool.store import ImageRow, Store, TemplateRow
+from vmpool.store import ImageRow, TemplateRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine
     from contextlib import AbstractContextManager
 
+    from vmpool.clone import Clone
+    from vmpool.ground import Ground
+    from vmpool.image import Image
+    from vmpool.policy import Limits
     from vmpool.snapshot import Base, Manifest, Snapshot
 
-__all__ = ["Catalogue", "Ground", "TemplateRequest", "TemplateState", "TemplateStatus"]
+__all__ = ["Catalogue", "TemplateRequest", "TemplateState", "TemplateStatus"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
-    """What templates stand on: the same for all of a host.
-
-    Attributes:
-        snapshots: Directory of published snapshots.
-        clones: Directory that machines' directories are made in.
-        restores: Shared by all pools: restores that may run at one time.
-    """
-
-    engine: Engine
-    accelerator: Accelerator
-    transport: Transport
-    images: Library
-    store: Store
-    metrics: Metrics
-    snapshots: Path
-    clones: Path
-    settings: Settings
-    deadlines: RestoreDeadlines
-    restores: asyncio.Semaphore
 
 
 class Catalogue:
@@ -138,6 +112,10 @@ class Catalogue:
             if (lineage := entry.lineage) is not None and self._entries.get(entry.name) is entry:
                 return lineage.require(base)
         return await self._lineages.find(base)
+
+    async def bases(self) -> dict[str, int]:
+        """Return the bytes on disk of each snapshot that is kept though no template names it."""
+        return await self._depot.sizes(but=self._named())
 
     async def alike(self, base: Manifest) -> str | None:
         """Return the id of a snapshot here with the memory and disk of `base`, whatever its name.
@@ -223,7 +201,7 @@ class Catalogue:
         """
         self._require_idle(request.name)
         image = self._ground.images.load(request.image)
-        entry = self._new_entry(request, image)
+        entry = draft.requested(self._ground, request, image)
         self._coming[entry.name] = entry
         try:
             await self._work(entry.name, self._make(entry, image, progress))
@@ -239,12 +217,15 @@ class Catalogue:
             try:
                 image = self._ground.images.load(row.image_digest)
             except VmpoolError as err:
-                entry = self._saved_entry(row, image_names[row.image_digest], root=Path())
+                named = image_names[row.image_digest]
+                entry = draft.recorded(self._ground, row, named, root=Path())
                 self._fail(entry, err, progress)
             else:
-                entry = self._saved_entry(row, image.name, root=image.root)
+                entry = draft.recorded(self._ground, row, image.name, root=image.root)
                 self._begin(row.name, self._bring_up_saved(entry, image, row, progress))
             self._entries[row.name] = entry
+        for id in await self._depot.imported():  # a crash left them, if nobody needs them
+            await self.release_base(id)
 
     async def settled(self, name: str) -> TemplateStatus:
         """Return one template once it is no longer being made: ready or failed.
@@ -351,63 +332,6 @@ class Catalogue:
             )
         return entry
 
-    def _new_entry(self, request: TemplateRequest, image: Image) -> Entry:
-        defaults = image.defaults
-        memory_bytes = request.memory_bytes or defaults.memory_bytes
-        if memory_bytes % MIB:
-            raise InvalidRequestError(
-                f"memory of {memory_bytes} bytes is no multiple of 1 MiB", code="invalid_machine"
-            )
-        disk_bytes = defaults.disk_bytes if request.disk_bytes is None else request.disk_bytes
-        limits = request.limits or self._limits(request.name, defaults.ready)
-        return Entry(
-            name=request.name,
-            digest=image.digest,
-            image_name=image.name,
-            spec=self._spec(
-                image.root,
-                memory_bytes=memory_bytes,
-                vcpus=request.vcpus or defaults.vcpus,
-                disk_bytes=disk_bytes,
-            ),
-            limits=replace(limits, clone_bytes=memory_bytes),
-            created_ns=time.time_ns(),
-        )
-
-    def _limits(self, name: str, ready: int) -> Limits:
-        """Return the settings' limits for a template; where they say nothing, the recipe's."""
-        settings = self._ground.settings
-        pool = settings.pool_of(name)
-        if pool == PoolSettings():
-            return replace(pool.limits(clone_bytes=0), ready=ready)
-        return pool.limits(clone_bytes=0)
-
-    def _saved_entry(self, row: TemplateRow, image_name: str, *, root: Path) -> Entry:
-        return Entry(
-            name=row.name,
-            digest=row.image_digest,
-            image_name=image_name,
-            spec=self._spec(
-                root, memory_bytes=row.memory_bytes, vcpus=row.vcpus, disk_bytes=row.disk_bytes
-            ),
-            limits=Limits(**row.limits),
-            created_ns=row.created_ns,
-        )
-
-    def _spec(self, root: Path, *, memory_bytes: int, vcpus: int, disk_bytes: int) -> MachineSpec:
-        ground = self._ground
-        spec = MachineSpec(
-            root=root,
-            memory_bytes=memory_bytes,
-            accelerator=ground.accelerator,
-            transport=ground.transport,
-            vcpus=vcpus,
-            disk_bytes=disk_bytes,
-            cpu_model=ground.settings.cpu_model or _all_of(ground.accelerator),
-            qemu_version=ground.engine.version,
-        )
-        return replace(spec, shape=ground.engine.shape(spec))
-
     async def _bring_up(
         self, entry: Entry, image: Image, progress: Callable[[str], None]
     ) -> Pool[Clone]:
@@ -486,12 +410,3 @@ class Catalogue:
         """Return the snapshots that templates are made, or being made, of."""
         entries = [*self._coming.values(), *self._entries.values()]
         return {entry.snapshot_id for entry in entries}
-
-
-def _all_of(accelerator: Accelerator) -> str:
-    """Return the CPU model that gives a guest all that the accelerator has."""
-    match accelerator:
-        case Accelerator.KVM:
-            return "host"
-        case Accelerator.TCG:
-            return "max"

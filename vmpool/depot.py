@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+IMPORTED = "imported"
+"""What the id of a base begins with that came with a checkpoint: no template's has it."""
+
 _UNFIT = frozenset({"snapshot_unfit", "snapshot_processor_unfit"})
 """Codes of a snapshot that is whole, and of use on another host."""
 
@@ -137,6 +140,25 @@ class Depot:
         if spec.qemu_version == version and spec.accelerator in self._accelerators:
             processors[spec.accelerator] = await self._processor(spec)
         stranger.fits(version=version, processors=processors, transports=self._transports)
+
+    async def imported(self) -> list[str]:
+        """Return the ids of the bases that came with checkpoints; no template is made of them."""
+        return await asyncio.to_thread(
+            lambda: sorted(path.name for path in self._snapshots.glob(f"{IMPORTED}*"))
+        )
+
+    async def sizes(self, *, but: Collection[str]) -> dict[str, int]:
+        """Return the bytes on disk of every snapshot `but` some, by id."""
+        return await asyncio.to_thread(self._sizes, but)
+
+    def _sizes(self, but: Collection[str]) -> dict[str, int]:
+        found = {}
+        for directory in sorted(self._snapshots.iterdir()):
+            if directory.name not in but and not directory.name.startswith(snapshot.PARTIAL):
+                with contextlib.suppress(FileNotFoundError):  # it went meanwhile
+                    files = list(directory.iterdir())
+                    found[directory.name] = sum(file.stat().st_blocks * 512 for file in files)
+        return found
 
     async def alike(self, base: Manifest) -> str | None:
         """Return the id of a snapshot here with the memory and disk of `base`, whatever its name.

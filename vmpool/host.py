@@ -33,8 +33,9 @@ from vmpool.shipping import Cargo, Shipping
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
-    from vmpool.catalogue import Catalogue, Ground
+    from vmpool.catalogue import Catalogue
     from vmpool.clone import Clone
+    from vmpool.ground import Ground
     from vmpool.household import Holding
     from vmpool.run import RunOutcome, RunRequest
     from vmpool.store import SandboxRow

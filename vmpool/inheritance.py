@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from vmpool.catalogue import Ground
     from vmpool.clone import Clone
+    from vmpool.ground import Ground
     from vmpool.host import Host
     from vmpool.store import SandboxRow
 

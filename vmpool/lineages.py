@@ -71,11 +71,6 @@ class Lineages:
         self._wanted: Counter[str] = Counter()
 
     @property
-    def bases(self) -> tuple[Snapshot, ...]:
-        """The snapshots that are known to outlive their templates, each once."""
-        return tuple({each.snapshot.manifest.id: each.snapshot for each in self._kept}.values())
-
-    @property
     def needed(self) -> set[str]:
         """Ids of the snapshots that somebody needs, whether a template names them or not."""
         held = (each.snapshot.manifest.id for each in self._kept if _held(each))

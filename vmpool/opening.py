@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmpool import descriptors, snapshot, tenure
-from vmpool.catalogue import Catalogue, Ground
+from vmpool.catalogue import Catalogue
 from vmpool.clone import RestoreDeadlines
 from vmpool.engine import Engine, qemu
 from vmpool.engine.qemu.isolation import detect
 from vmpool.engine.qemu.probe import query_version
+from vmpool.ground import Ground
 from vmpool.host import Host, HostFacts
 from vmpool.image import Library
 from vmpool.inheritance import Inheritance

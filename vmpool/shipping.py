@@ -23,6 +23,7 @@ from msgspec import structs
 
 from vmpool import disk, snapshot
 from vmpool.cancellation import uninterrupted
+from vmpool.depot import IMPORTED
 from vmpool.errors import ConflictError, InfrastructureError, NotFoundError, SnapshotError
 from vmpool.model import new_id
 from vmpool.parcel import Envelope, State, Unpacking, pack
@@ -34,7 +35,8 @@ from vmpool.vault import Checkpoint
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from vmpool.catalogue import Catalogue, Ground
+    from vmpool.catalogue import Catalogue
+    from vmpool.ground import Ground
     from vmpool.snapshot import Manifest
     from vmpool.vault import Vault
 
@@ -220,7 +222,7 @@ def _imported_id(base: Manifest) -> str:
     The name that it had is one that a template here may have, or get, for a snapshot of its own.
     """
     said = msgspec.json.encode(base, enc_hook=str, order="deterministic")
-    return f"imported{hashlib.sha256(said).hexdigest()[:20]}"
+    return f"{IMPORTED}{hashlib.sha256(said).hexdigest()[:20]}"
 
 
 def _seen_from(directory: Path, path: Path) -> Path:

@@ -212,6 +212,9 @@ class PaperHost:
     async def remove(self, name: str) -> None:
         self.status(name)
 
+    async def bases(self) -> dict[str, int]:
+        return {}
+
     def audit(self, *_: Any) -> None:
         """Nothing was done."""
 

@@ -118,3 +118,15 @@ async def test_a_command_takes_a_checkpoint_to_a_file_and_back(
     id = (await terminal.run("checkpoint", "import", file, "--name", "there")).strip()
     listed = await terminal.read("checkpoint", "list")
     assert {one["id"]: one["name"] for one in listed}[id] == "there"
+
+
+async def test_what_is_kept_of_a_template_that_is_gone_is_listed(
+    terminal: Terminal, server: Server
+) -> None:
+    kept = await keep(server)
+    assert "gone" not in await terminal.run("template", "list")
+    await terminal.run("template", "remove", "python")
+    assert "1 snapshot of a template that is gone" in await terminal.run("template", "list")
+    _, listed = await server.call("GET", "/v1/templates")
+    _, shown = await server.call("GET", f"/v1/checkpoints/{kept}")
+    assert [base["id"] for base in listed["bases"]] == [shown["base"]]

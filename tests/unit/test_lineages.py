@@ -195,3 +195,13 @@ async def test_a_host_that_closes_has_no_lineage(host: Host) -> None:
     base = base_of(host.catalogue)
     await host.catalogue.close()
     assert await refusal(host.catalogue, base) == "pool_closed"
+
+
+async def test_what_is_kept_of_a_template_that_is_gone_is_seen(host: Host) -> None:
+    catalogue, base = host.catalogue, base_of(host.catalogue)
+    assert await catalogue.bases() == {}
+    catalogue.in_use = lambda: {base}
+    await catalogue.remove(IMAGE)
+    found = await catalogue.bases()
+    assert found.keys() == {base}
+    assert found[base] > 0

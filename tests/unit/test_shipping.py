@@ -295,3 +295,18 @@ async def test_a_full_disk_leaves_nothing(host: Host, state: Path, folder: str) 
         with small_disk.mounted(other.settings.state / folder, "size=4k"):
             assert await refusal(other, parcel) == "host_disk_full"
         assert (await received(other, parcel)).name == "here"
+
+
+async def test_an_imported_base_that_a_crash_left_goes_with_the_next_start(
+    host: Host, state: Path
+) -> None:
+    await made_checkpoint(host)
+    parcel = await sent(host, "here", Cargo.WITH_BASE)
+    async with elsewhere(state, FakeEngine()) as other:
+        there = await received(other, parcel)
+        left = other.settings.state
+    async with opened(left, FakeEngine()) as again:
+        assert kept_by(again)[0] == {there.base_id}
+        await again.store.checkpoints.remove(there.id)
+    async with opened(left, FakeEngine()) as again:
+        assert kept_by(again) == (set(), set(), set())

@@ -391,10 +391,21 @@ class TemplateAnswer(Struct, frozen=True, kw_only=True):
     pool: PoolAnswer
 
 
+class BaseAnswer(Struct, frozen=True, kw_only=True):
+    """A snapshot without a template; `size_bytes` is what it takes on the disk."""
+
+    id: str
+    size_bytes: int
+
+
 class TemplateList(Struct, frozen=True, kw_only=True):
-    """All templates, by name."""
+    """All templates, by name.
+
+    `bases` are the snapshots of templates that are gone, kept for sandboxes and checkpoints.
+    """
 
     templates: list[TemplateAnswer]
+    bases: list[BaseAnswer]
 
 
 class ImageAnswer(Struct, frozen=True, kw_only=True):

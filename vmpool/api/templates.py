@@ -47,8 +47,14 @@ def _limits(asked: bodies.PoolLimits) -> Limits:
 
 async def list_all(call: Call, _: bodies.Nothing) -> web.Response:
     """List all templates."""
-    statuses = call.host.catalogue.statuses
-    return answer(bodies.TemplateList(templates=[views.template(status) for status in statuses]))
+    catalogue = call.host.catalogue
+    bases = await catalogue.bases()
+    return answer(
+        bodies.TemplateList(
+            templates=[views.template(status) for status in catalogue.statuses],
+            bases=[bodies.BaseAnswer(id=id, size_bytes=size) for id, size in bases.items()],
+        )
+    )
 
 
 async def look(call: Call, _: bodies.Nothing) -> web.Response:

@@ -68,8 +68,9 @@ def create(
 @connects
 @json_option
 def list_(remote: Remote, *, as_json: bool) -> None:
-    """List the templates with their pools."""
-    templates = remote.call("GET", path("templates"))["templates"]
+    """List the templates with their pools, and what is kept of those that are gone."""
+    answer = remote.call("GET", path("templates"))
+    templates, bases = answer["templates"], answer["bases"]
     if as_json:
         table.print_json(templates)
         return
@@ -89,6 +90,14 @@ def list_(remote: Remote, *, as_json: bool) -> None:
             for one in templates
         ],
     )
+    if bases:
+        together = table.size(sum(one["size_bytes"] for one in bases))
+        what = (
+            "snapshots of templates that are"
+            if len(bases) > 1
+            else "snapshot of a template that is"
+        )
+        click.echo(f"{len(bases)} {what} gone, kept for sandboxes and checkpoints: {together}")
 
 
 @command.command()

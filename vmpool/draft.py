@@ -1,0 +1,103 @@
+"""Draft: a template before there is anything of it.
+
+It decides what machine a request, or a row of the journal, means on this host and what its pool may
+use. It makes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vmpool.config import PoolSettings
+from vmpool.entry import Entry
+from vmpool.errors import InvalidRequestError
+from vmpool.model import MIB, Accelerator, MachineSpec
+from vmpool.policy import Limits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmpool.config import Settings
+    from vmpool.entry import TemplateRequest
+    from vmpool.ground import Ground
+    from vmpool.image import Image
+    from vmpool.store import TemplateRow
+
+
+def requested(ground: Ground, request: TemplateRequest, image: Image) -> Entry:
+    """Return the template that a request means; what it leaves open, the image's recipe says.
+
+    Raises:
+        InvalidRequestError: The machine (`invalid_machine`) or its limits are not possible.
+    """
+    defaults = image.defaults
+    memory_bytes = request.memory_bytes or defaults.memory_bytes
+    if memory_bytes % MIB:
+        raise InvalidRequestError(
+            f"memory of {memory_bytes} bytes is no multiple of 1 MiB", code="invalid_machine"
+        )
+    disk_bytes = defaults.disk_bytes if request.disk_bytes is None else request.disk_bytes
+    limits = request.limits or _limits(ground.settings, request.name, defaults.ready)
+    return Entry(
+        name=request.name,
+        digest=image.digest,
+        image_name=image.name,
+        spec=_spec(
+            ground,
+            image.root,
+            memory_bytes=memory_bytes,
+            vcpus=request.vcpus or defaults.vcpus,
+            disk_bytes=disk_bytes,
+        ),
+        limits=replace(limits, clone_bytes=memory_bytes),
+        created_ns=time.time_ns(),
+    )
+
+
+def recorded(ground: Ground, row: TemplateRow, image_name: str, *, root: Path) -> Entry:
+    """Return the template that a row of the journal means to the hypervisor that is here now."""
+    return Entry(
+        name=row.name,
+        digest=row.image_digest,
+        image_name=image_name,
+        spec=_spec(
+            ground, root, memory_bytes=row.memory_bytes, vcpus=row.vcpus, disk_bytes=row.disk_bytes
+        ),
+        limits=Limits(**row.limits),
+        created_ns=row.created_ns,
+    )
+
+
+def _limits(settings: Settings, name: str, ready: int) -> Limits:
+    """Return the settings' limits for a template; where they say nothing, the recipe's."""
+    pool = settings.pool_of(name)
+    if pool == PoolSettings():
+        return replace(pool.limits(clone_bytes=0), ready=ready)
+    return pool.limits(clone_bytes=0)
+
+
+def _spec(
+    ground: Ground, root: Path, *, memory_bytes: int, vcpus: int, disk_bytes: int
+) -> MachineSpec:
+    spec = MachineSpec(
+        root=root,
+        memory_bytes=memory_bytes,
+        accelerator=ground.accelerator,
+        transport=ground.transport,
+        vcpus=vcpus,
+        disk_bytes=disk_bytes,
+        cpu_model=ground.settings.cpu_model or _all_of(ground.accelerator),
+        qemu_version=ground.engine.version,
+    )
+    return replace(spec, shape=ground.engine.shape(spec))
+
+
+def _all_of(accelerator: Accelerator) -> str:
+    """Return the CPU model that gives a guest all that the accelerator has."""
+    match accelerator:
+        case Accelerator.KVM:
+            return "host"
+        case Accelerator.TCG:
+            return "max"

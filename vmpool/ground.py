@@ -1,0 +1,38 @@
+"""Ground: what the machines of a host stand on, the same for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmpool.clone import RestoreDeadlines
+from vmpool.config import Settings
+from vmpool.engine import Engine
+from vmpool.image import Library
+from vmpool.metrics import Metrics
+from vmpool.model import Accelerator, Transport
+from vmpool.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What templates and sandboxes are made with.
+
+    Attributes:
+        snapshots: Directory of published snapshots.
+        clones: Directory that machines' directories are made in.
+        restores: Shared by all pools: restores that may run at one time.
+    """
+
+    engine: Engine
+    accelerator: Accelerator
+    transport: Transport
+    images: Library
+    store: Store
+    metrics: Metrics
+    snapshots: Path
+    clones: Path
+    settings: Settings
+    deadlines: RestoreDeadlines
+    restores: asyncio.Semaphore
