@@ -170,6 +170,7 @@ class Context:
         self._closing = True
         if self._dialogue is None:
             self._fail_all(self._gone())
+            self._answer_waiting(self._gone())
             self._on_close()
             answer(None)
             return

@@ -43,6 +43,12 @@ def kinds(result: Any) -> list[tuple[bool, list[str]]]:
     return [(shown.is_main, sorted(shown.mime)) for shown in result.displays]
 
 
+def text(result: vmpool.Result) -> str:
+    """Return the text of a cell's value."""
+    assert result.value is not None, result
+    return result.value.text
+
+
 async def test_figures_and_frames_are_shown_as_a_notebook_shows_them(
     client: vmpool.AsyncClient,
 ) -> None:
@@ -65,18 +71,19 @@ async def test_code_that_takes_all_memory_loses_its_context_and_nothing_else(
         result = await sandbox.run_code(HOARD, timeout=120)
         assert (result.signal, result.out_of_memory, result.context_lost) == (9, True, True)
         assert (await sandbox.run_code("echo $kept", language="bash")).stdout == "1\n"
-        assert (await sandbox.run_code("'held' in dir()")).value.text == "False"
+        assert text(await sandbox.run_code("'held' in dir()")) == "False"
 
 
 async def test_code_that_forks_for_ever_costs_its_own_sandbox_alone(
     client: vmpool.AsyncClient,
 ) -> None:
     async with asyncio.timeout(120), client.sandbox() as wild, client.sandbox() as other:
-        async with wild.contexts["default"].exec(FORKS) as execution:
+        running = wild.contexts["default"].exec(FORKS)
+        async with running as execution:
             async for event in execution:
                 if isinstance(event, vmpool.Output):
                     break
-            assert (await other.run_code("6 * 7")).value.text == "42"
+            assert text(await other.run_code("6 * 7")) == "42"
             await wild.kill()
 
 
@@ -87,11 +94,11 @@ async def test_a_child_has_its_parents_state_and_draws_its_own_numbers(
         await parent.run_code("x = 41; import random, numpy")
         await parent.run_code("x=41", language="bash")
         children = await parent.fork(2)
-        drawn = {(await one.run_code(DRAW)).value.text for one in (parent, *children)}
+        drawn = {text(await one.run_code(DRAW)) for one in (parent, *children)}
         for child in children:
-            assert (await child.run_code("x + 1")).value.text == "42"
+            assert text(await child.run_code("x + 1")) == "42"
             assert (await child.run_code("echo $x", language="bash")).stdout == "41\n"
             told = await child.run_code("import os; os.environ['VMPOOL_SANDBOX_ID']")
-            assert told.value.text == repr(child.id)
+            assert text(told) == repr(child.id)
             await child.kill()
     assert len(drawn) == 3

@@ -431,6 +431,22 @@ async def test_what_cannot_be_made_says_why_and_leaves_nothing(
         assert [info.id for info in await agent.contexts.list()] == [info.id for info in before]
 
 
+async def test_a_context_that_has_not_come_up_can_be_closed(tmp_path: Path) -> None:
+    warm_up, flag = tmp_path / "warm.py", tmp_path / "flag"
+    warm_up.write_text(f"import os\nwhile not os.path.exists({str(flag)!r}): pass")
+    with fake_guest.running(tmp_path, "--warm-up", str(warm_up)) as path:
+        async with asyncio.timeout(20), connected(path) as agent:
+            making = asyncio.create_task(create(agent))
+            while not (listed := await agent.contexts.list()):
+                pass
+            assert listed[0].state == "starting"
+            await agent.contexts.close(listed[0].id)
+            with pytest.raises(NotFoundError):
+                await making
+            flag.touch()
+            assert await value(agent, await create(agent), "1") == "1"
+
+
 async def test_an_image_without_ipython_says_so(tmp_path: Path) -> None:
     warm_up = tmp_path / "warm.py"
     warm_up.write_text("import sys; sys.modules['IPython'] = None")
