@@ -192,7 +192,8 @@ async def test_a_reader_that_does_not_read_holds_the_process_back(guest: Path) -
 async def test_a_reader_that_leaves_holds_nobody_back(guest: Path) -> None:
     async with connected(guest) as agent:
         async with agent.processes.begin(shell(f"yes | head -c {4 << 20}")) as slow:
-            pass
+            # As much as the channel's window takes, and what is due to it in the backlog.
+            await until(agent, slow.pid, lambda process: process.output_bytes > (256 + 32) << 10)
         ended = await until(agent, slow.pid, lambda process: process.ended)
     assert ended.ended == Exited(exit_code=0)
 
