@@ -86,11 +86,15 @@ async def test_a_merge_that_its_manager_did_not_see_to_the_end_is_given_up_by_th
         speed=1,  # so that it does not end
         backing_file="",
     )
-    await started.execute("blockdev-add", driver="null-co", **{"node-name": "layer7-file"})
+    await machine._layers.prepare()  # type: ignore[union-attr]
     directory = machine._directory
+    assert (directory / "scratch3").exists()
     await machine.release()
     machine = await bench.engine.adopt(bench.template, Attachment(directory=directory))
     assert await machine._hypervisor.execute("query-jobs") == []
+    found = await machine._hypervisor.execute("query-named-block-nodes", flat=True)
+    assert not [node["node-name"] for node in found if node["node-name"].startswith("scratch3")]
+    assert not (directory / "scratch3").exists()
     await machine.pause()
     checkpoint = await written(bench, machine, 3)
     assert len(checkpoint.layers) == 3

@@ -248,3 +248,50 @@ async def test_the_last_words_of_a_process_outlive_its_output_and_are_text() -> 
     kept.close()
     kept.close()
     assert kept.tail == "first\n\ufffdlast"
+
+
+async def test_what_a_process_said_is_found_by_who_comes_later_when_the_file_is_ours() -> None:
+    kept = Output.create()
+    child = await spawned("sh", "-c", "echo said; exec sleep 60", log=kept.fileno())
+    async with asyncio.timeout(30):
+        while not kept.tail:  # noqa: ASYNC110 -- a file in memory has no event
+            await asyncio.sleep(0.005)
+    found = Output.of(child.pid)
+    kept.close()
+    assert found.tail == "said"
+    await child.kill()
+    found.close()
+    assert found.tail == "said"
+    assert Output.of(child.pid).tail == ""
+
+
+async def test_what_a_process_put_in_its_logs_place_is_not_read(tmp_path: Path) -> None:
+    secret, pipe = tmp_path / "secret", tmp_path / "pipe"
+    secret.write_text("not for everyone")
+    os.mkfifo(pipe)  # which nobody writes: who opens it to read could wait for ever
+    unsealed = os.memfd_create("qemu.log")
+    os.write(unsealed, b"neither")
+    for descriptor in (
+        os.open(secret, os.O_RDONLY),
+        os.open(secret, os.O_PATH),
+        os.open(pipe, os.O_RDWR),
+        unsealed,
+    ):
+        child = await spawned("sleep", "60", log=descriptor)
+        assert Output.of(child.pid).tail == ""
+        await child.kill()
+        os.close(descriptor)
+
+
+async def test_a_process_that_was_let_go_lives_on_and_is_another_holders() -> None:
+    child = await spawned("sleep", "60")
+    assert child.is_alive
+    later = Process.open(child.pid)
+    child.release()
+    child.release()
+    await child.kill()  # no longer ours
+    assert not child.is_alive
+    assert later.is_alive
+    await later.kill()
+    assert not later.is_alive
+    assert later.exit_code == -signal.SIGKILL
