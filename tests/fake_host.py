@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tests.api.conftest import IMAGE, place_image
 from tests.fakes import FakeEngine
 from vmpool.catalogue import TemplateRequest
-from vmpool.config import Settings
+from vmpool.config import CheckpointSettings, Settings
 from vmpool.host import CreateRequest, Host, HostFacts
 from vmpool.model import Accelerator, MachineSpec, Transport
 from vmpool.opening import Base, open_host
@@ -63,7 +63,8 @@ async def opened(
         transport=Transport.SERIAL,
         qemu_version=engine.version,
     )
-    wanted = Settings(**{"state": state, "run": state / "run"} | settings)
+    quiet = {"checkpoints": CheckpointSettings(waiting=0)}  # so that a test knows what runs
+    wanted = Settings(**{"state": state, "run": state / "run"} | quiet | settings)
     async with open_host(wanted, progress=progress, base=Base(engine=engine, facts=facts)) as host:
         yield host
 

@@ -5,15 +5,18 @@ It decides how much may wait for the journal; what is worth writing down, others
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 from vmpool.errors import VmpoolError
 from vmpool.store import token_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
+    from vmpool.metrics import Metrics
     from vmpool.store.audit import Audit
 
 log = logging.getLogger(__name__)
@@ -29,8 +32,15 @@ class Auditing:
         begin: Starts a task, which it owns.
     """
 
-    def __init__(self, audit: Audit, begin: Callable[[Coroutine[Any, Any, None]], object]) -> None:
+    def __init__(
+        self,
+        audit: Audit,
+        metrics: Metrics,
+        *,
+        begin: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
         self._audit = audit
+        self._metrics = metrics
         self._begin = begin
         self._waiting = 0
 
@@ -43,6 +53,22 @@ class Auditing:
             return
         self._waiting += 1
         self._begin(self._write(owner, action, subject, detail, outcome))
+
+    @contextlib.contextmanager
+    def noted(
+        self, action: str, subject: str, owner: str, detail: dict[str, str] | None = None
+    ) -> Iterator[None]:
+        """Write an entry of what is done in the block, and count it, however it ends."""
+        began, outcome = time.perf_counter_ns(), "cancelled"
+        try:
+            yield
+            outcome = "ok"
+        except VmpoolError as err:
+            outcome = err.error_code
+            raise
+        finally:
+            self._metrics.turned(action, outcome, time.perf_counter_ns() - began)
+            self.note(owner, action, subject, detail or {}, outcome=outcome)
 
     async def _write(
         self, owner: str, action: str, subject: str, detail: dict[str, str], outcome: str

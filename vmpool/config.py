@@ -136,6 +136,14 @@ class CheckpointSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True
     paused_seconds: Annotated[
         Seconds, Meta(description="Time after which a sandbox that stays paused ends.")
     ] = 7 * 86400.0
+    waiting: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Hypervisors that wait, for each template of which sandboxes are paused,"
+            " so that one is resumed sooner; each takes about 25 MB.",
+        ),
+    ] = 1
     children: Annotated[int, Meta(ge=1, description="Children that one fork may ask for.")] = 64
     import_bytes: Annotated[
         Size, Meta(description="Size of all files of an imported checkpoint, holes included.")

@@ -8,15 +8,14 @@ below. It knows no HTTP.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmpool import run
 from vmpool.auditing import Auditing
 from vmpool.branching import Branching
+from vmpool.cancellation import uninterrupted
 from vmpool.creation import CreateRequest, Creation
 from vmpool.errors import CapacityError, InvalidRequestError, VmpoolError
 from vmpool.expiry import Expiry
@@ -31,7 +30,7 @@ from vmpool.sandbox import Claim, Sandbox, paused
 from vmpool.shipping import Cargo, Shipping
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from vmpool.catalogue import Catalogue
     from vmpool.clone import Clone
@@ -89,13 +88,19 @@ class Host:
             kill_timeout=ground.settings.deadlines.kill,
             paused_seconds=ground.settings.checkpoints.paused_seconds,
             on_expiry=self._expire,
-            on_gone=catalogue.release_base,
+            on_gone=self._let_base_go,
         )
-        self._auditing = Auditing(ground.store.audit, self._household.begin)
+        self._auditing = Auditing(ground.store.audit, ground.metrics, begin=self._household.begin)
+        self._nursery = Nursery(
+            ground.engine,
+            run=ground.clones,
+            deadlines=ground.deadlines,
+            spares=ground.settings.checkpoints.waiting,
+        )
         means = Means(
             household=self._household,
             catalogue=catalogue,
-            nursery=Nursery(ground.engine, run=ground.clones, deadlines=ground.deadlines),
+            nursery=self._nursery,
             vault=vault,
             store=ground.store,
             metrics=ground.metrics,
@@ -158,7 +163,7 @@ class Host:
         return answer
 
     def sandboxes(self, *, owner: str) -> list[Sandbox]:
-        """Return the sandboxes that `owner` holds now, newest first."""
+        """Return the sandboxes of `owner`, newest first."""
         return self._household.of(owner)
 
     async def sandbox(self, id: str, *, owner: str) -> Sandbox:
@@ -242,7 +247,7 @@ class Host:
             VmpoolError: As `Pausing.pause`.
         """
         holding = await self._household.find(id, owner=owner)
-        with self._noted("sandbox.pause", id, owner):
+        with self._auditing.noted("sandbox.pause", id, owner):
             await self._household.finish(holding, lambda: self._pausing.pause(holding))
         return holding.sandbox
 
@@ -260,7 +265,7 @@ class Host:
             VmpoolError: As `Pausing.resume`.
         """
         holding = await self._household.find(id, owner=owner)
-        with self._noted("sandbox.resume", id, owner):
+        with self._auditing.noted("sandbox.resume", id, owner):
             woken = await self._household.finish(
                 holding, lambda: self._pausing.resume(holding, timeout)
             )
@@ -283,7 +288,7 @@ class Host:
         """
         holding = await self._household.find(id, owner=owner)
         kept = self._vault.find(checkpoint, owner=owner)
-        with self._noted("sandbox.rollback", id, owner, {"checkpoint": kept.id}):
+        with self._auditing.noted("sandbox.rollback", id, owner, {"checkpoint": kept.id}):
             await self._household.finish(holding, lambda: self._branching.roll_back(holding, kept))
         return holding.sandbox
 
@@ -309,7 +314,7 @@ class Host:
                 f"a fork has from 1 to {most} children, not {request.count}", code="fork_too_wide"
             )
         holding = await self._household.find(id, owner=owner)
-        with self._noted("sandbox.fork", id, owner, {"count": str(request.count)}):
+        with self._auditing.noted("sandbox.fork", id, owner, {"count": str(request.count)}):
             children = await self._household.attempt(
                 holding,
                 lambda: self._forking.fork(holding, request),
@@ -332,7 +337,9 @@ class Host:
             VmpoolError: As `Branching.keep`.
         """
         holding = await self._household.find(id, owner=owner)
-        with self._noted("sandbox.checkpoint", id, owner, {} if name is None else {"name": name}):
+        with self._auditing.noted(
+            "sandbox.checkpoint", id, owner, {} if name is None else {"name": name}
+        ):
             return await self._household.finish(
                 holding, lambda: self._branching.keep(holding, name)
             )
@@ -362,7 +369,7 @@ class Host:
             StoreError, DiskFullError: The journal could not take it; the checkpoint stays.
         """
         kept = self._vault.find(id_or_name, owner=owner)
-        with self._noted("checkpoint.remove", kept.id, owner):
+        with self._auditing.noted("checkpoint.remove", kept.id, owner):
             await self._vault.remove(kept)
         await self.catalogue.release_base(kept.base_id)
 
@@ -389,7 +396,7 @@ class Host:
         Raises:
             VmpoolError: As `Shipping.take_in`.
         """
-        with self._noted("checkpoint.import", name or "", owner):
+        with self._auditing.noted("checkpoint.import", name or "", owner):
             return await self._shipping.take_in(chunks, owner=owner, name=name)
 
     # Coming up and going down.
@@ -440,6 +447,7 @@ class Host:
         """
         keep = self._draining or self.settings.on_stop is OnStop.KEEP
         await self._household.close(OnStop.KEEP if keep else OnStop.KILL)
+        await uninterrupted(self._nursery.close())
 
     def audit(
         self,
@@ -457,22 +465,6 @@ class Host:
         """
         self._auditing.note(owner, action, subject, detail, outcome=outcome)
 
-    @contextlib.contextmanager
-    def _noted(
-        self, action: str, subject: str, owner: str, detail: dict[str, str] | None = None
-    ) -> Iterator[None]:
-        """Audit and count what is done in the block, however it ends."""
-        began, outcome = time.perf_counter_ns(), "cancelled"
-        try:
-            yield
-            outcome = "ok"
-        except VmpoolError as err:
-            outcome = err.error_code
-            raise
-        finally:
-            self.metrics.turned(action, outcome, time.perf_counter_ns() - began)
-            self.audit(owner, action, subject, detail or {}, outcome=outcome)
-
     def _require_taking(self) -> None:
         if self._draining:
             raise CapacityError(
@@ -483,6 +475,11 @@ class Host:
 
     def _expire(self, holding: Holding, reason: EndReason) -> None:
         self._expiry.due(holding, reason)
+
+    async def _let_base_go(self, base_id: str) -> None:
+        if not self._vault.has_paused(base_id):
+            await self._nursery.drop(base_id)
+        await self.catalogue.release_base(base_id)
 
     def _bases_in_use(self) -> set[str]:
         return self._household.base_ids | self._vault.base_ids

@@ -71,6 +71,7 @@ class Pausing:
                 self._run_on(holding)
                 raise
             await uninterrupted(self._commit_pause(holding, saved))
+        self._nursery.prepare(lineage.snapshot)
 
     async def _commit_pause(self, holding: Holding, saved: Saved) -> None:
         """Exchange the machine, which is halted, for what was saved."""
@@ -159,6 +160,8 @@ class Pausing:
             self._stay_paused(holding)
             raise
         await uninterrupted(self._commit_resume(holding, clone, place, lineage, timeout))
+        if self._vault.has_paused(holding.base_id):
+            self._nursery.prepare(lineage.snapshot)
         return True
 
     async def _woken(self, sandbox: Sandbox, kept: Checkpoint, lineage: Lineage) -> Clone:

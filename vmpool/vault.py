@@ -146,6 +146,13 @@ class Vault:
         """The snapshots that checkpoints are the difference from."""
         return {checkpoint.base_id for checkpoint in self._known.values()}
 
+    def has_paused(self, base_id: str) -> bool:
+        """Whether sandboxes that descend from a snapshot are paused."""
+        return any(
+            (each.base_id, each.purpose) == (base_id, Purpose.PAUSE)
+            for each in self._known.values()
+        )
+
     @property
     def tally(self) -> dict[str, int]:
         """How many bytes the checkpoints have, by purpose."""

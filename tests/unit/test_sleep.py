@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,15 +76,15 @@ async def test_a_pause_that_is_due_and_fails_is_tried_again_and_not_for_ever(
 
 
 async def test_time_stands_still_while_a_sandbox_is_paused_or_being_so(roomy: Host) -> None:
-    made = await roomy.create(wanted(timeout=0.5), owner=OWNER)
-    it = await roomy._household.find(made.id, owner=OWNER)
-    capture = made.clone.machine.capture
+    made = await roomy.create(wanted(timeout=1.0), owner=OWNER)
+    machine = made.clone.machine
+    pause = machine.pause
 
-    def late(directory: Path) -> object:
-        it.sandbox.deadline_ns -= 10**9  # it passes just now
-        return capture(directory)
+    async def late() -> None:
+        await asyncio.sleep(1.1)  # its time, and more
+        await pause()
 
-    made.clone.machine.capture = late  # type: ignore[method-assign,assignment]
+    machine.pause = late  # type: ignore[method-assign]
     await roomy.pause(made.id, owner=OWNER)
     assert made.state is SandboxState.PAUSED
     await roomy.set_timeout(made.id, owner=OWNER, timeout=60.0)
@@ -196,7 +198,9 @@ async def test_a_paused_sandbox_whose_state_is_gone_is_said_to_be_lost(
 async def test_a_sandbox_that_stays_paused_for_too_long_ends(
     state: Path, engine: FakeEngine
 ) -> None:
-    async with opened(state, engine, checkpoints=CheckpointSettings(paused_seconds=0.3)) as host:
+    async with opened(
+        state, engine, checkpoints=CheckpointSettings(paused_seconds=0.3, waiting=0)
+    ) as host:
         await add_template(host)
         made = await host.create(wanted(), owner=OWNER)
         await host.pause(made.id, owner=OWNER)
@@ -207,7 +211,9 @@ async def test_a_sandbox_that_stays_paused_for_too_long_ends(
 async def test_owners_keep_as_many_as_they_may_under_names_of_their_own(
     state: Path, engine: FakeEngine
 ) -> None:
-    async with opened(state, engine, checkpoints=CheckpointSettings(kept=2, paused=1)) as host:
+    async with opened(
+        state, engine, checkpoints=CheckpointSettings(kept=2, paused=1, waiting=0)
+    ) as host:
         await add_template(host)
         made = [await host.create(wanted(), owner=OWNER) for _ in range(2)]
         it = made[0].id
@@ -256,3 +262,38 @@ async def test_a_damaged_checkpoint_is_refused_and_the_sandbox_runs_on(roomy: Ho
     with pytest.raises(SnapshotError):
         await roomy.create(CreateRequest(checkpoint="first", timeout=1.0, wait=1.0), owner=OWNER)
     await consistent(roomy)
+
+
+def waiting(host: Host) -> int:
+    """Return how many hypervisors wait for a state."""
+    return len(host._nursery._waiting)
+
+
+async def test_a_hypervisor_waits_for_a_template_of_which_sandboxes_are_paused(
+    state: Path, engine: FakeEngine
+) -> None:
+    async with opened(state, engine, checkpoints=CheckpointSettings()) as host:
+        await add_template(host)
+        made = [await host.create(wanted(), owner=OWNER) for _ in range(2)]
+        assert waiting(host) == 0
+        for each in made:
+            await host.pause(each.id, owner=OWNER)
+        await until(lambda: waiting(host) == 1)
+        (spare,) = host._nursery._waiting.values()
+        await host.resume(made[0].id, owner=OWNER, timeout=None)
+        assert made[0].clone.id == spare.id
+        await answers(made[0])
+        await until(lambda: waiting(host) == 1)  # one more is paused
+        (spare,) = host._nursery._waiting.values()
+        os.kill(spare.shell.pid, signal.SIGKILL)
+        await until(lambda: not host._nursery._keepers)
+        await host.resume(made[1].id, owner=OWNER, timeout=None)
+        await answers(made[1])
+        await asyncio.sleep(0)
+        assert not host._nursery._keepers  # nobody is paused any more
+        await host.pause(made[1].id, owner=OWNER)
+        await until(lambda: waiting(host) == 1)
+        await host.kill(made[1].id, owner=OWNER)
+        await until(lambda: not host._nursery._keepers)
+        await host.pause(made[0].id, owner=OWNER)
+    assert not list((state / "run/clones").iterdir())
