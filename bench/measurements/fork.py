@@ -118,7 +118,7 @@ def _note(saved: Saved, what: str, findings: Findings) -> None:
         target = PAUSED if name == "paused" else None
         milliseconds = getattr(saved.timings, phase.name) / 1e6
         findings.series(f"{what}: {name}", target=target).add(milliseconds)
-    stored = sum(file.size_bytes for file in saved.snapshot.manifest.files.values())
+    stored = sum(path.stat().st_blocks * 512 for path in saved.snapshot.directory.iterdir())
     findings.series(f"{what}: dirty", unit="MB").add(saved.dirty_bytes / 1e6)
     findings.series(f"{what}: stored", unit="MB").add(stored / 1e6)
 
