@@ -76,7 +76,6 @@ async def upload(call: Call, query: UploadQuery) -> web.Response:
             if len(files) == FILES:
                 raise TooLargeError(f"the request has over {FILES} files", code="too_many_files")
             path = posixpath.join(directory or "", part.filename or "")
-            call.host.audit(call.caller.owner, "file.write", sandbox.id, {"path": path})
             async with aclosing(_limited(parts, path, call.limits)) as content:
                 files.append(await _write(call, agent, path, _own(part, query), content))
                 async for _ in content:  # of a file that was refused
@@ -98,6 +97,9 @@ async def _write(
     except InvalidRequestError as err:
         error = err
     else:
+        call.host.audit(
+            call.caller.owner, "file.write", call.request.match_info["id"], {"path": path}
+        )
         try:
             info = await agent.write_file(path, content, user=query.user, mode=query.mode)
             return UploadedFile(path=path, file=views.file(info))
