@@ -40,6 +40,15 @@ def python(source: str, path: str, seed: str = "7") -> str:
     return ended.stdout
 
 
+def numpy_in(directory: Path) -> Path:
+    """Put a package that is called numpy, and notes how it is seeded, into a directory."""
+    package = directory / "numpy" / "random"
+    package.mkdir(parents=True)
+    (directory / "numpy" / "__init__.py").touch()
+    (package / "__init__.py").write_text(NUMPY)
+    return directory
+
+
 async def test_programs_and_runs_draw_the_same_and_their_children_too(guest: Path) -> None:
     shell = f"sh -c 'python3 -c \"{DRAW}\"'"
     async with connected(guest) as agent:
@@ -64,12 +73,8 @@ async def test_programs_and_runs_draw_the_same_and_their_children_too(guest: Pat
 def test_what_is_imported_later_is_seeded_as_it_comes(
     tmp_path: Path, seed: int, told: object
 ) -> None:
-    package = tmp_path / "numpy" / "random"
-    package.mkdir(parents=True)
-    (tmp_path / "numpy" / "__init__.py").touch()
-    (package / "__init__.py").write_text(NUMPY)
     source = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"import sys; sys.path.insert(0, {str(numpy_in(tmp_path))!r})\n"
         "import numpy.random, inspect\n"
         "print(numpy.random.drawn, numpy.random.bit_generator.randbits(128))\n"
         "print(type(numpy.random.__loader__).__module__.startswith('vmpool_agent'))\n"
@@ -77,6 +82,19 @@ def test_what_is_imported_later_is_seeded_as_it_comes(
     )
     expected = f"{told} {random.Random(seed).getrandbits(128)}\nFalse\nimport types\n"
     assert python(source, str(SEEDED), str(seed)) == expected
+
+
+def test_a_clone_that_is_unique_again_leaves_what_comes_to_itself(tmp_path: Path) -> None:
+    package = numpy_in(tmp_path)
+    source = (
+        f"import sys; sys.path[:0] = [{str(AGENT)!r}, {str(package)!r}]\n"
+        "from vmpool_agent import generators\n"
+        "told = {'epoch': 1, 'seed': 7, 'preserve': False}\n"
+        "generators.reseed(told)\n"
+        "generators.reseed({**told, 'seed': None})\n"
+        "import numpy.random; print(hasattr(numpy.random, 'drawn'))\n"
+    )
+    assert python(source, "") == "False\n"
 
 
 def test_a_program_finds_no_trace_of_the_agent_on_its_path(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from vmpool.snapshot import Snapshot
 
 DEADLINES = RestoreDeadlines(hello=30.0, identify=30.0, warm=30.0, activate=30.0)
 SHORT = RestoreDeadlines(hello=0.3, identify=0.3, warm=0.3, activate=0.3)
-HOUR_NS = 3600 * 10**9
+MINUTE_NS = 60 * 10**9
+HOUR_NS = 60 * MINUTE_NS
 
 
 @dataclass
@@ -105,7 +106,14 @@ async def test_a_clock_that_was_frozen_stays_late(bench: Bench) -> None:
     await made.release()
     adopted = await bench.adopt(made.directory)
     assert adopted.clock_offset_ns == made.clock_offset_ns < -HOUR_NS
+    assert -HOUR_NS - MINUTE_NS < await clock_of(adopted) - time.time_ns() < -HOUR_NS + MINUTE_NS
     await adopted.kill()
+
+
+async def clock_of(guest: Clone) -> int:
+    """Return what a guest's clock showed a moment ago, in ns."""
+    await guest.agent.processes.start(Command(argv=("true",)))
+    return (await guest.agent.processes.list())[-1].started_ns
 
 
 def forget(directory: Path) -> None:
