@@ -11,18 +11,15 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from vmpool import household
 from vmpool.errors import NotFoundError, VmpoolError
-from vmpool.lifecycle import OnExpiry
+from vmpool.lifecycle import EndReason, OnExpiry
 
 if TYPE_CHECKING:
     from vmpool.household import Holding, Household
-    from vmpool.lifecycle import EndReason
     from vmpool.sandbox import Sandbox
 
 log = logging.getLogger(__name__)
-
-RETRY_SECONDS = 60.0
-"""Until a pause that was due and failed is tried again."""
 
 PATIENCE_SECONDS = 3600.0
 """After which a sandbox that cannot be paused is killed: a guest may see to it that it cannot."""
@@ -49,21 +46,28 @@ class Expiry:
             case OnExpiry.KILL:
                 self._household.begin_end(holding, reason)
             case OnExpiry.PAUSE:
-                self._household.begin(self._pause_or_retry(holding, reason))
+                if reason is EndReason.EXPIRED and holding.overdue_since is None:
+                    holding.overdue_since = time.monotonic()
+                self._household.begin(self._pause_or_retry(holding))
 
-    async def _pause_or_retry(self, holding: Holding, reason: EndReason) -> None:
+    async def _pause_or_retry(self, holding: Holding) -> None:
+        """Pause a sandbox; see to it that one that is overdue is tried again, or killed at last.
+
+        One that was only idle is asked again when it was so for another while.
+        """
         sandbox = holding.sandbox
         try:
             await self._pause(sandbox.id, owner=sandbox.owner)
         except NotFoundError:
             return  # ended meanwhile
         except VmpoolError as err:
-            now = time.monotonic()
-            holding.overdue_since = holding.overdue_since or now
             log.error("sandbox=%s is to be paused and cannot be: %s", sandbox.id, err)
-            if now - holding.overdue_since > PATIENCE_SECONDS:
-                self._household.begin_end(holding, reason)
+            since = holding.overdue_since
+            if since is None:
+                return
+            if time.monotonic() - since > PATIENCE_SECONDS:
+                self._household.begin_end(holding, EndReason.EXPIRED)
             elif holding.ending is None:
-                self._household.set_alarm(holding, RETRY_SECONDS)
+                self._household.set_alarm(holding, household.RETRY_SECONDS)
         else:
             holding.overdue_since = None

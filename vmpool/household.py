@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+RETRY_SECONDS = 60.0
+"""Until a sandbox that is overdue is tried to be paused again."""
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Holding:
@@ -48,7 +51,8 @@ class Holding:
         lock: Held by the operation on its machine.
         operation: The one that is under way.
         ending: Reaps it; `None` while it lives.
-        overdue_since: When it was first to be paused and could not be, on the monotonic clock.
+        overdue_since: When its time was up and it was to be paused, on the monotonic clock; `None`
+            when it has time, or is.
     """
 
     sandbox: Sandbox
@@ -407,7 +411,8 @@ class Household:
         """Return how many seconds are left, of its time or of the time that it may be paused."""
         paused_ns = holding.sandbox.paused_ns
         if paused_ns is None:
-            return holding.sandbox.left_seconds
+            overdue = holding.overdue_since is not None
+            return RETRY_SECONDS if overdue else holding.sandbox.left_seconds
         return self._paused_seconds - (time.time_ns() - paused_ns) / 1e9
 
     async def _reap(self, holding: Holding) -> None:

@@ -12,20 +12,13 @@ from tests.tcg.conftest import UpServer
 
 pytestmark = [pytest.mark.tcg, pytest.mark.shares_host, pytest.mark.timeout(300)]
 
-BUILD = """
-import os, subprocess
-counting = "n=0; while :; do n=$((n+1)); echo $n > /dev/shm/n; sleep 0.05; done"
-apart = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-subprocess.Popen(["/bin/sh", "-c", counting], start_new_session=True, **apart)
-with open("/home/user/state", "w") as file:
-    file.write("built")
-"""
+COUNT = "n=0; while :; do n=$((n+1)); echo $n > /dev/shm/n; sleep 0.05; done"
 PROBE = """
 import json, os
 print(json.dumps({
     "state": open("/home/user/state").read(),
     "asked": os.path.exists("/home/user/asked") and open("/home/user/asked").read(),
-    "n": int(open("/dev/shm/n").read() or 0),
+    "n": int(open("/dev/shm/n").read() or 0) if os.path.exists("/dev/shm/n") else 0,
     "env": [os.environ.get(name) for name in ("A", "B")],
     "hostname": os.uname().nodename,
     "machine_id": open("/etc/machine-id").read().strip(),
@@ -56,7 +49,8 @@ async def write(api: Api, sandbox: str, text: str) -> None:
 
 async def test_a_session_branches_goes_back_and_sleeps(api: Api, server: UpServer) -> None:
     async with api.sandbox(env={"A": "1"}, timeout=600) as parent:
-        assert (await api.execute(parent, code=BUILD))["exit_code"] == 0
+        await write(api, parent, "built")
+        process = await post(api, f"{parent}/processes", 201, argv=["/bin/sh", "-c", COUNT])
         built = await probe(api, parent)
         kept = await post(api, f"{parent}/checkpoints", 201, name="built")
         assert kept["dirty_bytes"] > 0
@@ -77,6 +71,11 @@ async def test_a_session_branches_goes_back_and_sleeps(api: Api, server: UpServe
         assert [each["asked"] for each in found] == [False, *["for children"] * 3]
         assert [each["env"] for each in found] == [["1", None], *[["1", "2"]] * 3]
         assert min(each["n"] for each in found) > built["n"]  # the process lives on in all
+        for each in (parent, *children):
+            _, listed = await api.call("GET", f"/v1/sandboxes/{each}/processes")
+            assert [(one["pid"], one["ended"]) for one in listed["processes"]] == [
+                (process["pid"], None)
+            ]
         for source in ("hostname", "machine_id", "urandom"):
             assert len({each[source] for each in found}) == 4, source
 

@@ -97,4 +97,6 @@ async def test_a_sandbox_killed_at_any_step_of_a_turn_is_gone_with_all_of_it(
         assert it.sandbox not in roomy.sandboxes(owner=OWNER)
         assert (await roomy.store.sandbox(it.sandbox.id)).end_reason is EndReason.KILLED
         await consistent(roomy)
+        kept = await roomy.checkpoints(owner=OWNER, sandbox=it.sandbox.id)
+        assert turn != "keep" or not kept or error is None, place
         await gone(roomy)
