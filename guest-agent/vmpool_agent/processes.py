@@ -247,7 +247,7 @@ class Attachment:
         if self._process.execution is None or self._process.ended is not None:
             consumed()
         else:
-            self._process.execution.relay.feed(data.payload, consumed)
+            self._process.execution.relay.feed(data.payload, consumed, self)
 
     def on_finish(self) -> None:
         """See `session.Operation`: others may have more to say to it."""
@@ -270,8 +270,10 @@ class Attachment:
         self._process.resume()
 
     def on_closed(self) -> None:
-        """See `session.Operation`."""
+        """See `session.Operation`; what a process does not read must not pile up here."""
         self._process.detach(self)
+        if self._process.execution is not None:
+            self._process.execution.relay.withdraw(self)
 
 
 class Processes:

@@ -102,7 +102,7 @@ class _Input:
         running = self._process.execution
         assert running is not None
         self._waiting += 1
-        running.relay.feed(data.payload, functools.partial(self._on_taken, data))
+        running.relay.feed(data.payload, functools.partial(self._on_taken, data), self)
 
     def on_finish(self) -> None:
         """See `session.Operation`."""
@@ -120,7 +120,9 @@ class _Input:
         """See `session.Operation`."""
 
     def on_closed(self) -> None:
-        """See `session.Operation`: what came is the process's."""
+        """See `session.Operation`; what a process does not read must not pile up here."""
+        if self._process.execution is not None:
+            self._process.execution.relay.withdraw(self)
 
     def _on_taken(self, data: wire.Data) -> None:
         self._waiting -= 1

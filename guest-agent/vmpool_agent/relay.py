@@ -14,7 +14,7 @@ import json
 import os
 import select
 import signal
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from vmpool_agent import terminal, wire
 from vmpool_agent.session import OperationError
@@ -74,6 +74,14 @@ class Owner(Protocol):
         """Note that the child is reaped and its output has been sent."""
 
 
+class _Portion(NamedTuple):
+    """Bytes for the child's stdin, from somebody who is called back when they are done with."""
+
+    payload: bytes
+    consumed: Callable[[], None]
+    source: object
+
+
 class Relay:
     """One child's pipes and life; the child is adopted when there is one."""
 
@@ -87,7 +95,7 @@ class Relay:
         self._line = bytearray()
         self._lines: collections.deque[bytearray] = collections.deque()
         self._stdin: int | None = None
-        self._input: collections.deque[tuple[bytes, Callable[[], None]]] = collections.deque()
+        self._input: collections.deque[_Portion] = collections.deque()
         self._input_offset = 0
         self._input_ended = False
         self._pid: int | None = None
@@ -97,6 +105,7 @@ class Relay:
         self._due = False
         self._ended = False
         self._grace: Timer | None = None
+        self._leaving: Timer | None = None
         self._quiet: Timer | None = None
 
     @property
@@ -162,8 +171,8 @@ class Relay:
         self._status = status
         self.attend()
         self._check_end()
-        if self._terminal is not None and self._grace is None and not self._ended:
-            self._grace = self._reactor.after(_GRACE, self._leave_terminal)
+        if self._terminal is not None and not self._ended:
+            self._leaving = self._reactor.after(_GRACE, self._leave_terminal)
 
     def _watch_outputs(self) -> None:
         for fd in self._outputs:
@@ -196,9 +205,17 @@ class Relay:
             raise OperationError("no_terminal", "it runs at no terminal")
         terminal.set_size(self._terminal, size)
 
-    def feed(self, payload: bytes, consumed: Callable[[], None]) -> None:
+    def feed(self, payload: bytes, consumed: Callable[[], None], source: object = None) -> None:
         """Take bytes for the child's stdin; calls back once it has them, or wants no more."""
-        self._input.append((payload, consumed))
+        self._input.append(_Portion(payload, consumed, source))
+        self._pump_input()
+
+    def withdraw(self, source: object) -> None:
+        """Forget what a source has fed and the child has not taken yet."""
+        if self._input and self._input[0].source is source:
+            self._input_offset = 0
+        kept = [portion for portion in self._input if portion.source is not source]
+        self._input = collections.deque(kept)
         self._pump_input()
 
     def finish_input(self) -> None:
@@ -219,12 +236,12 @@ class Relay:
 
     def _pump_input(self) -> None:
         while self._input and (self._flowing or self._ended):
-            payload, consumed = self._input[0]
-            if self._stdin is not None and not self._write_input(payload):
+            portion = self._input[0]
+            if self._stdin is not None and not self._write_input(portion.payload):
                 return
             self._input.popleft()
             self._input_offset = 0
-            consumed()
+            portion.consumed()
         if self._input_ended and not self._input and self._flowing and self._stdin is not None:
             self._close(self._stdin)
             self._stdin = None
@@ -352,7 +369,7 @@ class Relay:
         waiting = select.poll()
         waiting.register(fd, select.POLLIN)
         if waiting.poll(0) or not self._outlet.capacity:
-            self._grace = self._reactor.after(_GRACE, self._leave_terminal)
+            self._leaving = self._reactor.after(_GRACE, self._leave_terminal)
         else:
             self._give_up_output()
 
@@ -374,10 +391,11 @@ class Relay:
         self._owner.on_end(self._status)
 
     def _release(self) -> None:
-        if self._grace is not None:
-            self._grace.cancel()
+        for timer in (self._grace, self._leaving):
+            if timer is not None:
+                timer.cancel()
         while self._input:
-            self._input.popleft()[1]()
+            self._input.popleft().consumed()
         self._close_pipes()
 
     def _close_pipes(self) -> None:

@@ -198,6 +198,23 @@ async def test_a_reader_that_leaves_holds_nobody_back(guest: Path) -> None:
     assert ended.ended == Exited(exit_code=0)
 
 
+async def test_input_that_is_not_read_goes_with_whoever_sent_it(guest: Path) -> None:
+    async with connected(guest) as agent:
+        pid = await agent.processes.start(Command(argv=("cat",), stdin=True))
+        await agent.processes.signal(pid, signal.SIGSTOP)
+        for _ in range(3):
+            async with agent.processes.attach(pid) as attachment:
+                await attachment.write_stdin(bytes(200_000))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await agent.processes.input(pid, pieces(bytes(200_000)))
+        await agent.processes.signal(pid, signal.SIGCONT)
+        await agent.processes.close_stdin(pid)
+        ended = await until(agent, pid, lambda process: process.ended)
+    # No more than the pipe took while nobody read.
+    assert 0 < ended.output_bytes <= 64 << 10
+
+
 async def test_all_who_are_attached_are_told_the_same(guest: Path) -> None:
     async with connected(guest) as agent:
         pid = await agent.processes.start(shell("read x; seq 20000; exit 3", stdin=True))
@@ -415,3 +432,17 @@ async def test_a_program_at_a_terminal_ends_though_others_hold_the_terminal(gues
             events = await to_the_end(attachment)
     assert events[-1] == Exited(exit_code=0)
     os.kill(int(text(events, Stream.PTY)), signal.SIGKILL)
+
+
+async def test_a_terminal_that_others_write_to_for_ever_ends_when_it_is_killed(
+    guest: Path,
+) -> None:
+    async with connected(guest) as agent:
+        what = shell("trap '' HUP; set -m; yes & echo pid $!")
+        pid = await agent.processes.start(what, terminal=SIZE)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.5):
+                await follow(agent, pid)
+        await agent.processes.signal(pid, signal.SIGKILL)
+        ended = await until(agent, pid, lambda process: process.ended)
+    assert ended.ended == Exited(exit_code=0)
