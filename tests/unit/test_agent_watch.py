@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -14,17 +15,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.connected_agent import connected, run
-from vmpool.agent.watches import ChangeKind, FileChange
-from vmpool.errors import ConflictError, GuestFileError
+from vmpool.agent.watches import ChangeKind, FileChange, Watch
+from vmpool.errors import ConflictError, GuestError, GuestFileError
 from vmpool.model import Command, Exited
-from vmpool_agent import inotify
+from vmpool_agent import inotify, wire
 from vmpool_agent.session import OperationError
 from vmpool_agent.watch import Change, Tree
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from vmpool.agent.watches import Watch
 
 # An agent that outlives a test forks spares when it likes.
 pytestmark = pytest.mark.shares_host
@@ -182,12 +182,14 @@ async def test_who_does_not_read_is_told_that_changes_were_lost_and_then_of_new_
     guest: Path, tmp_path: Path
 ) -> None:
     queue = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
-    # The channel's window, two pipes and the kernel's queue have to be full.
+    names = [tmp_path / (letter * 240) for letter in "ab"]
+    for name in names:
+        name.touch()
+    # The channel's window, two pipes, what was read and the kernel's queue have to be full.
     script = f"""
 import os
-for number in range({queue + 12000}):
-    os.mkdir("{tmp_path}/{"n" * 240}" + str(number % 7))
-    os.rmdir("{tmp_path}/{"n" * 240}" + str(number % 7))
+for number in range({queue * 5 // 2}):
+    os.utime("{names[0]}" if number % 2 else "{names[1]}")
 os.mkdir("{tmp_path}/unseen")
 """
     async with (
@@ -200,6 +202,43 @@ os.mkdir("{tmp_path}/unseen")
         assert kinds[-1] is ChangeKind.OVERFLOW
         (tmp_path / "unseen" / "file").write_bytes(b"")
         assert told(await watch.flush()) == ["created unseen/file"]
+
+
+class Scripted:
+    """A channel on which a guest says what it wants, again and again."""
+
+    def __init__(self, *messages: dict[str, object]) -> None:
+        self._messages = itertools.cycle(messages)
+
+    async def send_data(self, *_: object) -> bool:
+        return True
+
+    async def receive(self) -> wire.Message:
+        return wire.Message(1, json.dumps(next(self._messages)).encode(), 0)
+
+
+CHANGE = {"event": "modified", "path": "x" * 4000, "directory": False}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "changes", "changes": [CHANGE] * 200},
+        {"type": "changes", "changes": [CHANGE | {"path": "x" * 4097}]},
+        {"type": "changes", "changes": [CHANGE | {"event": "melted"}]},
+        {"type": "changes"},
+        {"type": "flushed", "count": 2},
+        {"type": "flushed", "count": -1},
+        {"type": "flushed"},
+    ],
+    ids=["endless", "long", "unknown", "none", "too many", "negative", "no count"],
+)
+async def test_a_guest_that_breaks_its_word_is_given_up(message: dict[str, object]) -> None:
+    watch = Watch(Scripted(message))  # type: ignore[arg-type]
+    async with asyncio.timeout(20):
+        with pytest.raises(GuestError) as raised:
+            await watch.flush()
+    assert raised.value.error_code == "guest_protocol"
 
 
 async def test_a_client_that_leaves_takes_the_watch_with_it(guest: Path, tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _QUESTION = b"?"
 """One byte, whatever it is, asks the guest to tell all that happened before it."""
+MOST_BYTES = 32 << 20
+"""What the changes may be that wait for a flush; a guest's queue and its channel hold less."""
+_CHANGE_COST = 256
 
 
 class ChangeKind(StrEnum):
@@ -91,7 +94,7 @@ class Watch:
 
         Raises:
             ConflictError: `watch_ended`: the directory was gone the last time.
-            GuestError: As iterating; `guest_unresponsive`.
+            GuestError: As iterating; `guest_unresponsive`, or it does not come to an end.
         """
         if self._over and not self._changes:
             raise ConflictError("the watched directory is gone", code="watch_ended")
@@ -99,23 +102,34 @@ class Watch:
             if not self._over:
                 self._unanswered += 1
                 await self._channel.send_data(wire.STDIN, _QUESTION)
+            size_bytes = 0
             while self._unanswered > 0 and not self._over:
-                await self._take()
+                size_bytes += await self._take()
+                if size_bytes > MOST_BYTES:
+                    raise GuestError("more changes than a guest holds", code="guest_protocol")
         changes = list(self._changes)
         self._changes.clear()
         return changes
 
-    async def _take(self) -> None:
-        """Take one message of the guest."""
+    async def _take(self) -> int:
+        """Take one message of the guest; return about how much memory it holds."""
         message = answers.expect(await self._channel.receive())
         match message.get("type"):
             case "changes":
-                self._changes += _changes(message)
+                changes = _changes(message)
+                self._changes += changes
+                return sum(
+                    _CHANGE_COST + len(one.path) + len(one.destination or "") for one in changes
+                )
             case "flushed":
-                self._unanswered -= answers.integer(message, "count")
+                count = answers.integer(message, "count")
+                if not 0 < count <= self._unanswered:
+                    raise _malformed("count")
+                self._unanswered -= count
             case _:
                 answers.done(message)
                 self._over = True
+        return 0
 
 
 @contextlib.asynccontextmanager
