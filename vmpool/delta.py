@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 PAGE_BYTES = 4096
 
-SPANS_MOST = 1 << 24
-"""More than that many places are no guest's: its memory would be 128 GiB, every other page own."""
-
 _HEADER = struct.Struct("<8sQ")  # what it is, and how many places follow
 _MAGIC = b"vmdelta1"
 _ZERO_PAGE = bytes(PAGE_BYTES)
@@ -153,7 +150,7 @@ def _read_index(descriptor: int, size: int, memory_bytes: int) -> tuple[list[Spa
     if len(head) != _HEADER.size or not head.startswith(_MAGIC):
         raise _damaged("it is none")
     count = _HEADER.unpack(head)[1]
-    if count > SPANS_MOST or _data_offset(count) > size:
+    if count > memory_bytes // PAGE_BYTES or _data_offset(count) > size:
         raise _damaged(f"it has {count} places")
     numbers = array.array("Q", os.pread(descriptor, count * 16, _HEADER.size))
     spans = list(zip(numbers[::2], numbers[1::2], strict=True))
