@@ -7,6 +7,7 @@ the one that goes on from the checkpoint.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from vmpool import checkpoint, faults
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from vmpool.household import Holding
     from vmpool.means import Means
     from vmpool.vault import Checkpoint
+
+log = logging.getLogger(__name__)
 
 
 class Branching:
@@ -69,6 +72,7 @@ class Branching:
                 await self._vault.remove(kept)
                 raise
         self._metrics.stopped("checkpoint", saved.timings.paused_ns)
+        log.info("sandbox=%s kept as checkpoint=%s", sandbox.id, kept.id)
         return kept
 
     async def roll_back(self, holding: Holding, to: Checkpoint) -> None:
@@ -125,5 +129,6 @@ class Branching:
         holding.pool.exchange(old, clone)
         sandbox.moved(clone)
         self._household.attend(holding)
+        log.info("sandbox=%s clone=%s made way for clone=%s", sandbox.id, old.id, clone.id)
         await self._household.kill(holding, old)
         faults.reach("rollback.killed")

@@ -102,6 +102,7 @@ class Forking:
                 state.cancel()
                 await uninterrupted(self._abort(births))
                 raise
+            log.info("sandbox=%s forked into %d", parent.id, len(births))
             return [_outcome(birth) for birth in births]
 
     async def sprout(self, kept: Checkpoint, claim: Claim) -> Holding:

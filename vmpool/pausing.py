@@ -106,6 +106,7 @@ class Pausing:
         sandbox.halted(paused_ns)
         self._household.attend(holding)
         self._metrics.stopped("pause", saved.timings.paused_ns)
+        log.info("sandbox=%s clone=%s paused as checkpoint=%s", sandbox.id, machine.id, kept.id)
         await self._household.kill(holding, machine)
         faults.reach("pause.killed")
         assert pool is not None
@@ -212,6 +213,7 @@ class Pausing:
         sandbox.moved(clone)
         sandbox.extend(left)
         self._household.attend(holding)
+        log.info("sandbox=%s resumed as clone=%s", sandbox.id, clone.id)
         await self._vault.discard(kept.id)
         faults.reach("resume.discarded")
 

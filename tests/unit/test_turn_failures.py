@@ -255,6 +255,23 @@ async def test_what_runs_is_told_why_its_machine_went(roomy: Host) -> None:
         await taking[0]
 
 
+@pytest.mark.parametrize("turn", ["resume", "roll back", "fork"])
+async def test_killing_waits_for_nothing_that_is_under_way(
+    roomy: Host, engine: FakeEngine, turn: str
+) -> None:
+    it = await prepared(roomy, turn)
+    engine.faults = Faults(load_delay=600.0)
+    taking = asyncio.ensure_future(roomy._household.finish(it, lambda: TURNS[turn](roomy, it)))
+    clones = roomy.settings.run / "clones"
+    await until(lambda: len(list(clones.glob("*/agent"))) > it.sandbox.has_machine)
+    async with asyncio.timeout(30):
+        await roomy.kill(it.sandbox.id, owner=OWNER)
+    with pytest.raises(NotFoundError, match="has ended: killed"):
+        await taking
+    engine.faults = Faults()
+    await consistent(roomy)
+
+
 async def test_turns_of_what_is_not_there_or_not_ones_own_are_refused(roomy: Host) -> None:
     _, alice = await roomy.store.tokens.add("alice", Role.USE)
     _, bob = await roomy.store.tokens.add("bob", Role.USE)
