@@ -148,6 +148,11 @@ class Shell(InteractiveShell):
     def init_virtualenv(self) -> None:
         """Look for none: the path is the account's."""
 
+    def should_run_async(self, raw_cell: str, **more: Any) -> bool:
+        """Whether a cell awaits at the top; one without these words need not be compiled for it."""
+        has_words = "await" in raw_cell or "async" in raw_cell
+        return has_words and bool(super().should_run_async(raw_cell, **more))
+
     def enable_gui(self, gui: str | None = None) -> None:
         """Nothing: there is none."""
 

@@ -443,6 +443,12 @@ async def test_a_context_that_has_not_come_up_can_be_closed(tmp_path: Path) -> N
             await agent.contexts.close(listed[0].id)
             with pytest.raises(NotFoundError):
                 await making
+            given_up = asyncio.create_task(create(agent))
+            while not await agent.contexts.list():
+                pass
+            given_up.cancel()
+            while await agent.contexts.list():
+                pass
             flag.touch()
             assert await value(agent, await create(agent), "1") == "1"
 
