@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from bench import pages
 from bench.measurement import Effort, Findings, Measurement, Pace
-from bench.measurements import firmware, fork, memory, rate, request, restore, size
+from bench.measurements import context, firmware, fork, memory, rate, request, restore, size
 from bench.stand import open_stand
 from bench.subject import Subject, open_subject
 from vmpool.config import Settings
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MEASUREMENTS = (
     restore.MEASUREMENT,
     request.MEASUREMENT,
+    context.MEASUREMENT,
     fork.MEASUREMENT,
     memory.MEASUREMENT,
     rate.MEASUREMENT,
