@@ -73,7 +73,8 @@ async def test_a_guest_goes_on_on_a_host_that_has_its_image_alone(
             for checkpoint in (there.id, again.id):
                 await host.remove_checkpoint(checkpoint, owner=OWNER)
             assert not list((elsewhere / "snapshots").iterdir())
-        status, back = await api.call("POST", "/v1/checkpoints/import?name=back", data=parcel)
+        path = "/v1/checkpoints/import?name=back"
+        status, back = await api.call("POST", path, data=pieces(parcel, 1 << 16))
         assert status == 201, json.dumps(back)
         await api.call("DELETE", "/v1/checkpoints/back")
     finally:

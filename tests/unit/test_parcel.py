@@ -145,7 +145,7 @@ async def test_an_archive_without_its_end_is_refused(
     assert (await refusal(packed(entries(parcel), end=end), tmp_path))[0] == "parcel_damaged"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(position=st.integers(min_value=0))
 def test_one_flipped_bit_is_noticed_or_means_nothing(
     base: Snapshot, parcel: bytes, tmp_path_factory: pytest.TempPathFactory, position: int
