@@ -142,6 +142,17 @@ async def test_a_request_wakes_a_sandbox_that_was_made_so_and_once(roomy: Host) 
     await consistent(roomy)
 
 
+async def test_a_request_that_meets_a_pause_that_fails_is_served(roomy: Host) -> None:
+    made = await roomy.create(wanted(), owner=OWNER)
+    made.clone.machine._faults = Faults(write=FULL)  # type: ignore[attr-defined]
+    pausing = asyncio.ensure_future(roomy.pause(made.id, owner=OWNER))
+    await until(lambda: made.state is SandboxState.PAUSING)
+    assert await roomy.awake(made.id, owner=OWNER) is made
+    await answers(made)
+    with pytest.raises(DiskFullError):
+        await pausing
+
+
 async def test_a_paused_sandbox_and_a_checkpoint_survive_their_server(
     state: Path, engine: FakeEngine
 ) -> None:
