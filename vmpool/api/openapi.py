@@ -51,16 +51,6 @@ _UPLOADS: Final[Json] = {
 }
 """Schemas of streamed bodies that are more than bytes."""
 
-_UPLOADS: Final[Json] = {
-    "multipart/form-data": {
-        "type": "object",
-        "properties": {
-            "file": {"type": "array", "items": {"type": "string", "format": "binary"}}
-        },
-    }
-}
-"""Schemas of streamed bodies that are more than bytes."""
-
 _EXACTLY_ONE: Final = {
     "Run": ("code", "argv"),
     "Exec": ("code", "argv"),
