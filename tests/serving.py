@@ -85,6 +85,7 @@ class Server:
         template: What its clients ask for when they do not say.
         arguments: The command and its options, without `--state` and `--listen`.
         environment: Variables beside this process's own.
+        listen: Where it serves.
     """
 
     def __init__(
@@ -93,12 +94,13 @@ class Server:
         template: str,
         *arguments: str,
         environment: Mapping[str, str] | None = None,
+        listen: str = "127.0.0.1:0",
     ) -> None:
         self.ground = ground
         self.template = template
         self.lines: list[str] = []
         program = os.fspath(Path(sys.executable).with_name("vmpool"))
-        where = ("--listen", "127.0.0.1:0", "--state", os.fspath(ground.state))
+        where = ("--listen", listen, "--state", os.fspath(ground.state))
         self.process = subprocess.Popen(
             [program, *arguments, *where],
             env={**os.environ, **(environment or {})},
