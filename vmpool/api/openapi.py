@@ -44,9 +44,7 @@ _PATH_PARAMETERS: Final[Json] = {
 _UPLOADS: Final[Json] = {
     "multipart/form-data": {
         "type": "object",
-        "properties": {
-            "file": {"type": "array", "items": {"type": "string", "format": "binary"}}
-        },
+        "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
     }
 }
 """Schemas of streamed bodies that are more than bytes."""
