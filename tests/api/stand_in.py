@@ -197,6 +197,7 @@ class PaperHost:
         self.catalogue = self
         self.store = SimpleNamespace(tokens=self, audit=PaperAudit())
         self.statuses: list[Any] = []
+        self.draining = False
         self._live: dict[str, Sandbox] = {}
         self._ended: dict[str, str] = {}
 
