@@ -23,7 +23,7 @@ from vmpool.forking import Forking, ForkRequest
 from vmpool.household import Household
 from vmpool.lifecycle import AutoResume, EndReason, OnExpiry, OnStop, SandboxState
 from vmpool.means import Means
-from vmpool.model import Accelerator, Transport
+from vmpool.model import Accelerator, Transport, new_id
 from vmpool.nursery import Nursery
 from vmpool.pausing import Pausing
 from vmpool.sandbox import Claim, Sandbox, paused
@@ -396,8 +396,10 @@ class Host:
         Raises:
             VmpoolError: As `Shipping.take_in`.
         """
-        with self._auditing.noted("checkpoint.import", name or "", owner):
-            return await self._shipping.take_in(chunks, owner=owner, name=name)
+        id = new_id("cp")
+        detail = {} if name is None else {"name": name}
+        with self._auditing.noted("checkpoint.import", id, owner, detail):
+            return await self._shipping.take_in(chunks, id=id, owner=owner, name=name)
 
     # Coming up and going down.
 

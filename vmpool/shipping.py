@@ -25,7 +25,6 @@ from vmpool import disk, snapshot
 from vmpool.cancellation import uninterrupted
 from vmpool.depot import IMPORTED
 from vmpool.errors import ConflictError, InfrastructureError, NotFoundError, SnapshotError
-from vmpool.model import new_id
 from vmpool.parcel import Envelope, State, Unpacking, pack
 from vmpool.parcel.envelope import damaged
 from vmpool.snapshot import Snapshot
@@ -81,11 +80,12 @@ class Shipping:
                 yield piece
 
     async def take_in(
-        self, chunks: AsyncIterator[bytes], *, owner: str, name: str | None
+        self, chunks: AsyncIterator[bytes], *, id: str, owner: str, name: str | None
     ) -> Checkpoint:
         """Keep the checkpoint in a parcel; on failure and when cancelled nothing is left of it.
 
         Args:
+            id: A new one, which it gets.
             name: What it is called here; `None` for what it was called.
 
         Raises:
@@ -111,7 +111,11 @@ class Shipping:
                         await self._take_in_base(parcel, envelope, base_id)
                     elif envelope.with_base:
                         await parcel.files("base", envelope.base, into=None)
-                    return await self._take_in_rest(parcel, envelope, base_id, owner, name)
+                    lineage = await self._catalogue.lineage(base_id)
+                    manifest = _grafted(envelope.checkpoint, lineage.snapshot, id)
+                    kept = _checkpoint(envelope, manifest, owner, name)
+                    await self._take_in_rest(parcel, envelope, manifest, kept)
+                    return kept
             finally:
                 await self._catalogue.release_base(base_id)
 
@@ -126,24 +130,14 @@ class Shipping:
                 await _publish(partial, manifest, self._ground.snapshots)
 
     async def _take_in_rest(
-        self, parcel: Unpacking, envelope: Envelope, base_id: str, owner: str, name: str | None
-    ) -> Checkpoint:
-        base = (await self._catalogue.lineage(base_id)).snapshot
-        manifest = structs.replace(
-            base.manifest,
-            id=new_id("cp"),
-            files=envelope.checkpoint.files,
-            created_ns=envelope.checkpoint.created_ns,
-            base=base.as_base,
-        )
+        self, parcel: Unpacking, envelope: Envelope, manifest: Manifest, kept: Checkpoint
+    ) -> None:
         async with self._partial(self._vault.directory) as partial:
             await parcel.files("checkpoint", envelope.checkpoint, into=partial)
             await parcel.end()
             published = Snapshot(directory=partial, manifest=manifest)
             await asyncio.to_thread(_require_plain_layers, published)
-            kept = _checkpoint(envelope, manifest, owner, name)
             await uninterrupted(self._keep(partial, kept, manifest))
-        return kept
 
     async def _keep(self, partial: Path, kept: Checkpoint, manifest: Manifest) -> None:
         await _publish(partial, manifest, self._vault.directory)
@@ -214,6 +208,17 @@ def _require_plain_layers(checkpoint: Snapshot) -> None:
             disk.require_plain(head, checkpoint.manifest.spec.disk_bytes)
         except InfrastructureError as err:
             damaged(err.message)
+
+
+def _grafted(checkpoint: Manifest, base: Snapshot, id: str) -> Manifest:
+    """Return a manifest for the files of a stranger's checkpoint on a machine that is ours."""
+    return structs.replace(
+        base.manifest,
+        id=id,
+        files=checkpoint.files,
+        created_ns=checkpoint.created_ns,
+        base=base.as_base,
+    )
 
 
 def _imported_id(base: Manifest) -> str:

@@ -310,3 +310,16 @@ async def test_an_imported_base_that_a_crash_left_goes_with_the_next_start(
         await again.store.checkpoints.remove(there.id)
     async with opened(left, FakeEngine()) as again:
         assert kept_by(again) == (set(), set(), set())
+
+
+async def test_an_import_is_in_the_audit_log_under_the_id_that_it_made(host: Host) -> None:
+    await made_checkpoint(host)
+    parcel = await sent(host, "here", Cargo.DELTA)
+    there = await received(host, parcel, "there")
+    await refusal(host, parcel[:-1], "half")
+
+    await host.close()  # waits for what is written behind an answer
+    log = await host.store.audit.entries(100)
+    failed, made = [entry for entry in log if entry.action == "checkpoint.import"]
+    assert (made.subject, made.outcome) == (there.id, "ok")
+    assert failed.outcome == "parcel_damaged"
