@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from vmpool import clone
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+AT_ONCE = max(2, os.cpu_count() or 1)
+"""Hypervisors that start at one time, and clones that wake: more would make each other late."""
+
 
 class Nursery:
     """What makes clones of states.
@@ -42,6 +46,8 @@ class Nursery:
         self._run = run
         self._deadlines = deadlines
         self._spares = spares
+        self._starting = asyncio.Semaphore(AT_ONCE)
+        self._waking = asyncio.Semaphore(AT_ONCE)
         self._keepers: dict[asyncio.Task[None], Snapshot] = {}
         self._waiting: dict[asyncio.Task[None], Waiting] = {}
         self._chores = Chores("nursery")
@@ -81,7 +87,8 @@ class Nursery:
                 del self._waiting[keeper]
                 keeper.cancel()
                 return waiting
-        return await clone.stand_by(self._engine, template, run=self._run)
+        async with self._starting:
+            return await clone.stand_by(self._engine, template, run=self._run)
 
     async def _keep(self, template: Snapshot) -> None:
         """Have a hypervisor wait until it is taken, ends by itself, or is wanted no more."""
@@ -118,14 +125,22 @@ class Nursery:
         Raises:
             VmpoolError: As `clone.descend`.
         """
-        return await clone.descend(
-            waiting,
-            state,
-            key=key,
-            identity=identity(waiting.id),
-            policy=policy,
-            deadlines=self._deadlines,
-        )
+        try:
+            await self._waking.acquire()
+        except BaseException:
+            await waiting.kill()
+            raise
+        try:
+            return await clone.descend(
+                waiting,
+                state,
+                key=key,
+                identity=identity(waiting.id),
+                policy=policy,
+                deadlines=self._deadlines,
+            )
+        finally:
+            self._waking.release()
 
     async def grow(
         self,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
-from tests.fake_host import OWNER, wanted
+from tests.fake_host import OWNER, add_template, opened, wanted
+from tests.fakes import FakeEngine, FakeMachine, FakeShell
 from vmpool.host import CreateRequest, ForkRequest
-from vmpool.model import Code, Exited, Output, Seed
+from vmpool.model import Attachment, Code, Exited, Output, Seed
+from vmpool.policy import Limits
 from vmpool.sandbox import Sandbox
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vmpool.errors import VmpoolError
     from vmpool.host import Host
+    from vmpool.snapshot import Snapshot
 
 
 def born(children: list[Sandbox | VmpoolError]) -> list[Sandbox]:
@@ -74,3 +80,43 @@ async def test_who_asks_for_a_seed_gets_it_from_the_pool_and_in_children(host: H
     twins = [await draw(each) for each in born(await host.fork(parent.id, request, owner=OWNER))]
     assert twins == [drawn[0]] * 2
     assert await draw(parent) != drawn[0]
+
+
+class Counting(FakeEngine):
+    """An engine that knows how many of its shells load a state at one time, once all are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loading = self.most = self.shells = 0
+        self.family = 1
+        self.complete = asyncio.Event()
+
+    async def prepare(self, template: Snapshot, at: Attachment) -> FakeShell:
+        shell = await super().prepare(template, at)
+        load = shell.load
+
+        async def counted(snapshot: Snapshot) -> FakeMachine:
+            self.loading += 1
+            self.most = max(self.most, self.loading)
+            await self.complete.wait()
+            self.loading -= 1
+            return await load(snapshot)
+
+        shell.load = counted  # type: ignore[method-assign]
+        self.shells += 1
+        if self.shells == self.family:
+            self.complete.set()
+        return shell
+
+
+async def test_children_wake_some_at_a_time(state: Path) -> None:
+    engine = Counting()
+    async with opened(state, engine) as host:
+        await add_template(host, limits=Limits(ready=0, total=8))
+        host._nursery._waking = asyncio.Semaphore(2)
+        parent = await host.create(wanted(), owner=OWNER)
+        engine.family += 6
+        engine.complete.clear()
+        family = await host.fork(parent.id, ForkRequest(count=6, timeout=60.0), owner=OWNER)
+        assert len(born(family)) == 6
+        assert engine.most == 2
