@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from vmpool import run
-from vmpool.agent.watches import ChangeKind, FileChange
 from vmpool.agent.contexts import ContextInfo, Language
+from vmpool.agent.watches import ChangeKind, FileChange
 from vmpool.clone import RestoreTimings
 from vmpool.errors import GuestError, InvalidRequestError, NotFoundError
 from vmpool.lifecycle import EndReason
@@ -92,10 +92,39 @@ class PaperContexts:
         )
 
 
+class PaperProcesses:
+    """Processes that are over as soon as they are begun."""
+
+    @contextlib.asynccontextmanager
+    async def begin(self, _: Any, **__: Any) -> AsyncIterator[PaperExecution]:
+        yield PaperExecution()
+
+    @contextlib.asynccontextmanager
+    async def attach(self, _: int, **__: Any) -> AsyncIterator[PaperExecution]:
+        yield PaperExecution()
+
+    async def list(self) -> tuple[()]:
+        return ()
+
+    async def signal(self, pid: int, signal: int) -> None:
+        """Be over."""
+
+    async def resize(self, pid: int, size: Any) -> None:
+        """Have no terminal."""
+
+    async def input(self, _: int, data: AsyncIterable[bytes]) -> None:
+        async for _chunk in data:
+            pass
+
+    async def close_stdin(self, pid: int) -> None:
+        """Wait for nothing."""
+
+
 class PaperAgent:
     """Agrees to everything and touches nothing."""
 
     contexts = PaperContexts()
+    processes = PaperProcesses()
 
     @contextlib.asynccontextmanager
     async def execute(self, _: Any) -> AsyncIterator[PaperExecution]:
@@ -154,6 +183,8 @@ class PaperAgent:
 
 class PaperExecution:
     """Says a word and is over."""
+
+    pid = 1
 
     async def __aiter__(self) -> AsyncIterator[Started | Output | Exited]:
         yield Started(1)

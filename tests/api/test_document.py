@@ -39,10 +39,14 @@ REFUSES_GOOD_FORM = {
     "POST /v1/templates",
     "PATCH /v1/sandboxes/{id}/files",
     "POST /v1/checkpoints/import",
+    "GET /v1/sandboxes/{id}/processes/{pid}/attach",
+    "POST /v1/sandboxes/{id}/processes",
+    "POST /v1/sandboxes/{id}/processes/{pid}/resize",
+    "POST /v1/sandboxes/{id}/processes/{pid}/signal",
     "POST /v1/sandboxes",
     "POST /v1/sandboxes/{id}/fork",
 }
-"""What answers good form with a problem: one wants a WebSocket, one an exported checkpoint, the
+"""What answers good form with a problem: two want a WebSocket, one an exported checkpoint, the
 others no integer written as 5.0."""
 
 ACCEPTS_BAD_FORM = {"POST /v1/sandboxes/{id}/files"}
