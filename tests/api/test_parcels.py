@@ -130,3 +130,16 @@ async def test_what_is_kept_of_a_template_that_is_gone_is_listed(
     _, listed = await server.call("GET", "/v1/templates")
     _, shown = await server.call("GET", f"/v1/checkpoints/{kept}")
     assert [base["id"] for base in listed["bases"]] == [shown["base"]]
+
+
+async def test_an_image_that_a_checkpoint_needs_is_not_removed(server: Server) -> None:
+    here = Terminal({"VMPOOL_STATE": str(server.host.settings.state)})
+    kept = await keep(server)
+    for sandbox in server.host.sandboxes(owner=server.owner):
+        await server.call("DELETE", f"/v1/sandboxes/{sandbox.id}")
+    await server.call("DELETE", "/v1/templates/python")
+    with pytest.raises(ConflictError, match=f"in use by checkpoint {kept} ") as refused:
+        await here.run("image", "remove", "python")
+    assert refused.value.error_code == "image_in_use"
+    await server.call("DELETE", f"/v1/checkpoints/{kept}")
+    await here.run("image", "remove", "python")

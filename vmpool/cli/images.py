@@ -6,6 +6,7 @@ Works on the state directory itself, with a server running beside it or without 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmpool import packages
+from vmpool import packages, snapshot
 from vmpool.agent import archive_bytes
 from vmpool.cli import table
 from vmpool.cli.progress import Progress
 from vmpool.cli.state import journal_path, state_option, usable
-from vmpool.errors import ConflictError
+from vmpool.errors import ConflictError, SnapshotError
 from vmpool.image import Freshness, Library, recipe
 from vmpool.store import Store
 
@@ -127,15 +128,16 @@ def list_(*, state: Path, as_json: bool) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME_OR_DIGEST...")
 @state_option
 def remove(*, names: tuple[str, ...], state: Path) -> None:
-    """Remove images that no template uses."""
+    """Remove images that no template, sandbox or checkpoint uses."""
     library = Library(state)
     for image in [library.load(name) for name in names]:
         users = asyncio.run(_users(image, state))
         if users:
             raise ConflictError(
-                f"image {image.name!r} is in use by templates: {', '.join(users)}",
+                f"image {image.name!r} is in use by {', '.join(users)}",
                 code="image_in_use",
-                remedy="remove them first: vmpool template remove NAME",
+                remedy="remove them first: vmpool template remove NAME, "
+                "vmpool checkpoint remove ID, vmpool sandbox kill ID",
             )
         library.remove(image.digest)
 
@@ -160,12 +162,28 @@ async def build_image(
 
 
 async def _users(image: Image, state: Path) -> list[str]:
-    """Return the names of the templates that are made of an image."""
+    """Return in words what is made of an image."""
     if not journal_path(state).exists():
         return []
     async with Store(journal_path(state)) as store:
-        rows = await store.templates()
-    return [row.name for row in rows if row.image_digest == image.digest]
+        templates = [row for row in await store.templates() if row.image_digest == image.digest]
+        sandboxes, checkpoints = await store.open_sandboxes(), await store.checkpoints.all()
+    bases = _snapshots_of(image, state)
+    return [
+        *(f"template {row.name}" for row in templates),
+        *(f"sandbox {row.id}" for row in sandboxes if row.base_id in bases),
+        *(f"checkpoint {row.id}" for row in checkpoints if row.base_id in bases),
+    ]
+
+
+def _snapshots_of(image: Image, state: Path) -> set[str]:
+    """Return the ids of the snapshots of an image, whether a template names them or not."""
+    found = set()
+    for directory in (state / "snapshots").glob("[!.]*"):
+        with contextlib.suppress(SnapshotError):  # one that is damaged is nobody's
+            manifest = snapshot.load(directory).manifest
+            found |= {manifest.id} if manifest.image == image.digest else set()
+    return found
 
 
 def steps_of(progress: Progress) -> Callable[[Step], None]:
