@@ -23,6 +23,9 @@ TIMEOUT_GRACE = 2.0
 """Seconds that code has after the interrupt that tells it that its time is up."""
 ABANDON_GRACE = 5.0
 """The same for code that nobody waits for any more."""
+REPEAT_DELAY = 0.5
+"""Seconds until bash is interrupted once more: a program that it had forked and that had not yet
+begun missed the first one, and bash waits for it."""
 _SHOWN = ("type", "mime", "is_main", "display_id", "name", "value", "traceback")
 
 
@@ -111,12 +114,21 @@ class Cell:
         """Note that the interpreter runs it: an interrupt now ends it, and nothing else."""
         self._begun = True
         if self._interrupted:
-            self._context.kill(signal.SIGINT)
+            self._send_interrupt()
 
     def interrupt(self) -> None:
         """Have it end by SIGINT, once it has begun."""
         self._interrupted = True
         if self._begun:
+            self._send_interrupt()
+
+    def _send_interrupt(self) -> None:
+        self._context.kill(signal.SIGINT)
+        if self._context.language == "bash":
+            self._machine.reactor.after(REPEAT_DELAY, self._interrupt_again)
+
+    def _interrupt_again(self) -> None:
+        if self._context.is_current(self):
             self._context.kill(signal.SIGINT)
 
     def show(self, value: dict[str, Any]) -> None:
