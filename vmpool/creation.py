@@ -35,6 +35,8 @@ class CreateRequest:
         idle_timeout: Seconds that it may be idle; `None` for no limit.
         auto_resume: Whether a request wakes it when it is paused.
         rng: How its randomness comes about, and `clock` its time.
+        ticket: Of a request that may be sent again, as in `store.Answers`; empty for one that may
+            not.
     """
 
     template: str = ""
@@ -48,6 +50,7 @@ class CreateRequest:
     auto_resume: AutoResume = AutoResume.NEVER
     rng: Rng = field(default_factory=Unique)
     clock: ClockPolicy = ClockPolicy.NOW
+    ticket: bytes = field(default=b"", repr=False)
 
 
 class Creation:
@@ -130,4 +133,5 @@ def _claim(request: CreateRequest, owner: str, *, of: Checkpoint | None = None) 
         rng=request.rng,
         clock=request.clock,
         parent_checkpoint_id=None if of is None else of.id,
+        ticket=request.ticket,
     )

@@ -47,6 +47,7 @@ class ForkRequest:
         env: On top of the parent's.
         files: Guest path to content, written before anyone is told of a child.
         rng: How their randomness comes about, and `clock` their time.
+        ticket: As of a `CreateRequest`.
     """
 
     count: int
@@ -56,6 +57,7 @@ class ForkRequest:
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
     rng: Rng = field(default_factory=Unique)
     clock: ClockPolicy = ClockPolicy.NOW
+    ticket: bytes = field(default=b"", repr=False)
 
 
 class Forking:
@@ -222,6 +224,7 @@ def _claim(parent: Sandbox, request: ForkRequest) -> Claim:
         clock=request.clock,
         parent_id=parent.id,
         parent_checkpoint_id=None,
+        ticket=request.ticket,
     )
 
 

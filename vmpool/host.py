@@ -223,6 +223,10 @@ class Host:
             await self.store.set_deadline(id, holding.sandbox.deadline_ns)
         return holding.sandbox
 
+    def retract(self, ticket: bytes) -> None:
+        """End the sandboxes that were made for a request, when nobody can be told of them."""
+        self._household.retract(ticket)
+
     async def kill(self, id: str, *, owner: str) -> None:
         """End a sandbox; return when its machine is gone. When cancelled, it ends all the same.
 

@@ -103,6 +103,7 @@ class Holding:
             receipt=sandbox.receipt,
             parent_id=claim.parent_id,
             parent_checkpoint_id=claim.parent_checkpoint_id,
+            ticket=claim.ticket,
         )
 
 
@@ -338,6 +339,12 @@ class Household:
             faults.reach("kill.begun")
             holding.ending = self._chores.begin(self._reap(holding))
         return holding.ending
+
+    def retract(self, ticket: bytes) -> None:
+        """Start ending the sandboxes that were made with a ticket."""
+        for holding in list(self._holdings.values()):
+            if holding.sandbox.claim.ticket == ticket:
+                self.begin_end(holding, EndReason.KILLED)
 
     async def let_go(self, holding: Holding) -> None:
         """Kill the machine of a sandbox and give its place back. *Idempotent.*"""

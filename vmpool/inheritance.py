@@ -118,6 +118,8 @@ class Inheritance:
     async def _found(self, row: SandboxRow, directory: Path, host: Host) -> Clone:
         if row.receipt is None:
             raise GuestError("an older vmpool made it", code="clone_unknown")
+        if row.ticket:
+            raise GuestError("nobody was told of it", code="sandbox_untold")
         lineage = await host.catalogue.lineage(row.base_id)
         adopted = await clone.adopt(
             self._ground.engine,

@@ -62,6 +62,7 @@ class Claim:
         rng: How its machines come by their randomness, and `clock` by their time.
         parent_id: The sandbox that it was forked from.
         parent_checkpoint_id: The checkpoint that it was made from.
+        ticket: Of the request that it is made for, when that may be sent again.
     """
 
     template: str
@@ -76,6 +77,7 @@ class Claim:
     clock: ClockPolicy = ClockPolicy.NOW
     parent_id: str | None = None
     parent_checkpoint_id: str | None = None
+    ticket: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -226,7 +226,7 @@ class PaperHost:
         self.facts = SimpleNamespace(accelerator=Accelerator.TCG, transport=Transport.SERIAL)
         self.images = SimpleNamespace(list=list)
         self.catalogue = self
-        self.store = SimpleNamespace(tokens=self, audit=PaperAudit())
+        self.store = SimpleNamespace(tokens=self, audit=PaperAudit(), answers=None)
         self.statuses: list[Any] = []
         self.draining = False
         self._live: dict[str, Sandbox] = {}

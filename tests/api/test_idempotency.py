@@ -240,7 +240,7 @@ async def test_a_failure_that_nobody_waits_for_is_told_to_nobody(turns: int) -> 
 
 async def test_an_answer_is_forgotten_in_time() -> None:
     now = 0.0
-    ledger, work = Ledger(lambda: now), Work()
+    ledger, work = Ledger(clock=lambda: now), Work()
     assert (await asking(ledger, work))[0].body == b"1"
     now = idempotency.KEPT_SECONDS - 1
     assert (await asking(ledger, work))[0].body == b"1"

@@ -74,7 +74,8 @@ def make_app(host: Host) -> web.Application:
     app[edge.UNDER_WAY] = edge.UnderWay(
         lambda: host.settings.deadlines.drain if host.draining else 0.0
     )
-    app[LEDGER] = Ledger()
+    app[LEDGER] = Ledger(host.store.answers)
+    app.on_startup.append(_recall)
     app[BUDGET] = Budget(host.settings.api.bodies_bytes)
     app[DOOR] = Door(host.settings.api)
     app[status.DOCUMENT] = openapi.document(
@@ -90,6 +91,10 @@ def make_app(host: Host) -> web.Application:
             expect_handler=continue_later,
         )
     return app
+
+
+async def _recall(app: web.Application) -> None:
+    await app[LEDGER].recall()
 
 
 def _endpoint(

@@ -37,6 +37,7 @@ async def fork(call: Call, body: sandbox_bodies.Fork) -> web.Response:
         files={check_path(path): content_of(path, file) for path, file in body.files.items()},
         rng=rng_of(body.rng),
         clock=ClockPolicy(body.clock),
+        ticket=call.ticket,
     )
     began_ns = time.perf_counter_ns()
     found = await call.host.fork(call.request.match_info["id"], request, owner=call.caller.owner)

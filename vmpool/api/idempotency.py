@@ -2,8 +2,11 @@
 
 A request may carry a key of its sender's choice. The first with a key is done; one that repeats it
 waits for the first or gets its answer again. Only good answers are kept: a failure is told to all
-who wait for it and forgotten, since it left nothing behind. Keys are an owner's own, are kept for
-some time and to some number, and are lost with the server, as its sandboxes are.
+who wait for it and forgotten, since it left nothing behind. Keys are an owner's own, and are kept
+for some time and to some number.
+
+An answer is in the journal before it is given, so that the next server gives it as well. What was
+made for a request that died with its server was told to nobody, and is undone as that one starts.
 
 After draft-ietf-httpapi-idempotency-key-header, with 409 in place of its 422 for a key that comes
 back with another body.
@@ -15,7 +18,7 @@ import asyncio
 import hashlib
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -27,9 +30,12 @@ from vmpool.api.budget import BUDGET, Loan
 from vmpool.api.route import Call, Source
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import ConflictError, InvalidRequestError
+from vmpool.store import AnswerRow
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from vmpool.store import Answers
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -50,6 +56,12 @@ KEPT_KEYS: Final = 1000
 
 KEPT_BYTES: Final = 8 << 20
 """All answers to one owner; what is larger is remembered as done, without what came of it."""
+
+
+KEPT_NS: Final = int(KEPT_SECONDS * 1e9)
+
+JOURNALED_BYTES: Final = KEPT_BYTES // KEPT_KEYS
+"""A larger answer is not given again by the next server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +97,53 @@ class Ledger:
     """The keys of one server.
 
     Args:
+        journal: Where answers outlive it; `None` for nowhere.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, journal: Answers | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._journal = journal
         self._clock = clock
         self._owners: dict[str, dict[str, _Entry]] = {}
         self._sweep_at = 0.0
+
+    async def recall(self) -> None:
+        """Know the answers of servers before this one.
+
+        Raises:
+            StoreError, DiskFullError: The journal cannot be used.
+        """
+        if self._journal is None:
+            return
+        for row in await self._journal.recall(within_ns=KEPT_NS):
+            answer = None if row.body is None else Kept(status=row.status, body=row.body)
+            self._owners.setdefault(row.owner, {})[row.key] = _Entry(
+                asked=row.asked, answer=answer, until=self._clock() + KEPT_SECONDS
+            )
+            self._shed(row.owner)
+
+    async def record(self, *, owner: str, key: str, asked: bytes, answer: Kept) -> None:
+        """Have the journal know an answer, before it is given.
+
+        Raises:
+            StoreError, DiskFullError: It could not take it.
+        """
+        if self._journal is None:
+            return
+        await self._journal.record(
+            AnswerRow(
+                ticket=ticket_of(owner, key),
+                owner=owner,
+                key=key,
+                asked=asked,
+                status=answer.status,
+                body=answer.body if len(answer.body) <= JOURNALED_BYTES else None,
+            ),
+            keep=KEPT_KEYS,
+            within_ns=KEPT_NS,
+        )
 
     async def once(
         self, *, owner: str, key: str, asked: bytes, work: Callable[[], Awaitable[Kept]]
@@ -190,6 +242,11 @@ async def _wait(entry: _Entry, doing: asyncio.Task[Kept]) -> None:
             await uninterrupted(asyncio.wait((doing,)))
 
 
+def ticket_of(owner: str, key: str) -> bytes:
+    """Return what stands for an owner's key in the journal."""
+    return hashlib.sha256(f"{owner}\0{key}".encode()).digest()
+
+
 def _mark_told(doing: asyncio.Task[Kept]) -> None:
     """Count a failure as told: all who wait for it are, and there may be nobody left who does."""
     if not doing.cancelled():
@@ -226,17 +283,23 @@ def takes_once(
         if key is None:
             return await endpoint(call, asked)
 
-        async def work() -> Kept:
-            made = await endpoint(call, asked)
-            assert isinstance(made.body, bytes)
-            return Kept(status=made.status, body=made.body)
+        keyed = replace(call, ticket=ticket_of(call.caller.owner, key))
 
-        answer, replayed = await call.request.app[LEDGER].once(
-            owner=call.caller.owner,
-            key=key,
-            asked=hashlib.sha256(call.request.path.encode() + b"\n" + data).digest(),
-            work=work,
-        )
+        owner, ledger = call.caller.owner, call.request.app[LEDGER]
+        digest = hashlib.sha256(call.request.path.encode() + b"\n" + data).digest()
+
+        async def work() -> Kept:
+            made = await endpoint(keyed, asked)
+            assert isinstance(made.body, bytes)
+            kept = Kept(status=made.status, body=made.body)
+            try:
+                await ledger.record(owner=owner, key=key, asked=digest, answer=kept)
+            except BaseException:
+                call.host.retract(keyed.ticket)
+                raise
+            return kept
+
+        answer, replayed = await ledger.once(owner=owner, key=key, asked=digest, work=work)
         return web.Response(
             status=answer.status,
             body=answer.body,

@@ -33,6 +33,7 @@ class Call:
 
     Attributes:
         id: The request's own, in its answer's headers and in the log.
+        ticket: Stands for its idempotency key in the journal; empty when it has none.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Call:
     host: Host
     limits: Limits
     caller: Caller
+    ticket: bytes = b""
 
     async def sandbox(self) -> Sandbox:
         """Return the sandbox that the path names, awake: its guest is needed.

@@ -60,6 +60,7 @@ async def create(call: Call, body: sandbox_bodies.CreateSandbox) -> web.Response
         auto_resume=AutoResume.ON_REQUEST if body.auto_resume else AutoResume.NEVER,
         rng=rng_of(body.rng),
         clock=ClockPolicy(body.clock),
+        ticket=call.ticket,
     )
     return answer(views.made(await call.host.create(request, owner=call.caller.owner)), status=201)
 

@@ -1,5 +1,6 @@
 """Store: what was promised, in SQLite."""
 
+from vmpool.store.answers import AnswerRow, Answers
 from vmpool.store.audit import AuditFilter, AuditRow
 from vmpool.store.rows import CheckpointRow, ImageRow, Purpose, SandboxRow, TemplateRow
 from vmpool.store.store import Store
@@ -7,6 +8,8 @@ from vmpool.store.tokens import LOCAL, Role, TokenRow, owner_of, token_id_of
 
 __all__ = [
     "LOCAL",
+    "AnswerRow",
+    "Answers",
     "AuditFilter",
     "AuditRow",
     "CheckpointRow",

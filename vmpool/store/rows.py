@@ -58,6 +58,7 @@ class SandboxRow:
         clock_offset_ns: The guest's clock minus the host's.
         parent_id: The sandbox that it was forked from.
         parent_checkpoint_id: The checkpoint that it was made from.
+        ticket: Of the request that it was made for, until that was answered; empty for none.
     """
 
     id: str
@@ -85,6 +86,7 @@ class SandboxRow:
     receipt: IdentityReceipt | None = None
     parent_id: str | None = None
     parent_checkpoint_id: str | None = None
+    ticket: bytes = field(default=b"", repr=False)
 
 
 class Purpose(StrEnum):

@@ -62,4 +62,13 @@ SCHEMA = (
         "ALTER TABLE sandboxes ADD COLUMN parent_id TEXT",
         "ALTER TABLE sandboxes ADD COLUMN parent_checkpoint_id TEXT",
     ),
+    (
+        """CREATE TABLE answers (
+            ticket BLOB PRIMARY KEY, owner TEXT NOT NULL, key TEXT NOT NULL, asked BLOB NOT NULL,
+            status INTEGER NOT NULL, body BLOB, made_ns INTEGER NOT NULL) STRICT""",
+        "CREATE INDEX answers_by_time ON answers (made_ns)",
+        "CREATE INDEX answers_by_owner ON answers (owner, made_ns)",
+        "ALTER TABLE sandboxes ADD COLUMN ticket BLOB NOT NULL DEFAULT x''",
+        "CREATE INDEX sandboxes_by_ticket ON sandboxes (ticket) WHERE ticket != x''",
+    ),
 )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from vmpool.errors import ConflictError, NotFoundError
 from vmpool.journal import Journal
 from vmpool.store import rows
+from vmpool.store.answers import Answers
 from vmpool.store.audit import KEEP_AUDIT, Audit
 from vmpool.store.checkpoints import Checkpoints
 from vmpool.store.rows import ImageRow, SandboxRow, TemplateRow
@@ -54,6 +55,7 @@ class Store:
         tokens: Who may use the server.
         audit: Who did what.
         checkpoints: The states that sandboxes were in, and the turns between them.
+        answers: What was told to whoever may ask again.
 
     All verbs raise `StoreError` and `DiskFullError` as `Journal.run` does.
     """
@@ -63,6 +65,7 @@ class Store:
         self.tokens = Tokens(self._journal, now_ns)
         self.audit = Audit(self._journal, now_ns)
         self.checkpoints = Checkpoints(self._journal)
+        self.answers = Answers(self._journal, now_ns)
         self._now_ns = now_ns
         self._grown = 0
 

@@ -1,0 +1,83 @@
+"""Answers: what was told to whoever may ask again, as the journal has it.
+
+A sandbox that was made for a request with an idempotency key carries that request's ticket until
+the answer is recorded, both in one transaction: a server that comes after a crash knows of which
+sandboxes nobody was ever told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlite_utils import Database
+
+    from vmpool.journal import Journal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRow:
+    """A good answer to a request with an idempotency key.
+
+    Attributes:
+        ticket: Digest of whose key it was, and which.
+        asked: Digest of what was asked with it.
+        body: `None` for one that was too large to be kept.
+    """
+
+    ticket: bytes
+    owner: str
+    key: str
+    asked: bytes
+    status: int
+    body: bytes | None
+
+
+class Answers:
+    """The answers of a journal; all verbs raise as `Journal.run` does."""
+
+    def __init__(self, journal: Journal, now_ns: Callable[[], int]) -> None:
+        self._journal = journal
+        self._now_ns = now_ns
+
+    async def record(self, answer: AnswerRow, *, keep: int, within_ns: int) -> None:
+        """Record an answer before it is given, and that its sandboxes are somebody's.
+
+        Args:
+            keep: How many of its owner's are kept; the oldest are forgotten.
+            within_ns: All that are older are forgotten.
+        """
+        row = asdict(answer) | {"made_ns": self._now_ns()}
+
+        def record(db: Database) -> None:
+            db.table("answers").insert(row, replace=True)
+            db.execute("UPDATE sandboxes SET ticket = x'' WHERE ticket = ?", [answer.ticket])
+            _forget(db, row["made_ns"] - within_ns)
+            db.execute(
+                """DELETE FROM answers WHERE owner = ? AND made_ns < (SELECT made_ns FROM answers
+                WHERE owner = ? ORDER BY made_ns DESC LIMIT 1 OFFSET ?)""",
+                [answer.owner, answer.owner, keep - 1],
+            )
+
+        await self._journal.run(record)
+
+    async def recall(self, *, within_ns: int) -> list[AnswerRow]:
+        """Return the answers of so many nanoseconds, the oldest first; forget the others."""
+        since_ns = self._now_ns() - within_ns
+
+        def recall(db: Database) -> list[AnswerRow]:
+            _forget(db, since_ns)
+            found = db.query(
+                """SELECT ticket, owner, key, asked, status, body FROM answers
+                ORDER BY made_ns, ticket"""
+            )
+            return [AnswerRow(**row) for row in found]
+
+        return await self._journal.run(recall)
+
+
+def _forget(db: Database, before_ns: int) -> None:
+    db.execute("DELETE FROM answers WHERE made_ns < ?", [before_ns])
