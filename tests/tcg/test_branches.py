@@ -12,7 +12,13 @@ from tests.tcg.conftest import UpServer
 
 pytestmark = [pytest.mark.tcg, pytest.mark.shares_host, pytest.mark.timeout(300)]
 
-COUNT = "n=0; while :; do n=$((n+1)); echo $n > /dev/shm/n; sleep 0.05; done"
+COUNT = """
+n=0
+while :; do
+  n=$((n+1)); echo $n >/dev/shm/next; mv /dev/shm/next /dev/shm/n  # never seen half
+  sleep 0.05
+done
+"""
 PROBE = """
 import json, os
 print(json.dumps({
@@ -45,6 +51,21 @@ async def write(api: Api, sandbox: str, text: str) -> None:
     """Have a guest's state say something else."""
     out = await api.execute(sandbox, code=f"open('/home/user/state', 'w').write({text!r})")
     assert out["exit_code"] == 0, out
+
+
+async def sleep_and_wake(api: Api, server: UpServer, sandbox: str) -> None:
+    """Pause a sandbox and resume it; it is who and what it was."""
+    before, machines = await probe(api, sandbox), len(server.ground.hypervisors())
+    asleep = await post(api, f"{sandbox}/pause", 200)
+    assert asleep["state"] == "paused"
+    assert len(server.ground.hypervisors()) <= machines  # one may wait for it to come back
+    status, problem = await api.call("GET", f"/v1/sandboxes/{sandbox}/files?path=/home")
+    assert (status, problem["code"]) == (409, "sandbox_paused")
+    await post(api, f"{sandbox}/resume", 200)
+    after = await probe(api, sandbox)
+    assert after["n"] >= before["n"]
+    for same in ("state", "env", "hostname", "machine_id"):
+        assert after[same] == before[same], same
 
 
 async def test_a_session_branches_goes_back_and_sleeps(api: Api, server: UpServer) -> None:
@@ -84,17 +105,8 @@ async def test_a_session_branches_goes_back_and_sleeps(api: Api, server: UpServe
         back = await probe(api, parent)
         assert (back["state"], back["machine_id"]) == ("built", built["machine_id"])
 
-        machines = len(server.ground.hypervisors())
-        asleep = await post(api, f"{parent}/pause", 200)
-        assert asleep["state"] == "paused"
-        assert len(server.ground.hypervisors()) <= machines
-        status, problem = await api.call("GET", f"/v1/sandboxes/{parent}/files?path=/home")
-        assert (status, problem["code"]) == (409, "sandbox_paused")
-        await post(api, f"{parent}/resume", 200)
-        awake = await probe(api, parent)
-        assert (awake["state"], awake["hostname"]) == ("built", built["hostname"])
-        assert awake["n"] > back["n"]
-
+        await sleep_and_wake(api, server, parent)
+        assert (await probe(api, parent))["n"] > back["n"]
         for child in children:
             status, _ = await api.call("DELETE", f"/v1/sandboxes/{child}")
             assert status == 204
