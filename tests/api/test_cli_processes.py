@@ -77,7 +77,8 @@ async def screen(terminal: Terminal, *words: str) -> AsyncIterator[Screen]:
         process = await asyncio.create_subprocess_exec(
             VMPOOL, *words, env=os.environ | terminal.environment,
             stdin=theirs, stdout=theirs, stderr=theirs,
-            preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         try:
             yield Screen(ours, process)

@@ -25,10 +25,9 @@ GRACE = 30.0
 @pytest.fixture(params=["asynchronous", "blocking"])
 async def sandbox(request: pytest.FixtureRequest, server: Server) -> AsyncIterator[Any]:
     """A sandbox through a client of either kind."""
-    make: Callable[..., Any] = {
-        "asynchronous": vmpool.AsyncClient,
-        "blocking": lambda *words, **options: Twin(vmpool.Client(*words, **options)),
-    }[request.param]
+    make: Callable[..., Any] = vmpool.AsyncClient
+    if request.param == "blocking":
+        make = lambda *words, **options: Twin(vmpool.Client(*words, **options))  # noqa: E731
     async with make(server.url, token=server.token) as client, client.sandbox() as made:
         async with asyncio.timeout(GRACE):
             yield made
