@@ -41,6 +41,7 @@ EFFECTS = {"asyncio", "selectors", "socket", "sqlite3", "subprocess", "threading
 OWNERS = {
     "IPython": ("vmpool_agent.notebook",),  # in images that have it
     "aiohttp": ("vmpool.api*", "vmpool.cli*", "vmpool.client*"),  # the server's edge, and clients'
+    "backports": ("vmpool.parcel.*",),  # zstd
     "click": ("vmpool.cli*",),
     "msgspec": ("vmpool*",),
     "multidict": ("vmpool.api*",),  # aiohttp's own type of headers and queries
