@@ -9,9 +9,8 @@ import os
 import tarfile
 from typing import TYPE_CHECKING
 
-from backports.zstd import CompressionParameter, ZstdCompressor
-
 from vmpool.errors import SnapshotError
+from vmpool.parcel.compression import compressor
 from vmpool.parcel.envelope import ENVELOPE, Envelope, encode
 
 if TYPE_CHECKING:
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmpool.snapshot import Snapshot
-
-LEVEL = 3
-"""Twice as fast as a disk takes it; higher levels win a few per cent."""
 
 _PIECE_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 16
@@ -37,18 +33,14 @@ def pack(envelope: Envelope, checkpoint: Snapshot, base: Snapshot) -> Iterator[b
     Raises:
         SnapshotError: `snapshot_damaged`; a file is gone, or not what its manifest says.
     """
-    options: dict[int, int] = {
-        CompressionParameter.compression_level: LEVEL,
-        CompressionParameter.checksum_flag: 1,  # also the envelope has a digest so
-    }
-    compressor = ZstdCompressor(options=options)
+    frame = compressor()
     ready = bytearray()
     for piece in _archive(envelope, checkpoint, base):
-        ready += compressor.compress(piece)
+        ready += frame.compress(piece)
         if len(ready) >= _CHUNK_BYTES:
             yield bytes(ready)
             ready.clear()
-    yield bytes(ready + compressor.flush())
+    yield bytes(ready + frame.flush())
 
 
 def _archive(envelope: Envelope, checkpoint: Snapshot, base: Snapshot) -> Iterator[bytes]:

@@ -13,9 +13,8 @@ import os
 import tarfile
 from typing import TYPE_CHECKING
 
-from backports.zstd import DecompressionParameter, ZstdDecompressor, ZstdError
-
 from vmpool.errors import DiskFullError, InfrastructureError, TooLargeError
+from vmpool.parcel.compression import ZstdError, decompressor
 from vmpool.parcel.envelope import ENVELOPE, ENVELOPE_LIMIT_BYTES, Envelope, damaged, decode
 from vmpool.parcel.pack import header, padding
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 1 << 20
 _PAGE_BYTES = 4096
-_WINDOW_LOG = 23
-"""Of what a decompressor may have to remember: 8 MiB, four times what a parcel needs."""
 
 
 class Unpacking:
@@ -126,8 +123,7 @@ class _Content:
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
-        options: dict[int, int] = {DecompressionParameter.window_log_max: _WINDOW_LOG}
-        self._decompressor = ZstdDecompressor(options=options)
+        self._decompressor = decompressor()
 
     async def exactly(self, size_bytes: int) -> bytes:
         """Return the next bytes; no more is decompressed than is asked for."""
