@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import signal
 import subprocess
@@ -12,25 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests import fake_host, turns
+from tests.crashes import places, verb_of
 from tests.fake_host import IMAGE, OWNER, opened
 from tests.fakes import FakeEngine
 from vmpool import snapshot
 from vmpool.lifecycle import SandboxState
 
 ROOT = Path(__file__).parents[2]
-
-
-def places() -> list[str]:
-    """Return every place in the code, so that no new one goes untried."""
-    found = []
-    for module in sorted((ROOT / "vmpool").rglob("*.py")):
-        for node in ast.walk(ast.parse(module.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.reach":
-                (place,) = node.args
-                assert isinstance(place, ast.Constant), "a place is named where it stands"
-                found.append(place.value)
-    assert len(found) == len(set(found))
-    return found
 
 
 @pytest.mark.parametrize("place", places())
@@ -45,7 +32,7 @@ async def test_what_was_promised_before_a_crash_is_there_after_it(
     assert died.returncode == -signal.SIGKILL, died.stderr
     fake_host.keep(state, tmp_path_factory.getbasetemp() / "furnished")
     (_, first), (_, asleep) = (line.split() for line in died.stdout.splitlines())
-    verb = place.partition(".")[0]
+    verb = verb_of(place)
     async with opened(state, FakeEngine()) as host:
         await host.catalogue.settled(IMAGE)
         await turns.consistent(host)
