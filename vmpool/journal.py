@@ -5,7 +5,9 @@ savepoint of its own: a crowd of writes costs one commit, and a failing one spoi
 in the tables is the store's business.
 
 A commit survives the death of this process at once. It survives a power cut once the write-ahead
-log was synced: at a checkpoint, or at once for `Durability.POWER_CUT`.
+log was synced: when SQLite moves it into the file, or as a part of the commit for
+`Durability.POWER_CUT`. Nothing that can fail comes after a commit: who is told of an error may rely
+on it that nothing was written.
 """
 
 from __future__ import annotations
@@ -145,14 +147,14 @@ class Journal:
     def _transact(self, database: Database, jobs: Sequence[_Job]) -> list[object]:
         """Return each job's result or error; all have the commit's when that fails."""
         connection = database.conn
+        synced = any(job.durability is Durability.POWER_CUT for job in jobs)
         try:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
             # at once for writing: a transaction that begins by reading cannot always go on to
             # write after another process did
             connection.execute("BEGIN IMMEDIATE")
             outcomes = [self._attempt(database, job) for job in jobs]
             connection.execute("COMMIT")
-            if any(job.durability is Durability.POWER_CUT for job in jobs):
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except sqlite3.Error as error:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -191,7 +193,6 @@ class Journal:
         database = Database(connection)
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
-        connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA foreign_keys = ON")
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.small_disk import mounted
 from vmpool.errors import ConflictError, DiskFullError, NotFoundError, StoreError
-from vmpool.journal import Journal
+from vmpool.journal import Durability, Journal
 from vmpool.lifecycle import EndReason, SandboxState
 from vmpool.store import AuditFilter, ImageRow, Role, SandboxRow, Store, TemplateRow
 from vmpool.store.audit import DETAIL_BYTES
@@ -404,6 +405,31 @@ async def test_a_full_disk_has_its_own_error_and_the_file_stays_good(tmp_path: P
             await store.audit.record("x", subject="y" * 100_000, token_id=None)
         assert await store.images() == [IMAGE]
         assert await store.audit.entries(1) == []
+
+
+async def test_what_a_full_disk_refused_was_not_written(tmp_path: Path) -> None:
+    written: list[str] = []
+
+    async def write_until_full(journal: Journal) -> None:
+        for number in range(1000):
+            text = f"{number} {'x' * 1500}"
+            await journal.run(note(text), Durability.POWER_CUT)
+            written.append(text)
+
+    with mounted(tmp_path, "size=400k"):
+        async with Journal(tmp_path / "db", TABLE) as journal:
+            with pytest.raises(DiskFullError):
+                await write_until_full(journal)
+            assert await journal.run(notes) == written
+
+
+async def test_only_what_must_survive_a_power_cut_waits_for_the_disk(tmp_path: Path) -> None:
+    def synchronous(db: Database) -> object:
+        return db.execute("PRAGMA synchronous").fetchone()[0]
+
+    async with Journal(tmp_path / "db", TABLE) as journal:
+        assert await journal.run(synchronous, Durability.POWER_CUT) == 2  # FULL
+        assert await journal.run(synchronous) == 1  # NORMAL
 
 
 async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
