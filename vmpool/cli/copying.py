@@ -6,19 +6,18 @@ import json
 import os
 import posixpath
 import stat
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from vmpool.cli import local_files, report
+from vmpool.cli import local_files, report, table, unpacking
 from vmpool.cli import remote as remotes
 from vmpool.cli.connection import connects
 from vmpool.client.form import FormFile, forms
 from vmpool.client.problem import error_of
-from vmpool.errors import GuestFileError, InfrastructureError, InvalidRequestError
+from vmpool.errors import GuestFileError, InvalidRequestError
 
 if TYPE_CHECKING:
     import http.client
@@ -158,7 +157,7 @@ def _look(remote: Remote, place: Place, user: str | None) -> dict[str, Any]:
 def _fetch(remote: Remote, place: Place, target: Path, user: str | None, *, many: bool) -> None:
     """Copy one file or directory out of a sandbox."""
     if many or target.is_dir():
-        target /= posixpath.basename(place.path.rstrip("/")) or "root"
+        target /= posixpath.basename(posixpath.normpath(place.path)) or "root"
     kind = _look(remote, place, user)["kind"]
     what = ("files", "archive") if kind == "directory" else ("files",)
     path = remotes.path("sandboxes", place.sandbox, *what, path=place.path, user=user)
@@ -171,25 +170,6 @@ def _fetch(remote: Remote, place: Place, target: Path, user: str | None, *, many
                 file.write(chunk)
 
 
-class _Chunks:
-    """An answer's body as the file that `tarfile` reads."""
-
-    def __init__(self, answer: http.client.HTTPResponse) -> None:
-        self._chunks = remotes.chunks(answer)
-        self._rest = b""
-
-    def read(self, size: int) -> bytes:
-        """Return `size` bytes, fewer only at the end."""
-        parts = [self._rest]
-        have = len(self._rest)
-        while have < size and (chunk := next(self._chunks, b"")):
-            parts.append(chunk)
-            have += len(chunk)
-        data = b"".join(parts)
-        self._rest = data[size:]
-        return data[:size]
-
-
 def _unpack(answer: http.client.HTTPResponse, target: Path) -> None:
     """Write an archive of a guest below `target`; what would lead out of it is left out and said.
 
@@ -199,18 +179,12 @@ def _unpack(answer: http.client.HTTPResponse, target: Path) -> None:
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
-        file = cast("IO[bytes]", _Chunks(answer))
-        with tarfile.open(fileobj=file, mode="r|") as archive:
-            for member in archive:
-                try:
-                    archive.extract(member, target, filter="data")
-                except tarfile.FilterError as err:
-                    report.say(f"left out: {err}")
-    except tarfile.TarError as err:
-        raise InfrastructureError(
-            f"the server's archive broke its form: {err}", code="not_vmpool"
-        ) from err
+        unpacking.unpack(remotes.chunks(answer), target, _leave_out)
     except OSError as err:
         raise InvalidRequestError(
             f"cannot write {str(target)!r}: {err.strerror or err}", code="file_unwritable"
         ) from err
+
+
+def _leave_out(name: str, reason: str) -> None:
+    report.say(f"left out: {table.printable(name)}: {reason}")
