@@ -161,8 +161,8 @@ async def test_changes_are_printed_for_people(
             if (await asyncio.wait({first}, timeout=0.05))[0]:
                 break
         assert re.fullmatch(rb"created    try-\d+/\n", await first)
-        (top / "try-0").rename(top / "named")
+        (top / "try-0").rename(top / "\x1b]0;mine\x07")
         top.rename(tmp_path / "elsewhere")
         rest = await watched.stdout.read()
-        assert rest.endswith(b"moved      try-0/ -> named\ngone\n")
+        assert rest.decode().endswith("moved      try-0/ -> \ufffd]0;mine\ufffd\ngone\n")
         assert await watched.wait() == 0

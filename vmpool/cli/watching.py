@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vmpool.cli import remote as remotes
+from vmpool.cli import table
 from vmpool.cli.connection import connects
 from vmpool.client.problem import error_of
 
@@ -41,7 +42,7 @@ def command(
             if as_json:
                 click.echo(json.dumps(line))
             elif line["type"] == "change":
-                name = click.format_filename(line["path"] + "/" * line["directory"])
+                name = line["path"] + "/" * line["directory"]
                 moved = line["destination"]
-                to = f" -> {click.format_filename(moved)}" if moved else ""
-                click.echo(f"{line['event']:<10} {name}{to}".rstrip())
+                to = f" -> {moved}" if moved else ""
+                click.echo(table.printable(f"{line['event']:<10} {name}{to}".rstrip()))
