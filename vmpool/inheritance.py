@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vmpool.clone import Clone
     from vmpool.ground import Ground
     from vmpool.host import Host
+    from vmpool.snapshot import Snapshot
     from vmpool.store import SandboxRow
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ AT_ONCE = 8
 """Machines that are adopted at one time: they wait for their guests more than for a processor."""
 
 ADOPTION_TIMEOUT = 30.0
-"""Seconds that one may take; one that hangs keeps no server from starting."""
+"""Seconds that one may take once its snapshot is found; one that hangs bars no start."""
 
 ACTION = "sandbox.adopt"
 """In the audit log."""
@@ -100,12 +101,24 @@ class Inheritance:
             except VmpoolError as err:
                 await self._reap(directory)
                 await self._lose(row, host, err)
+            except Exception:
+                # The task's top: a hostile hypervisor may answer anything, and bars no start.
+                log.exception("clone=%s cannot be adopted", directory.name)
+                await self._reap(directory)
+                why = "it does not answer as a machine does"
+                await self._lose(row, host, EngineError(why, code="machine_lost"))
 
     async def _adopt(self, row: SandboxRow, directory: Path, host: Host) -> None:
+        if row.receipt is None:
+            raise GuestError("an older vmpool made it", code="clone_unknown")
+        if row.ticket:
+            raise GuestError("nobody was told of it", code="sandbox_untold")
+        # Before its time counts: a large snapshot is checked to its last byte, among many others.
+        template = (await host.catalogue.lineage(row.base_id)).snapshot
         limit = asyncio.timeout(ADOPTION_TIMEOUT)
         try:
             async with limit:
-                adopted = await self._found(row, directory, host)
+                adopted = await self._found(row, directory, template, host)
         except TimeoutError as err:
             if not limit.expired():
                 raise
@@ -115,15 +128,12 @@ class Inheritance:
         host.audit(owner_of(row.token_id), ACTION, row.id, {"clone": adopted.id})
         self._progress(f"adopted sandbox {row.id}")
 
-    async def _found(self, row: SandboxRow, directory: Path, host: Host) -> Clone:
-        if row.receipt is None:
-            raise GuestError("an older vmpool made it", code="clone_unknown")
-        if row.ticket:
-            raise GuestError("nobody was told of it", code="sandbox_untold")
-        lineage = await host.catalogue.lineage(row.base_id)
+    async def _found(
+        self, row: SandboxRow, directory: Path, template: Snapshot, host: Host
+    ) -> Clone:
         adopted = await clone.adopt(
             self._ground.engine,
-            lineage.snapshot,
+            template,
             directory=directory,
             deadlines=self._ground.deadlines,
         )

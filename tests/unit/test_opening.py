@@ -19,7 +19,7 @@ from tests.api.conftest import IMAGE
 from tests.fake_host import OWNER, add_template, opened, run_request, until, wanted
 from tests.fakes import FakeEngine, FakeMachine
 from vmpool import snapshot
-from vmpool.catalogue import TemplateState
+from vmpool.catalogue import Catalogue, TemplateState
 from vmpool.engine import qemu
 from vmpool.engine.qemu import record
 from vmpool.errors import CapacityError, ConflictError, EngineError, HostError, StoreError
@@ -30,6 +30,9 @@ from vmpool.store.audit import AuditFilter
 
 if TYPE_CHECKING:
     from vmpool.host import Host
+    from vmpool.lineages import Lineage
+    from vmpool.model import Attachment
+    from vmpool.snapshot import Snapshot
 
 ROOT = Path(__file__).parents[2]
 ROUNDS = 24
@@ -219,6 +222,46 @@ async def test_a_guest_that_hangs_is_reaped_and_its_sandbox_lost(
     adopted, lost = await settled(state)
     assert not adopted
     assert lost
+
+
+async def test_a_hypervisor_that_answers_nonsense_bars_no_start(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Killed(state) as server:
+        await asyncio.to_thread(server.says, "3")
+    hostile: list[str] = []
+    adopt = FakeEngine.adopt
+
+    async def nonsense(engine: FakeEngine, template: Snapshot, at: Attachment) -> FakeMachine:
+        if not hostile:
+            hostile.append(at.directory.name)
+            raise KeyError("status")  # as of an answer that has none
+        return await adopt(engine, template, at)
+
+    monkeypatch.setattr(FakeEngine, "adopt", nonsense)
+    adopted, lost = await settled(state)
+    assert adopted
+    assert len(lost) == 1
+
+
+async def test_what_it_takes_to_check_a_snapshot_is_no_time_of_an_adoption(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmpool.inheritance.ADOPTION_TIMEOUT", 1.0)
+    with Killed(state) as server:
+        await asyncio.to_thread(server.says, "1")
+    lineage = Catalogue.lineage
+    checked = asyncio.Event()
+
+    async def slow(catalogue: Catalogue, base: str) -> Lineage:
+        asyncio.get_running_loop().call_later(1.2, checked.set)
+        await checked.wait()
+        return await lineage(catalogue, base)
+
+    monkeypatch.setattr(Catalogue, "lineage", slow)
+    adopted, lost = await settled(state)
+    assert adopted
+    assert not lost
 
 
 async def _nothing(_: FakeMachine) -> None:
