@@ -99,8 +99,8 @@ class Hypervisor:
             what = "the guest had QEMU send more events than a guest has cause for"
             return GuestError(what, code="guest_event_flood")
         for event in events:
-            if event["event"] == "SHUTDOWN" and event["data"]["reason"] in _GUEST_ENDINGS:
-                what, error_code = _GUEST_ENDINGS[event["data"]["reason"]]
+            if event["event"] == "SHUTDOWN" and (reason := _reason(event)) in _GUEST_ENDINGS:
+                what, error_code = _GUEST_ENDINGS[reason]
                 return GuestError(what, code=error_code)
         return self.explained(EngineError(f"QEMU ended with {code}", code="qemu_died"))
 
@@ -204,6 +204,12 @@ async def _end(process: Process, monitor: Monitor, output: Output) -> None:
     finally:
         output.close()
         await monitor.close()
+
+
+def _reason(event: Mapping[str, Any]) -> str:
+    """Return why QEMU ended, as it says; a hostile one may say anything."""
+    data = event.get("data")
+    return str(data.get("reason")) if isinstance(data, dict) else ""
 
 
 def _explained(err: EngineError, argv: tuple[str, ...], output: Output) -> EngineError:
