@@ -58,34 +58,49 @@ COMMANDS = {
         failure=ExitCode.NOT_RUN,
     ),
     "context": Entry(
-        module="contexts", summary="Create, list, restart and close such interpreters."
+        module="contexts",
+        summary="Create, list, interrupt, restart and close interpreters that keep their state.",
     ),
     "shell": Entry(
         module="shell",
-        summary="Start a shell at a terminal in a sandbox.",
+        summary="Start a shell at a terminal in a sandbox, or another program, and attach to it.",
         failure=ExitCode.NOT_RUN,
     ),
     "attach": Entry(
         module="attachment",
-        summary="Follow a process of a sandbox that was started to stay.",
+        summary="Print what a process writes, until it ends; then exit as it did.",
         failure=ExitCode.NOT_RUN,
     ),
-    "ps": Entry(module="ps", summary="List the processes that were started to stay."),
-    "cp": Entry(module="copying", summary="Copy files and directories into a sandbox, or out."),
-    "watch": Entry(module="watching", summary="Print what happens in a sandbox's directory."),
+    "ps": Entry(module="ps", summary="List the processes of a sandbox that were started to stay."),
+    "cp": Entry(
+        module="copying", summary="Copy files and directories into a sandbox, or out of one."
+    ),
+    "watch": Entry(
+        module="watching",
+        summary="Print what happens in a directory of a sandbox, until it is gone or Ctrl-C.",
+    ),
     "sandbox": Entry(module="sandboxes", summary="Create, inspect, fill and kill sandboxes."),
-    "pause": Entry(module="pause", summary="Save sandboxes and end their machines."),
+    "pause": Entry(
+        module="pause",
+        summary="Save sandboxes and end their machines; files are all that is left of them.",
+    ),
     "resume": Entry(module="resume", summary="Go on with a paused sandbox."),
     "checkpoint": Entry(
         module="checkpoints",
         summary="Create, list, remove, export and import checkpoints of sandboxes.",
     ),
-    "rollback": Entry(module="rollback", summary="Put a sandbox back to a checkpoint."),
-    "fork": Entry(module="fork", summary="Make children of a running sandbox."),
+    "rollback": Entry(
+        module="rollback",
+        summary="Put a sandbox back to what it was at CHECKPOINT, an id or a name.",
+    ),
+    "fork": Entry(
+        module="fork",
+        summary="Make children of a running sandbox as it is now, and print their ids.",
+    ),
     "template": Entry(module="templates", summary="Create, list and remove templates."),
     "image": Entry(module="images", summary="Build, import, list and remove images."),
     "token": Entry(module="tokens", summary="Create, list and revoke access tokens."),
-    "audit": Entry(module="audit", summary="Show who did what, or tried."),
+    "audit": Entry(module="audit", summary="Show who did what, or tried, the newest first."),
     "doctor": Entry(module="diagnosis", summary="Say what this host lacks and how to mend it."),
     "version": Entry(
         module="version", summary="Print the versions of vmpool and of what it runs on."

@@ -63,10 +63,11 @@ def command(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Run source where the next will find what it leaves: variables, imports, directory.
+    """Run source in an interpreter of a sandbox that keeps its state.
 
-    Of FILE, of stdin, or at a terminal line by line, a block until an empty line. It exits as the
-    code does. Leaving it, by Ctrl-C for one, interrupts the code and keeps the state.
+    What it leaves, the next finds: variables, imports, directory. Of FILE, of stdin, or at a
+    terminal line by line, a block until an empty line. It exits as the code does. Leaving it, by
+    Ctrl-C for one, interrupts the code and keeps the state.
 
     \b
       vmpool run-code $id --code 'x = 41'
