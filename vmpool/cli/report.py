@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from enum import IntEnum
@@ -38,15 +37,18 @@ def say(line: str) -> None:
 
 def show(err: VmpoolError, *, as_json: bool) -> None:
     """Print an error on stderr: one line of what, one of the remedy, its code; or one JSON line."""
+    from vmpool.cli import table  # noqa: PLC0415 -- most commands end without an error
+
     if as_json:
-        say(json.dumps(document(err), ensure_ascii=False))
+        say(table.as_json(document(err)))
         return
-    say(f"error: {err.message} [{err.error_code}]")
-    if err.remedy:
-        say(f"       {err.remedy}")
+    say(table.printable(f"error: {err.message} [{err.error_code}]"))
+    for line in err.remedy.splitlines():
+        say(f"       {table.printable(line)}")
     if isinstance(err, EngineError) and err.log_tail:
         say("the hypervisor's last words:")
-        say("\n".join(f"    {line}" for line in err.log_tail.splitlines()))
+        for line in err.log_tail.splitlines():
+            say(f"    {table.printable(line)}")
 
 
 def document(err: VmpoolError) -> dict[str, str]:

@@ -11,6 +11,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+_CONTROLS = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print aligned columns on stdout, the header alone when there are no rows."""
@@ -30,7 +32,13 @@ def print_fields(fields: dict[str, str]) -> None:
 
 def print_json(value: object) -> None:
     """Print a value as one JSON document on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(as_json(value, indent=2))
+
+
+def as_json(value: object, *, indent: int | None = None) -> str:
+    """Return a value as JSON that a person can read and that commands no terminal."""
+    # All control characters are in strings, and JSON's own rules escape but those below 0x20.
+    return json.dumps(value, indent=indent, ensure_ascii=False).translate(_CONTROLS)
 
 
 def size(size_bytes: int) -> str:

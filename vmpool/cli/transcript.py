@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from vmpool.cli import output, report, task
+from vmpool.cli import output, report, table, task
 from vmpool.client.problem import error_of
 from vmpool.errors import InfrastructureError
 
@@ -30,7 +29,7 @@ class Transcript:
             VmpoolError: The event says that the server broke the execution off.
         """
         if self._as_json:
-            click.echo(json.dumps(event, ensure_ascii=False))
+            click.echo(table.as_json(event))
         match event.get("type"):
             case "problem":
                 raise error_of(event["problem"])
