@@ -180,9 +180,11 @@ class Depot:
         """Remove a snapshot unless it is needed; hypervisors that run from it live on.
 
         Args:
-            needed: Names of snapshots that are in use or being found; asked when nobody finds or
-                makes this one.
+            needed: Names of snapshots that are in use or being found; asked at once, and again
+                when nobody finds or makes this one.
         """
+        if name in needed():
+            return
         async with self._lock(name):
             if name in needed():
                 return

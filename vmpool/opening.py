@@ -76,6 +76,7 @@ async def open_host(
         images = Library(settings.state)
         await asyncio.to_thread(_sweep, snapshots, images)
         store = await opened.enter_async_context(Store(settings.state / "vmpool.db"))
+        bases = await store.bases()
         await store.prune()
         base = base or await find_base(progress)
         metrics = Metrics()
@@ -104,6 +105,8 @@ async def open_host(
         async with inheritance.surveyed(host):
             await catalogue.restore_saved(progress=progress)
             await inheritance.settle(host)
+        for id in bases:  # of what ended as its server did, or was lost with it
+            await catalogue.release_base(id)
         yield host
 
 

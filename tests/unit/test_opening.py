@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -306,3 +307,27 @@ async def test_a_server_that_makes_way_leaves_its_sandboxes_to_the_next(
                 assert raised.value.error_code == "server_draining"
     assert [left.name for left in (state / "run/clones").iterdir()] == [clone]
     assert await settled(state) == ([sandbox.id], [])
+
+
+@pytest.mark.parametrize("what", ["running", "paused", "kept"])
+async def test_a_base_that_nobody_is_left_to_need_goes_with_the_next_start(
+    state: Path, what: str
+) -> None:
+    async with opened(state, FakeEngine(), on_stop=OnStop.KEEP) as host:
+        await add_template(host)
+        sandbox = await host.create(wanted(), owner=OWNER)
+        if what == "paused":
+            await host.pause(sandbox.id, owner=OWNER)
+        elif what == "kept":
+            await host.checkpoint(sandbox.id, owner=OWNER, name=None)
+        await host.catalogue.remove(IMAGE)
+        if what == "kept":
+            await host.kill(sandbox.id, owner=OWNER)
+    assert list((state / "snapshots").iterdir())
+    for pid in machines(state):
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: not machines(state))
+    for checkpoint in (state / "checkpoints").iterdir():
+        shutil.rmtree(checkpoint)
+    async with opened(state, FakeEngine()):
+        assert not list((state / "snapshots").iterdir())

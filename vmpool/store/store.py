@@ -187,6 +187,19 @@ class Store:
         found = await self._rows("sandboxes", "created_ns, id", "ended_ns IS NULL")
         return [rows.sandbox(row) for row in found]
 
+    async def bases(self) -> set[str]:
+        """Return what sandboxes, ended ones too, and checkpoints are of, and no template."""
+        found = await self._journal.run(
+            lambda db: list(
+                db.query(
+                    """SELECT base_id FROM sandboxes WHERE base_id != ''
+                    UNION SELECT base_id FROM checkpoints
+                    EXCEPT SELECT snapshot_id FROM templates"""
+                )
+            )
+        )
+        return {row["base_id"] for row in found}
+
     async def set_deadline(self, sandbox_id: str, deadline_ns: int | None) -> None:
         """Move an open sandbox's deadline; one that has ended keeps its own. *Idempotent.*
 
