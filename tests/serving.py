@@ -86,6 +86,7 @@ class Server:
         arguments: The command and its options, without `--state` and `--listen`.
         environment: Variables beside this process's own.
         listen: Where it serves.
+        program: What serves; `vmpool` when empty.
     """
 
     def __init__(
@@ -95,14 +96,15 @@ class Server:
         *arguments: str,
         environment: Mapping[str, str] | None = None,
         listen: str = "127.0.0.1:0",
+        program: tuple[str, ...] = (),
     ) -> None:
         self.ground = ground
         self.template = template
         self.lines: list[str] = []
-        program = os.fspath(Path(sys.executable).with_name("vmpool"))
+        program = program or (os.fspath(Path(sys.executable).with_name("vmpool")),)
         where = ("--listen", listen, "--state", os.fspath(ground.state))
         self.process = subprocess.Popen(
-            [program, *arguments, *where],
+            [*program, *arguments, *where],
             env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
