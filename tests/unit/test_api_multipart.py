@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmpool.api.multipart import HEADERS_BYTES, Parts
+from vmpool.api.multipart import ASIDE_BYTES, HEADERS_BYTES, Parts
 from vmpool.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -161,3 +161,14 @@ def test_a_body_of_another_type_is_refused(content_type: str) -> None:
 )
 def test_a_boundary_is_found_among_other_parameters(content_type: str) -> None:
     assert taken_apart(made(("filename=a", b"")), content_type=content_type) == [("a", b"")]
+
+
+@pytest.mark.parametrize("cuts", [[], [100, ASIDE_BYTES], list(range(ASIDE_BYTES))])
+def test_what_belongs_to_no_part_has_a_limit(cuts: list[int]) -> None:
+    body = made(("filename=a", b"1"))
+    allowed, refused = b"-" * (ASIDE_BYTES - 100), b"-" * (ASIDE_BYTES + 1)
+    for bulk in (allowed + b"\r\n" + body, body + allowed):
+        assert taken_apart(bulk, cuts) == [("a", b"1")]
+    for bulk in (refused + b"\r\n" + body, body + refused):
+        with pytest.raises(InvalidRequestError, match="belong to no part"):
+            taken_apart(bulk, cuts)

@@ -5,6 +5,7 @@ What comes in is unpacked here and not by aiohttp, which takes a stream that bro
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import re
 import zlib
@@ -64,19 +65,23 @@ async def unpacked(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
             if unpacker.eof:  # streams may follow each other, RFC 1952, section 2.2
                 unpacker = zlib.decompressobj(_GZIP)
             for piece in _pieces(unpacker, rest):
-                yield piece
+                if piece:
+                    yield piece
+                # A chunk may hold a thousand times its size: others have their turn meanwhile, also
+                # where its reader only drops what comes, and where it is streams of nothing.
+                await asyncio.sleep(0)
             rest = unpacker.unused_data
     if not unpacker.eof:
         raise InvalidRequestError("the request body's gzip stream broke off", code="invalid_body")
 
 
 def _pieces(unpacker: zlib._Decompress, data: bytes) -> Iterator[bytes]:
-    """Yield what `data` unpacks to, up to the end of its stream."""
+    """Yield what `data` unpacks to, up to the end of its stream; nothing is a piece as well."""
     try:
-        while piece := unpacker.decompress(data, PIECE_BYTES):
+        piece = b"more"
+        while piece and not unpacker.eof:
+            piece = unpacker.decompress(data, PIECE_BYTES)
             yield piece
-            if unpacker.eof:
-                return
             data = unpacker.unconsumed_tail
     except zlib.error as err:
         raise InvalidRequestError(

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 HEADERS_BYTES: Final = 1 << 14
 """The longest path in the guest, each byte escaped, and then some."""
 
+ASIDE_BYTES: Final = 1 << 14
+"""What may stand before the first part and behind the last one, and is nobody's."""
+
 _BOUNDARY: Final = re.compile(
     r"multipart/form-data\s*;(?:.*;)?\s*boundary=(?:\"([^\"\\]{1,70})\"|([^\s\";,]{1,70}))\s*(?:;|$)",
     re.IGNORECASE,
@@ -115,10 +118,14 @@ class _Parser:
         self._delimiter = delimiter
         self._buffer = bytearray(b"\r\n")  # which a boundary at the very beginning lacks
         self._step: Callable[[], tuple[bool, Part | bytes | None]] = self._skip_preamble
+        self._aside_bytes = 0
         self.over = False
 
     def feed(self, data: bytes) -> Iterator[Part | bytes]:
         """Yield what is certain now; of an epilogue, nothing."""
+        if self.over:
+            self._set_aside(data)
+            return
         self._buffer += data
         more = True
         while more and not self.over:
@@ -127,8 +134,15 @@ class _Parser:
                 yield item
 
     def _skip_preamble(self) -> tuple[bool, None]:
-        more, _ = self._take_content()
+        more, skipped = self._take_content()
+        self._set_aside(skipped)
         return more, None
+
+    def _set_aside(self, data: bytes) -> None:
+        """Drop what belongs to no part; the limits of files do not hold for it."""
+        self._aside_bytes += len(data)
+        if self._aside_bytes > ASIDE_BYTES:
+            raise _broken(f"over {ASIDE_BYTES} bytes of it belong to no part")
 
     def _take_content(self) -> tuple[bool, bytes]:
         at = self._buffer.find(self._delimiter)
@@ -145,6 +159,7 @@ class _Parser:
     def _take_line(self) -> tuple[bool, None]:
         if self._buffer.startswith(b"--"):
             self.over = True
+            self._set_aside(bytes(self._buffer))
             self._buffer.clear()
         elif self._buffer.startswith(b"\r\n"):
             self._step = self._take_headers
