@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests import fake_host
-from tests.api.conftest import Server, served
+from tests.api.conftest import IMAGE, Server, served
 from tests.fakes import FakeEngine
+from vmpool.api import idempotency
 from vmpool.api.idempotency import JOURNALED_BYTES, KEPT_KEYS, KEPT_NS
 from vmpool.errors import DiskFullError
 from vmpool.store import AnswerRow, Store
@@ -29,7 +30,7 @@ async def started(state: Path) -> AsyncIterator[Server]:
     async with fake_host.opened(state, FakeEngine(), insecure_no_tokens=True) as host:
         if not host.catalogue.statuses:
             await fake_host.add_template(host)
-        await host.catalogue.settled(fake_host.IMAGE)
+        await host.catalogue.settled(IMAGE)
         async with served(host, tokens=False) as server:
             yield server
             host.hand_over()
@@ -91,6 +92,23 @@ async def test_an_answer_that_cannot_be_recorded_is_not_given_and_its_sandbox_en
         await server.is_idle()
         status, made = await server.call("POST", SANDBOXES, json={}, headers=KEY)
         assert status == 201
+        await server.host.kill(made["id"], owner="local")
+
+
+async def test_a_key_that_comes_back_much_later_undoes_nothing_of_what_it_once_made(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: Any, **__: Any) -> None:
+        raise DiskFullError("the disk is full")
+
+    for limit in ("KEPT_SECONDS", "SWEEP_SECONDS"):
+        monkeypatch.setattr(idempotency, limit, 0.0)
+    async with started(state) as server:
+        _, made = await server.call("POST", SANDBOXES, json={}, headers=KEY)
+        monkeypatch.setattr(Answers, "record", full)
+        status, _ = await server.call("POST", SANDBOXES, json={}, headers=KEY)
+        assert status == 507
+        assert (await server.call("GET", f"{SANDBOXES}/{made['id']}"))[1]["state"] == "running"
         await server.host.kill(made["id"], owner="local")
 
 

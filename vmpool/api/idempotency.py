@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import secrets
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -57,6 +58,7 @@ KEPT_KEYS: Final = 1000
 KEPT_BYTES: Final = 8 << 20
 """All answers to one owner; what is larger is remembered as done, without what came of it."""
 
+TICKET_BYTES: Final = 16
 
 KEPT_NS: Final = int(KEPT_SECONDS * 1e9)
 
@@ -124,8 +126,13 @@ class Ledger:
             )
             self._shed(row.owner)
 
-    async def record(self, *, owner: str, key: str, asked: bytes, answer: Kept) -> None:
+    async def record(
+        self, *, ticket: bytes, owner: str, key: str, asked: bytes, answer: Kept
+    ) -> None:
         """Have the journal know an answer, before it is given.
+
+        Args:
+            ticket: Of the sandboxes that it tells of.
 
         Raises:
             StoreError, DiskFullError: It could not take it.
@@ -134,7 +141,7 @@ class Ledger:
             return
         await self._journal.record(
             AnswerRow(
-                ticket=ticket_of(owner, key),
+                ticket=ticket,
                 owner=owner,
                 key=key,
                 asked=asked,
@@ -242,11 +249,6 @@ async def _wait(entry: _Entry, doing: asyncio.Task[Kept]) -> None:
             await uninterrupted(asyncio.wait((doing,)))
 
 
-def ticket_of(owner: str, key: str) -> bytes:
-    """Return what stands for an owner's key in the journal."""
-    return hashlib.sha256(f"{owner}\0{key}".encode()).digest()
-
-
 def _mark_told(doing: asyncio.Task[Kept]) -> None:
     """Count a failure as told: all who wait for it are, and there may be nobody left who does."""
     if not doing.cancelled():
@@ -283,17 +285,19 @@ def takes_once(
         if key is None:
             return await endpoint(call, asked)
 
-        keyed = replace(call, ticket=ticket_of(call.caller.owner, key))
-
         owner, ledger = call.caller.owner, call.request.app[LEDGER]
         digest = hashlib.sha256(call.request.path.encode() + b"\n" + data).digest()
 
         async def work() -> Kept:
+            # Of this work alone: a key may come back when its answer is long forgotten.
+            keyed = replace(call, ticket=secrets.token_bytes(TICKET_BYTES))
             made = await endpoint(keyed, asked)
             assert isinstance(made.body, bytes)
             kept = Kept(status=made.status, body=made.body)
             try:
-                await ledger.record(owner=owner, key=key, asked=digest, answer=kept)
+                await ledger.record(
+                    ticket=keyed.ticket, owner=owner, key=key, asked=digest, answer=kept
+                )
             except BaseException:
                 call.host.retract(keyed.ticket)
                 raise

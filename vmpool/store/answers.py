@@ -23,7 +23,7 @@ class AnswerRow:
     """A good answer to a request with an idempotency key.
 
     Attributes:
-        ticket: Digest of whose key it was, and which.
+        ticket: Of the one time that it was done, and of the sandboxes made then.
         asked: Digest of what was asked with it.
         body: `None` for one that was too large to be kept.
     """
