@@ -36,8 +36,8 @@ CELLS = {
 }
 """What an interpreter is told to remember, and how it is asked."""
 
-STALL_SECONDS = 5.0
-"""What a look at a guest may take on a busy machine; a guest that stood still for more, did."""
+STALL_SECONDS = 2.0
+"""How late a counter may be on a busy machine; a guest that stood still is later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,17 +46,19 @@ class Moment:
 
     Attributes:
         guest: Seconds on the guest's clock, which stands while its processors do.
-        host: Seconds on ours, when nobody had looked yet.
+        asked: Seconds on ours before we looked, and `seen` after.
     """
 
     number: int
     guest: float
-    host: float
+    asked: float
+    seen: float
 
     def require_progress_since(self, before: Moment) -> None:
         """Fail unless the counter has gone on, and its guest never stood still."""
+        passed, least = self.guest - before.guest, self.asked - before.seen
         assert self.number > before.number
-        assert self.guest - before.guest > self.host - before.host - STALL_SECONDS
+        assert passed > least - STALL_SECONDS, f"{passed} s in the guest, {least} s here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +92,14 @@ class Estate:
         (await moment(api, self.id)).require_progress_since(self.moment)
         await self.require_state(api, self.id)
 
+    async def require_use(self, api: Api) -> None:
+        """Resume, fork and make a sandbox of the checkpoint; all of them have the same in them."""
+        await asked(api, "POST", f"/v1/sandboxes/{self.asleep}/resume", 200)
+        fork = await asked(api, "POST", f"/v1/sandboxes/{self.id}/fork", 201, count=1)
+        sprout = await asked(api, "POST", "/v1/sandboxes", 201, checkpoint=KEPT)
+        for id in (self.asleep, fork["children"][0]["sandbox"]["id"], sprout["id"]):
+            await self.require_state(api, id)
+
     async def require_state(self, api: Api, sandbox: str) -> None:
         """Fail unless a sandbox has process, interpreter and file."""
         path = f"/v1/sandboxes/{sandbox}"
@@ -102,7 +112,7 @@ class Estate:
         async def counts() -> bool:
             return (await moment(api, sandbox)).number > since.number
 
-        await until(counts)
+        await until(counts, 120)
 
 
 async def build(api: Api, language: str) -> Estate:
@@ -156,18 +166,32 @@ async def cell(api: Api, sandbox: str, context: str, code: str) -> str:
 
 async def moment(api: Api, sandbox: str) -> Moment:
     """Return how far a counter has come, of which every number must be there."""
-    host = time.monotonic()
+    asked_at = time.monotonic()
     look = f"while ! [ -s {COUNTS} ]; do sleep 0.1; done; cat {COUNTS}"
     out = await api.execute(sandbox, argv=["/bin/sh", "-c", look])
     lines = [line.split() for line in out["stdout"].split("\n")[:-1]]
     assert [int(number) for number, _ in lines] == list(range(1, len(lines) + 1))
-    return Moment(number=len(lines), guest=float(lines[-1][1]), host=host)
+    return Moment(
+        number=len(lines), guest=float(lines[-1][1]), asked=asked_at, seen=time.monotonic()
+    )
 
 
 def rows(ground: Ground, query: str) -> list[str]:
     """Return the one column of what a server's journal is asked."""
     with contextlib.closing(sqlite3.connect(ground.state / "vmpool.db")) as journal:
         return sorted(row[0] for row in journal.execute(query))
+
+
+def clone_of(ground: Ground, sandbox: str) -> str:
+    """Return the id of a sandbox's machine, as the journal has it."""
+    (clone,) = rows(ground, f"SELECT clone_id FROM sandboxes WHERE id = '{sandbox}'")
+    return clone
+
+
+async def has_spare(api: Api) -> bool:
+    """Whether the pool has a clone that nobody has."""
+    template = await asked(api, "GET", f"/v1/templates/{api.template}", 200)
+    return bool(template["pool"]["ready"])
 
 
 async def settled(ground: Ground) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import estate
-from tests.serving import Api, Ground, client, until
+from tests.serving import Ground, client, until
 from tests.tcg.conftest import UpServer
 
 pytestmark = [pytest.mark.tcg, pytest.mark.shares_host, pytest.mark.timeout(900)]
@@ -34,9 +34,9 @@ async def test_after_kill_9_the_next_server_goes_on_with_all_that_was_promised(
     with UpServer(other, "--ready", "1") as first, first.process:
         async with client(first) as api:
             mine = await estate.build(api, "python")
-            machine = other.state / "run/clones" / clone_of(other, mine.id)
+            machine = other.state / "run/clones" / estate.clone_of(other, mine.id)
             pid = json.loads((machine / "machine.json").read_text())["pid"]
-            await until(lambda: ready(api))
+            await until(lambda: estate.has_spare(api))
         left = {at.name for at in other.clones} - {machine.name}
         assert first.stop(signal.SIGKILL) == -signal.SIGKILL
     assert left, "the pool had a clone that nobody had"
@@ -49,31 +49,15 @@ async def test_after_kill_9_the_next_server_goes_on_with_all_that_was_promised(
         assert not any("booting" in line for line in second.lines), "the snapshot was not reused"
         async with client(second) as api:
             await mine.require_going_on(api)
-            assert (clone_of(other, mine.id), pid in other.hypervisors()) == (machine.name, True)
-            await estate.asked(api, "POST", f"/v1/sandboxes/{mine.asleep}/resume", 200)
-            await mine.require_state(api, mine.asleep)
-            fork = await estate.asked(api, "POST", f"/v1/sandboxes/{mine.id}/fork", 201, count=1)
-            sprout = await estate.asked(api, "POST", "/v1/sandboxes", 201, checkpoint=estate.KEPT)
-            for child in (sprout, fork["children"][0]["sandbox"]):
-                await mine.require_state(api, child["id"])
+            assert estate.clone_of(other, mine.id) == machine.name
+            assert pid in other.hypervisors()
+            await mine.require_use(api)
             await estate.asked(api, "POST", f"/v1/sandboxes/{mine.asleep}/pause", 200)
         assert second.stop(signal.SIGTERM) == 0
 
     assert other.clones == []
     open_rows = estate.rows(other, "SELECT id FROM sandboxes WHERE ended_ns IS NULL")
     assert open_rows == [mine.asleep]
-
-
-async def ready(api: Api) -> bool:
-    """Whether the pool has a clone that nobody has."""
-    template = await estate.asked(api, "GET", f"/v1/templates/{api.template}", 200)
-    return bool(template["pool"]["ready"])
-
-
-def clone_of(ground: Ground, sandbox: str) -> str:
-    """Return the id of a sandbox's machine, as the journal has it."""
-    (clone,) = estate.rows(ground, f"SELECT clone_id FROM sandboxes WHERE id = '{sandbox}'")
-    return clone
 
 
 def test_a_second_server_on_the_same_state_is_refused_in_words(
