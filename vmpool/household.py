@@ -435,11 +435,11 @@ class Household:
         assert sandbox.end_reason is not None
         self._metrics.sandbox_ended(sandbox.end_reason)
         log.info("sandbox=%s ended: %s", sandbox.id, sandbox.end_reason.value)
+        await self._drop_pause(sandbox)  # before the row: on a full disk it makes room for that
         try:
             if holding.journaled:
                 await self._store.end_sandbox(sandbox.id, sandbox.end_reason)
                 faults.reach("kill.recorded")
-                await self._drop_pause(sandbox)
         except VmpoolError as err:  # the next start settles the row
             log.error("sandbox=%s ended, which the journal does not know: %s", sandbox.id, err)
         finally:

@@ -194,6 +194,17 @@ async def test_an_end_that_the_journal_does_not_take_frees_the_machine_all_the_s
     assert "the journal does not know" in caplog.text
 
 
+async def test_an_end_that_the_journal_does_not_take_makes_room_on_the_disk_all_the_same(
+    host: Host, state: Path
+) -> None:
+    made = await host.create(wanted(), owner=OWNER)
+    await host.pause(made.id, owner=OWNER)
+    break_ends(state)
+    assert list((state / "checkpoints").iterdir())
+    await host.kill(made.id, owner=OWNER)
+    assert not list((state / "checkpoints").iterdir())
+
+
 async def test_a_machine_that_cannot_be_killed_does_not_leave_its_row_open(
     host: Host, engine: FakeEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
