@@ -111,6 +111,17 @@ async def test_anothers_key_is_another_key(server: Server) -> None:
     assert mine["id"] != theirs["id"]
 
 
+async def test_whoever_has_a_sandboxs_token_has_keys_of_their_own(server: Server) -> None:
+    sandbox = await server.make_sandbox()
+    path, body = f"{SANDBOXES}/{sandbox['id']}/processes", {"argv": ["true"]}
+    bearer = {"Authorization": f"Bearer {sandbox['access_token']}"}
+    pids = [
+        (await server.call("POST", path, json=body, headers=keyed("one", **headers)))[1]["pid"]
+        for headers in ({}, bearer, bearer)
+    ]
+    assert pids[0] != pids[1] == pids[2]
+
+
 async def test_a_run_is_done_once_and_told_twice(server: Server) -> None:
     body = {"argv": ["bash", "-c", "echo $RANDOM$RANDOM$RANDOM"]}
     first = await server.call("POST", "/v1/run", json=body, headers=keyed("one"))

@@ -62,6 +62,11 @@ class Caller:
     owner: str
     sandbox: Sandbox | None = None
 
+    @property
+    def bearer(self) -> str:
+        """Whose token it is: the owner's, or one sandbox's, whose bearer may be a stranger."""
+        return self.owner if self.sandbox is None else f"{self.owner}/{self.sandbox.id}"
+
 
 class Gate:
     """The way into one server.

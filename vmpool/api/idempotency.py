@@ -2,8 +2,8 @@
 
 A request may carry a key of its sender's choice. The first with a key is done; one that repeats it
 waits for the first or gets its answer again. Only good answers are kept: a failure is told to all
-who wait for it and forgotten, since it left nothing behind. Keys are an owner's own, and are kept
-for some time and to some number.
+who wait for it and forgotten, since it left nothing behind. Keys belong to the token that sent
+them, and are kept for some time and to some number.
 
 An answer is in the journal before it is given, so that the next server gives it as well. What was
 made for a request that died with its server was told to nobody, and is undone as that one starts.
@@ -285,7 +285,7 @@ def takes_once(
         if key is None:
             return await endpoint(call, asked)
 
-        owner, ledger = call.caller.owner, call.request.app[LEDGER]
+        owner, ledger = call.caller.bearer, call.request.app[LEDGER]
         digest = hashlib.sha256(call.request.path.encode() + b"\n" + data).digest()
 
         async def work() -> Kept:
