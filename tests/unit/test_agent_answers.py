@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vmpool.agent import answers
+from vmpool.errors import GuestError
 from vmpool.model import Result
 
 MOST = 64
@@ -36,3 +38,12 @@ def test_of_too_many_forms_the_first_are_kept_and_say_so(
     assert {kind: kept[kind] for kind in first} == {kind: mime[kind] for kind in first}
     left_out = len(mime) - len(first)
     assert kept["text/plain"] == f"{plain or ''}\n[{left_out} more forms left out]"
+
+
+@pytest.mark.parametrize("mode", [-1, 0o10000, 2**63])
+def test_permission_bits_are_such(mode: int) -> None:
+    entry = {"path": "/x", "kind": "file", "size_bytes": 0, "mode": 0o7777}
+    entry |= {"owner": "root", "group": "root", "modified_ns": 0}
+    assert answers.file_info(entry).mode == 0o7777
+    with pytest.raises(GuestError, match="'mode'"):
+        answers.file_info(entry | {"mode": mode})

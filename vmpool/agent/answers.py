@@ -69,6 +69,7 @@ FILE_REFUSALS = frozenset(
 )
 _MAX_TEXT = 4096
 _MAX_PATH = 4096  # PATH_MAX in linux/limits.h
+_MOST_MODE = 0o7777
 _MAX_FORMS = 64
 """What a result has at most; a value with more is odd, but nobody's fault."""
 _PLAIN = "text/plain"
@@ -309,11 +310,13 @@ def file_info(value: object) -> FileInfo:
         kind = FileKind(_short(value, "kind"))
     except ValueError as err:
         raise malformed("kind") from err
+    if not 0 <= integer(value, "mode") <= _MOST_MODE:
+        raise malformed("mode")
     return FileInfo(
         path=path(value, "path"),
         kind=kind,
         size_bytes=integer(value, "size_bytes"),
-        mode=integer(value, "mode"),
+        mode=value["mode"],
         owner=_short(value, "owner"),
         group=_short(value, "group"),
         modified_ns=integer(value, "modified_ns"),

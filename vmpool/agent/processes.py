@@ -44,6 +44,8 @@ _MAX_PROCESSES = 512
 """What a guest may list; ours keep 320."""
 _MAX_SHOWN = 64 * 1024
 """Characters of arguments and environment of each."""
+_MAX_LISTED = 8 << 20
+"""The same of all together; ours keep 16 Ki of each, and its directory."""
 _MAX_SIDE = 65_535
 """Characters of a terminal's side."""
 
@@ -192,14 +194,16 @@ class Processes:
             GuestError: The guest died, hung or broke the protocol.
         """
         listed: list[ProcessInfo] = []
+        size = 0
         async with self._link.open() as channel, patience():
             await channel.send_message({"op": "processes"})
             while True:
                 answer = _expect(await channel.receive(), "process", "done")
                 if answer["type"] == "done":
                     return tuple(listed)
-                listed.append(_process(answer))
-                if len(listed) > _MAX_PROCESSES:
+                listed.append(process := _process(answer))
+                size += sum(map(len, _texts(process)))
+                if len(listed) > _MAX_PROCESSES or size > _MAX_LISTED:
                     raise GuestError("too many processes", code="guest_protocol")
 
     async def signal(self, pid: int, signal: int) -> None:
@@ -280,13 +284,10 @@ def _process(message: dict[str, Any]) -> ProcessInfo:
     argv, env = message.get("argv"), message.get("env")
     if argv is None or env is None:
         raise answers.malformed("argv")
-    texts = [*argv, *env, *env.values(), message.get("tag") or "", message.get("cwd") or ""]
-    if sum(map(len, texts)) > _MAX_SHOWN or len(argv) + len(env) > _MAX_SHOWN:
-        raise answers.malformed("argv")
     size, ended, user = message.get("pty"), message.get("ended"), message.get("user")
-    if user is None or len(user) > _MAX_SHOWN:
+    if user is None:
         raise answers.malformed("user")
-    return ProcessInfo(
+    process = ProcessInfo(
         pid=answers.integer(message, "pid"),
         tag=message.get("tag"),
         argv=tuple(argv),
@@ -301,6 +302,16 @@ def _process(message: dict[str, Any]) -> ProcessInfo:
         ended=None if ended is None else answers.exited(ended),
         cut=message.get("cut") is True,
     )
+    texts = _texts(process)
+    if len(texts) > _MAX_SHOWN or sum(map(len, texts)) > _MAX_SHOWN:
+        raise answers.malformed("argv")
+    return process
+
+
+def _texts(process: ProcessInfo) -> list[str]:
+    """Return all that a guest says of a process in words of its own."""
+    named = (process.user, process.tag or "", process.cwd or "")
+    return [*process.argv, *process.env, *process.env.values(), *named]
 
 
 def _size(told: dict[str, Any]) -> TerminalSize:
