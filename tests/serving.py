@@ -119,8 +119,8 @@ class Server:
     def __enter__(self) -> Self:
         self._served.wait(START_SECONDS)
         if not self.url:
-            self.stop()
-            pytest.fail("the server did not come up:\n" + "".join(self.lines))
+            code = self.stop()
+            pytest.fail(f"the server did not come up ({code}):\n" + "".join(self.lines))
         return self
 
     def __exit__(self, *_: object) -> None:
