@@ -104,7 +104,7 @@ class Execution:
         if kind == "error" and not self._started:
             self._failed = True
             self._outlet.fail(OperationError(str(value.get("code")), str(value.get("message"))))
-            self._stop_timer()
+            self.abandon()  # nobody closes what never flowed: a channel that failed is over
         elif kind == "started" and self._begin_anew is not None:
             self._start()
         elif kind in _SHOWN and self._started:
