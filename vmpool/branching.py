@@ -50,7 +50,7 @@ class Branching:
             StoreError: The journal could not take it.
         """
         sandbox = holding.running()
-        lineage = await self._catalogue.lineage(holding.base_id)
+        lineage = await self._catalogue.lineage_of_running(holding.base_id)
         with self._vault.room(sandbox.owner, Purpose.KEPT, name):
             saved = await checkpoint.save(
                 sandbox.clone, lineage.snapshot, id=new_id("cp"), snapshots=self._vault.directory

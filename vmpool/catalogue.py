@@ -103,6 +103,20 @@ class Catalogue:
             HostError: This host has not its CPU model; code `cpu_model_unfit`.
             CapacityError: `pool_closed`: the host is closing.
         """
+        return await self._offered(base) or await self._lineages.find_fit(base)
+
+    async def lineage_of_running(self, base: Base | str) -> Lineage:
+        """Return what a machine that runs was restored over, whether or not another could be.
+
+        A hypervisor that was replaced on the disk since, by a newer one, runs on.
+
+        Raises:
+            SnapshotError, CapacityError: As `lineage`, but it need not fit.
+        """
+        return await self._offered(base) or await self._lineages.find(base)
+
+    async def _offered(self, base: Base | str) -> Lineage | None:
+        """Return the lineage of a template that names a snapshot, once it is brought up."""
         if self._closed:
             raise CapacityError("the host is closing", code="pool_closed")
         id = base if isinstance(base, str) else base.id
@@ -111,7 +125,7 @@ class Catalogue:
                 await asyncio.wait((self._tasks[entry.name],))
             if (lineage := entry.lineage) is not None and self._entries.get(entry.name) is entry:
                 return lineage.require(base)
-        return await self._lineages.find(base)
+        return None
 
     async def bases(self) -> dict[str, int]:
         """Return the bytes on disk of each snapshot that is kept though no template names it."""

@@ -428,7 +428,7 @@ class Host:
         Raises:
             SnapshotError: `base_missing`; the clone is still the caller's.
         """
-        pool = (await self.catalogue.lineage(row.base_id)).pool
+        pool = (await self.catalogue.lineage_of_running(row.base_id)).pool
         pool.admit(clone)
         return self._household.recall(row, clone=clone, pool=pool).sandbox
 

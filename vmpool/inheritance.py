@@ -114,7 +114,7 @@ class Inheritance:
         if row.ticket:
             raise GuestError("nobody was told of it", code="sandbox_untold")
         # Before its time counts: a large snapshot is checked to its last byte, among many others.
-        template = (await host.catalogue.lineage(row.base_id)).snapshot
+        template = (await host.catalogue.lineage_of_running(row.base_id)).snapshot
         limit = asyncio.timeout(ADOPTION_TIMEOUT)
         try:
             async with limit:

@@ -67,6 +67,7 @@ class Lineages:
         self._depot = depot
         self._open_pool = open_pool
         self._kept: list[Lineage] = []
+        self._fit: set[str] = set()
         self._finding = asyncio.Lock()
         self._wanted: Counter[str] = Counter()
 
@@ -94,8 +95,7 @@ class Lineages:
 
         Raises:
             SnapshotError: `base_missing` when there is no such snapshot, or another one of that
-                name; else it is damaged, or does not fit this host any more.
-            HostError: This host has not its CPU model; code `cpu_model_unfit`.
+                name; else it is damaged.
         """
         id = base.id if isinstance(base, Base) else base
         async with self._finding:
@@ -108,6 +108,20 @@ class Lineages:
                 found = Lineage(snapshot=snapshot, pool=pool, template=id)
                 self._kept.append(found)
         return found.require(base)
+
+    async def find_fit(self, base: Base | str) -> Lineage:
+        """Return the same of a snapshot that new machines on this host can be restored over.
+
+        Raises:
+            SnapshotError: As `find`; or it does not fit this host any more.
+            HostError: This host has not its CPU model; code `cpu_model_unfit`.
+        """
+        found = await self.find(base)
+        id = found.snapshot.manifest.id
+        if id not in self._fit:
+            await self._depot.require_fit(found.snapshot)
+            self._fit.add(id)
+        return found
 
     async def release(self, id: str, *, named: Callable[[], Collection[str]]) -> None:
         """Remove a snapshot that nobody needs any more, and the pools of its lineage. *Idempotent.*
@@ -122,6 +136,7 @@ class Lineages:
         ]
         self._kept = [each for each in self._kept if each not in gone]
         for each in gone:
+            self._fit.discard(id)
             await each.pool.close()
         await self._depot.drop(id, needed=lambda: self.needed | set(named()))
 

@@ -56,7 +56,7 @@ class Pausing:
         sandbox = holding.sandbox
         if sandbox.state is SandboxState.PAUSED:
             return
-        lineage = await self._catalogue.lineage(holding.base_id)
+        lineage = await self._catalogue.lineage_of_running(holding.base_id)
         with self._vault.room(sandbox.owner, Purpose.PAUSE):
             sandbox.turn(Turn.PAUSE)
             self._household.disregard(holding)

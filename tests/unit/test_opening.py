@@ -251,7 +251,7 @@ async def test_what_it_takes_to_check_a_snapshot_is_no_time_of_an_adoption(
     monkeypatch.setattr("vmpool.inheritance.ADOPTION_TIMEOUT", 1.0)
     with Killed(state) as server:
         await asyncio.to_thread(server.says, "1")
-    lineage = Catalogue.lineage
+    lineage = Catalogue.lineage_of_running
     checked = asyncio.Event()
 
     async def slow(catalogue: Catalogue, base: str) -> Lineage:
@@ -259,7 +259,7 @@ async def test_what_it_takes_to_check_a_snapshot_is_no_time_of_an_adoption(
         await checked.wait()
         return await lineage(catalogue, base)
 
-    monkeypatch.setattr(Catalogue, "lineage", slow)
+    monkeypatch.setattr(Catalogue, "lineage_of_running", slow)
     adopted, lost = await settled(state)
     assert adopted
     assert not lost

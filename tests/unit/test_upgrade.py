@@ -10,7 +10,7 @@ import pytest
 from tests.fake_host import OWNER, add_template, opened, wanted
 from tests.fakes import VERSION, FakeEngine
 from vmpool.errors import SnapshotError
-from vmpool.lifecycle import SandboxState
+from vmpool.lifecycle import OnStop, SandboxState
 from vmpool.model import Command, Exited, Processor
 
 if TYPE_CHECKING:
@@ -73,3 +73,20 @@ async def test_a_state_of_a_richer_processor_is_refused_and_kept(state: Path) ->
         refusal = await require_refused(host, sandbox, kept, "snapshot_processor_unfit")
         assert "GenuineIntel" in refusal.message
     await require_resumed(state, sandbox, kept)
+
+
+async def test_a_sandbox_that_runs_outlives_an_upgrade_of_qemu_and_can_be_saved(
+    state: Path,
+) -> None:
+    async with opened(state, FakeEngine(), on_stop=OnStop.KEEP) as host:
+        await add_template(host)
+        made = await host.create(wanted(), owner=OWNER)
+    async with opened(state, FakeEngine(version="99.0.0"), on_stop=OnStop.KEEP) as host:
+        async with host.sandboxes(owner=OWNER)[0].execute(Command(argv=("true",))) as execution:
+            assert [event async for event in execution][-1] == Exited(exit_code=0)
+        kept = await host.checkpoint(made.id, owner=OWNER, name="before")
+        with pytest.raises(SnapshotError) as raised:
+            await host.rollback(made.id, owner=OWNER, checkpoint=kept.id)
+        assert raised.value.error_code == "snapshot_unfit"
+        await host.pause(made.id, owner=OWNER)
+    await require_resumed(state, made.id, kept.id)
