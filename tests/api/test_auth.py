@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def paths(*kinds: Access) -> list[tuple[str, str]]:
     return [
-        (route.method, route.path.format(id="x", name="x", checkpoint="x"))
+        (route.method, re.sub(r"\{\w+\}", "1", route.path))
         for route in ROUTES
         if route.access in kinds
     ]
