@@ -248,7 +248,8 @@ class AsyncFiles:
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """Yield a directory with all in it as a tar archive, in chunks, for the time of a block.
 
-        Names and links in it are the guest's: unpack it as `tarfile` does with `filter="data"`.
+        Names and links in it are the guest's: unpack it as `tarfile` does with `filter="data"`, by
+        a Python that has the fixes of June 2025 (3.11.13, 3.12.11, 3.13.4), or with `vmpool cp`.
 
         Raises:
             VmpoolError: As `stream`.
