@@ -39,6 +39,8 @@ async def do(verb: str, host: Host, first: str, asleep: str) -> None:
             await host.remove_checkpoint("spare", owner=OWNER)
         case "kill":
             await host.kill(first, owner=OWNER)
+        case _:
+            raise ValueError(f"{verb!r} is no verb that a place is in")
 
 
 async def main(state: Path, place: str) -> None:

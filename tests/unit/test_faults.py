@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests import fake_host, turns
+from tests.api.conftest import IMAGE
 from tests.crashes import places, verb_of
-from tests.fake_host import IMAGE, OWNER, opened
+from tests.fake_host import OWNER, opened
 from tests.fakes import FakeEngine
 from vmpool import snapshot
 from vmpool.lifecycle import SandboxState
@@ -20,15 +21,19 @@ from vmpool.lifecycle import SandboxState
 ROOT = Path(__file__).parents[2]
 
 
+def died_at(place: str, state: Path) -> subprocess.CompletedProcess[str]:
+    """Return what is left of a server that came by a place."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.faulty_server", state, place],
+        cwd=ROOT, capture_output=True, check=False, text=True,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("place", places())
 async def test_what_was_promised_before_a_crash_is_there_after_it(
     place: str, state: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    died = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "tests.faulty_server", state, place],
-        cwd=ROOT, capture_output=True, check=False, text=True,
-    )  # fmt: skip
+    died = await asyncio.to_thread(died_at, place, state)
     assert died.returncode == -signal.SIGKILL, died.stderr
     fake_host.keep(state, tmp_path_factory.getbasetemp() / "furnished")
     (_, first), (_, asleep) = (line.split() for line in died.stdout.splitlines())
