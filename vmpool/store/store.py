@@ -17,7 +17,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
-from vmpool.errors import ConflictError, NotFoundError
+from vmpool.errors import NotFoundError
 from vmpool.journal import Journal
 from vmpool.store import rows
 from vmpool.store.answers import Answers
@@ -92,28 +92,6 @@ class Store:
     async def images(self) -> list[ImageRow]:
         """Return all images, the newest first."""
         return [ImageRow(**row) for row in await self._rows("images", "created_ns DESC")]
-
-    async def remove_image(self, digest: str) -> None:
-        """Forget an image.
-
-        Raises:
-            NotFoundError: `image_not_found`.
-            ConflictError: `image_in_use`; templates are made of it.
-        """
-
-        def remove(db: Database) -> None:
-            try:
-                cursor = db.execute("DELETE FROM images WHERE digest = ?", [digest])
-            except sqlite3.IntegrityError:
-                raise ConflictError(
-                    f"templates are made of image {digest!r}",
-                    code="image_in_use",
-                    remedy="remove these templates first",
-                ) from None
-            if cursor.rowcount == 0:
-                raise NotFoundError(f"there is no image {digest!r}", code="image_not_found")
-
-        await self._journal.run(remove)
 
     async def save_template(self, template: TemplateRow) -> None:
         """Record a template, or what is new about it. *Idempotent.*
@@ -233,21 +211,6 @@ class Store:
             )
 
         await self._journal.run(end)
-
-    async def end_all_running(self, reason: EndReason) -> int:
-        """End all open sandboxes but the paused, for a start that found no machine; return how
-        many.
-        """
-        arguments = [self._now_ns(), reason.value]
-        return await self._journal.run(
-            lambda db: (
-                db.execute(
-                    """UPDATE sandboxes SET state = 'ended', ended_ns = ?, end_reason = ?
-                WHERE ended_ns IS NULL AND state != 'paused'""",
-                    arguments,
-                ).rowcount
-            )
-        )
 
     async def prune_sandboxes(self, *, ended_before_ns: int, keep: int) -> int:
         """Forget sandboxes that ended before a time, and all but the last `keep`; return how many.
