@@ -192,11 +192,6 @@ class Catalogue:
             f"template {name!r} is being made", code="template_not_ready", remedy="try again later"
         )
 
-    def image_users(self, digest: str) -> list[str]:
-        """Return the names of the templates made, or being made, from an image."""
-        entries = [*self._coming.values(), *self._entries.values()]
-        return sorted({entry.name for entry in entries if entry.digest == digest})
-
     async def add(
         self, request: TemplateRequest, *, progress: Callable[[str], None]
     ) -> TemplateStatus:
