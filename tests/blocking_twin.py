@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from vmpool.client import blocking, blocking_processes
+from vmpool.client import blocking, blocking_files, blocking_processes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -26,7 +26,7 @@ _TWINS = (
     blocking.Context,
     blocking.Execution,
     blocking.Interaction,
-    blocking.Files,
+    blocking_files.Files,
     blocking_processes.Processes,
     blocking_processes.Process,
     blocking_processes.Attachment,

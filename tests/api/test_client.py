@@ -16,6 +16,7 @@ from tests.blocking_twin import Twin
 from vmpool.client import (
     asynchronous,
     blocking,
+    blocking_files,
     checkpoints,
     contexts,
     execution,
@@ -400,7 +401,7 @@ async def test_threads_share_a_blocking_client(server: Server) -> None:
         (execution.AsyncInteraction, blocking.Interaction),
         (contexts.AsyncContexts, blocking.Contexts),
         (contexts.AsyncContext, blocking.Context),
-        (files.AsyncFiles, blocking.Files),
+        (files.AsyncFiles, blocking_files.Files),
     ],
 )
 def test_both_clients_offer_the_same(one: type, other: type) -> None:
