@@ -222,3 +222,22 @@ def test_a_path_quotes_what_it_is_given() -> None:
 def test_how_a_program_ended_is_passed_on(ended: dict[str, object], code: int) -> None:
     assert task.exit_code(ended) == code
     assert bool(task.epitaph(ended)) == (ended["signal"] is not None)
+
+
+@pytest.mark.parametrize(
+    ("signal", "lost", "said"),
+    [
+        (None, False, "its time was up; it was interrupted"),
+        (
+            None,
+            True,
+            "its time was up; it was killed; its context begins anew, without its state",
+        ),
+        (9, False, "its time was up; it was killed"),
+    ],
+)
+def test_code_whose_context_goes_on_was_interrupted(
+    signal: int | None, lost: bool, said: str
+) -> None:
+    ended = {"exit_code": 1, "signal": signal, "timed_out": True, "out_of_memory": False}
+    assert task.epitaph(ended | {"context_lost": lost}) == said

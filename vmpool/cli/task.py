@@ -135,7 +135,8 @@ def epitaph(ended: dict[str, Any]) -> str:
 
 def _end_by_force(ended: dict[str, Any]) -> str:
     if ended["timed_out"]:
-        return "its time was up; it was killed"
+        goes_on = ended["signal"] is None and not ended.get("context_lost")
+        return f"its time was up; it was {'interrupted' if goes_on else 'killed'}"
     if ended["out_of_memory"]:
         return "the guest was out of memory; it was killed"
     if ended["signal"] is not None:
