@@ -461,6 +461,7 @@ async def test_an_image_without_ipython_says_so(tmp_path: Path) -> None:
             with pytest.raises(VmpoolError, match="the image has no IPython") as raised:
                 await create(agent)
             assert raised.value.error_code == "language_unavailable"
+            assert "build one" in raised.value.remedy
             assert await agent.contexts.list() == ()
 
 

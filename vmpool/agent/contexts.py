@@ -33,7 +33,7 @@ REFUSALS: dict[str, type[VmpoolError]] = {
 _REMEDIES = {
     "context_busy": "wait for those before it, or interrupt them",
     "context_lost": "run again what its state came from",
-    "language_unavailable": "use a template whose image has it, such as 'python'",
+    "language_unavailable": "use a template whose image has it, or build one that does",
     "too_many_contexts": "close those that are done with",
 }
 _ID = re.compile(r"[a-z0-9]{1,64}\Z")
