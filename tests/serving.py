@@ -105,7 +105,7 @@ class Server:
         where = ("--listen", listen, "--state", os.fspath(ground.state))
         self.process = subprocess.Popen(
             [*program, *arguments, *where],
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "PYTHONFAULTHANDLER": "1", **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
