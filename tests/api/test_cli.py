@@ -311,8 +311,8 @@ async def test_a_sandboxs_life_from_creation_to_end(terminal: Terminal) -> None:
     assert len(json.loads(await terminal.succeed("sandbox", "list", "--json"))) == 2
     assert await terminal.succeed("exec", sandbox, "--", "bash", "-c", "echo $A") == b"b\n"
     shown = (await terminal.succeed("sandbox", "show", sandbox)).decode()
-    assert f"hostname      {created['identity']['hostname']}\n" in shown
-    assert "metadata job  7\n" in shown
+    assert f"hostname        {created['identity']['hostname']}\n" in shown
+    assert "metadata job    7\n" in shown
     assert (await terminal.succeed("sandbox", "timeout", sandbox, "500")).startswith(b"expires ")
     assert await terminal.succeed("sandbox", "kill", sandbox, other) == b""
     assert json.loads(await terminal.succeed("sandbox", "list", "--json")) == []
