@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from vmpool import checkpoint, faults
 from vmpool.cancellation import uninterrupted
-from vmpool.errors import InfrastructureError, VmpoolError
+from vmpool.errors import InfrastructureError, PoolBusyError, VmpoolError
 from vmpool.lifecycle import EndReason
 from vmpool.model import DEFAULT_USER, ClockPolicy, Identity, Rng, Unique, Waking, new_id
 from vmpool.sandbox import Claim, Sandbox
@@ -88,7 +88,7 @@ class Forking:
         seedling = _Seedling(key=machine.key, claim=_claim(parent, request), files=request.files)
         with contextlib.ExitStack() as undo:
             faults.reach("fork.begun")
-            places = [_reserved(undo, lineage.pool) for _ in range(request.count)]
+            places = _reserve_all(undo, lineage.pool, request.count)
             state: asyncio.Future[tuple[Snapshot, int]] = asyncio.Future()
             births = [
                 asyncio.create_task(self._birth(place, lineage, state, seedling))
@@ -226,6 +226,21 @@ def _claim(parent: Sandbox, request: ForkRequest) -> Claim:
         parent_checkpoint_id=None,
         ticket=request.ticket,
     )
+
+
+def _reserve_all(undo: contextlib.ExitStack, pool: Pool[Clone], count: int) -> list[Place[Clone]]:
+    """Return places for all children of a fork, or none."""
+    places: list[Place[Clone]] = []
+    while len(places) < count:
+        try:
+            places.append(_reserved(undo, pool))
+        except PoolBusyError as err:
+            raise PoolBusyError(
+                f"{count} children do not fit: {pool.name!r} has room for {len(places)}",
+                code=err.error_code,
+                remedy="fork fewer, kill or pause a sandbox, or raise the template's limits",
+            ) from err
+    return places
 
 
 def _reserved(undo: contextlib.ExitStack, pool: Pool[Clone]) -> Place[Clone]:

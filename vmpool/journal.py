@@ -228,7 +228,8 @@ class Journal:
         return StoreError(
             f"{str(self.path)!r} is damaged: {what}",
             code="store_damaged",
-            remedy="stop vmpool and put a backup in its place, or move it away and begin anew",
+            remedy="stop vmpool and put a backup in its place; or move it away and begin anew, and"
+            " move away the directory 'checkpoints' too, for what no journal knows is removed",
         )
 
     def _wrapped(self, error: OSError | sqlite3.Error) -> VmpoolError:

@@ -134,6 +134,24 @@ async def test_serve_serves_what_up_made_until_it_is_interrupted(state: Path) ->
     assert leftovers() == []
 
 
+async def test_a_check_leaves_the_sandboxes_that_it_found(state: Path) -> None:
+    async with running("stop", state) as process:
+        assert await process.wait() == 0
+    async with running("serve", state) as killed:
+        await lines_until(killed.stderr, "serving on http://127.0.0.1:")
+        sandbox = (await shell("vmpool sandbox create", state)).strip()
+        killed.kill()
+        await killed.wait()
+    async with running("stop", state) as check:
+        assert await check.wait() == 0
+    async with running("serve", state) as server:
+        await lines_until(server.stderr, "serving on http://127.0.0.1:")
+        assert await shell(f"vmpool exec {sandbox} -- echo still here", state) == "still here\n"
+        server.send_signal(signal.SIGTERM)
+        assert await server.wait() == 0
+    assert leftovers() == []
+
+
 async def test_serve_drain_takes_over_from_the_server_that_runs(state: Path) -> None:
     async with running("stop", state) as process:
         assert await process.wait() == 0

@@ -161,8 +161,8 @@ async def serve(app: web.Application, listen: str | socket.socket) -> AsyncItera
             try:
                 yield BoundAddress(host=host, port=port)
             finally:
+                await app[edge.UNDER_WAY].over()  # still accepting: others are answered meanwhile
                 accepting.close()
-                await app[edge.UNDER_WAY].over()
                 app[DOOR].close()
         finally:
             await runner.cleanup()

@@ -35,9 +35,10 @@ async def served(host: Host, listener: socket.socket) -> AsyncIterator[Endpoint]
     """
     state = host.settings.state
     token = await _local_token(host.store, state) if not host.settings.insecure_no_tokens else ""
-    async with api.serve(api.make_app(host), listener):
-        url = url_of(listener)
-        with local.announced(state, url):
+    url = url_of(listener)
+    # Announced for as long as it answers anybody, also as it makes way for another.
+    with local.announced(state, url):
+        async with api.serve(api.make_app(host), listener):
             yield Endpoint(url=url, token=token)
 
 

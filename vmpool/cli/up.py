@@ -108,9 +108,12 @@ async def bring_up(plan: Plan, *, base: Base | None = None) -> None:
                 progress("sending one request")
                 answer = await asyncio.to_thread(demonstration.send, Remote(endpoint), made[0].name)
             _show(answer, made[0].name, endpoint, host)
-            if plan.afterwards is Afterwards.SERVE:
-                click.echo(f"\nServing on {endpoint.url} until Ctrl-C.")
-                await ended(interrupts, host)
+            match plan.afterwards:
+                case Afterwards.SERVE:
+                    click.echo(f"\nServing on {endpoint.url} until Ctrl-C.")
+                    await ended(interrupts, host)
+                case Afterwards.STOP:
+                    host.hand_over()  # what it adopted was there before, and is to be afterwards
 
 
 async def _images(plan: Plan, progress: Progress) -> list[Image]:
