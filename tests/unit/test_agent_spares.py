@@ -205,4 +205,4 @@ async def test_the_guest_warms_up_once_before_it_forks(tmp_path: Path) -> None:
         async with connected(path) as agent:
             source = "import sys\n(sys.warmed, 'fractions' in sys.modules)"
             events = await run(agent, Code(source=source))
-    assert events[1] == Result({"text/plain": "(True, True)"})
+    assert events[1] == Result({"text/plain": "(True, True)"}, is_main=True)

@@ -104,7 +104,7 @@ def test_the_second_interrupt_leaves_at_once_and_says_so() -> None:
             process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert said == "leaving at once; the next start clears up what is left\n"
+    assert said == "leaving at once; the next start settles what is left\n"
 
 
 def test_the_local_token_is_for_its_own_account_alone(tmp_path: Path) -> None:
