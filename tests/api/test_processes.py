@@ -105,14 +105,15 @@ async def test_a_socket_is_a_conversation_that_leaves_the_process_alone(sandbox:
 
 
 async def test_a_terminal_is_resized_and_interrupted(sandbox: Sandbox) -> None:
-    line = "stty size; read go; stty size; read go; stty size; sleep 1000"
+    # Interrupted when stty has ended: what interrupts a child that then ends well, bash ignores.
+    line = "stty size; read go; stty size; read go; stty size; echo up; read go; sleep 1000"
     pid = await sandbox.start("bash", "-c", line, pty={"rows": 10, "cols": 20})
     async with asyncio.timeout(GRACE), sandbox.socket(pid, "?backlog_bytes=100") as socket:
         seen = ""
         for end, say in (
             ("10 20\r\n", {"resize": {"rows": 30, "cols": 40}}),
             ("30 40\r\n", None),
-            ("50 60\r\n", {"stdin": "\x03"}),
+            ("50 60\r\nup\r\n", {"stdin": "\x03"}),
         ):
             while not seen.endswith(end):
                 seen += (await socket.receive_json()).get("data", "")
