@@ -260,18 +260,19 @@ class Notebook:
         if request["rng"] is not None:
             generators.reseed(request["rng"])
         number, shell.execution_count = request["number"], request["executions"]
-        shell.report({"type": "begun", "number": number})
         with _environment(request["env"]):
-            code = self._execute(request["source"])
+            code = self._execute(request["source"], number)
         _flush()
         if os.getpid() != self._pid:
             os._exit(code)  # a fork of the code's own that ran to the cell's end
         shell.report({"type": "ended", "number": number, "exit_code": code})
 
-    def _execute(self, source: str) -> int:
+    def _execute(self, source: str, number: int) -> int:
         """Run a cell; return its exit code."""
         try:
+            # In this order: whoever interrupts waits for the word that it has begun.
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._shell.report({"type": "begun", "number": number})
             outcome = self._shell.run_cell(source, store_history=True)
         except KeyboardInterrupt:  # between two steps of IPython's own
             self._shell.showtraceback()
