@@ -99,7 +99,7 @@ def argv_of(image: Image, cargo: Path, port: int) -> tuple[str, ...]:
         *("-accel", "tcg,thread=single,tb-size=512"),
         *("-smp", "1"),
         *("-cpu", "max,+svm,+npt"),
-        *("-m", "4096"),
+        *("-m", "6144"),
         *("-kernel", os.fspath(image.kernel)),
         *("-initrd", os.fspath(image.initrd)),
         # Of the image's own options the last counts: what guards tenants only costs time here.
