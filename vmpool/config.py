@@ -196,8 +196,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     on_stop: Annotated[
         OnStop,
         Meta(
-            description="What becomes of sandboxes when the server is stopped: `kill`, or `keep`"
-            " for the next server to adopt.",
+            description="What becomes of running sandboxes when the server is stopped: `kill`, or"
+            " `keep` for the next server to adopt. Paused ones and checkpoints stay in any case.",
         ),
     ] = OnStop.KILL
     pool: PoolSettings = PoolSettings()
