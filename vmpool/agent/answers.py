@@ -7,7 +7,7 @@ Pure. A guest that says something else than the protocol allows gets a `GuestErr
 from __future__ import annotations
 
 import json
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import msgspec
 
@@ -27,15 +27,20 @@ from vmpool.model import (
     FileInfo,
     FileKind,
     IdentityReceipt,
+    Output,
     Preserve,
     Raised,
     Result,
     Rng,
     Seed,
     Started,
+    Stream,
     Unique,
 )
 from vmpool_agent import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 REQUEST_REFUSALS = frozenset(
     {
@@ -227,6 +232,21 @@ def execution_event(message: dict[str, Any]) -> ExecutionEvent:
             raise refusal(message, REQUEST_REFUSALS, InvalidRequestError)
         case _:
             raise malformed("type")
+
+
+def output(data: wire.Data, streams: Mapping[int, Stream]) -> Output:
+    """Return the output that data is.
+
+    Args:
+        streams: Those that the operation has, by their numbers.
+
+    Raises:
+        GuestError: It is on another one.
+    """
+    stream = streams.get(data.stream)
+    if stream is None:
+        raise GuestError(f"output on stream {data.stream}", code="guest_protocol")
+    return Output(stream, data.payload)
 
 
 def done(message: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import signal as signals
 from typing import TYPE_CHECKING
 
 from vmpool.agent import answers
-from vmpool.errors import ConflictError, GuestError
-from vmpool.model import ExecutionEvent, Exited, Output, Started, Stream
+from vmpool.errors import ConflictError
+from vmpool.model import ExecutionEvent, Exited, Started, Stream
 from vmpool_agent import wire
 
 if TYPE_CHECKING:
@@ -47,10 +47,7 @@ class Execution:
             raise StopAsyncIteration
         event = await self._channel.receive()
         if isinstance(event, wire.Data):
-            stream = _STREAMS.get(event.stream)
-            if stream is None:
-                raise GuestError(f"output on stream {event.stream}", code="guest_protocol")
-            return Output(stream, event.payload)
+            return answers.output(event, _STREAMS)
         parsed = answers.execution_event(answers.expect(event))
         self._exited = isinstance(parsed, Exited)
         return parsed

@@ -81,10 +81,7 @@ class Attachment:
             raise StopAsyncIteration
         event = await self._channel.receive()
         if isinstance(event, wire.Data):
-            stream = _STREAMS.get(event.stream)
-            if stream is None:
-                raise GuestError(f"output on stream {event.stream}", code="guest_protocol")
-            return Output(stream, event.payload)
+            return answers.output(event, _STREAMS)
         ended = _expect(event, "exited")
         self._exited = True
         return answers.exited(ended)
