@@ -197,10 +197,16 @@ async def test_somebody_else_sees_no_processes(sandbox: Sandbox) -> None:
 
 async def test_a_sandbox_that_ends_tells_those_who_follow(sandbox: Sandbox) -> None:
     pid = await sandbox.start("cat")
-    following = asyncio.create_task(sandbox.follow(pid))
-    async with asyncio.timeout(GRACE), sandbox.socket(pid) as socket:
+    url = f"{sandbox.server.url}{sandbox.path}/{pid}"
+    async with (
+        asyncio.timeout(GRACE),
+        sandbox.server.session.get(url) as following,
+        sandbox.socket(pid) as socket,
+    ):
+        await following.content.readline()  # both follow before the sandbox ends
         await socket.receive_json()
         path = sandbox.path.removesuffix("/processes")
         assert (await sandbox.server.call("DELETE", path))[0] == 204
-        for last in ((await following)[-1], await socket.receive_json()):
+        followed = [json.loads(line) async for line in following.content]
+        for last in (followed[-1], await socket.receive_json()):
             assert last["problem"]["code"] == "sandbox_ended"

@@ -216,9 +216,8 @@ async def test_a_guest_that_hangs_is_reaped_and_its_sandbox_lost(
     with Killed(state) as server:
         await asyncio.to_thread(server.says, "1")
     for directory in (state / "run/clones").iterdir():
-        found = record.read(directory)
-        assert found is not None
-        os.kill(found.pid, signal.SIGSTOP)
+        if (found := record.read(directory)) is not None:  # a spare may be half restored
+            os.kill(found.pid, signal.SIGSTOP)
     monkeypatch.setattr(FakeMachine, "resume", _nothing)
     adopted, lost = await settled(state)
     assert not adopted
