@@ -43,6 +43,8 @@ OWNERS = {
     "aiohttp": ("vmpool.api*", "vmpool.cli*", "vmpool.client*"),  # the server's edge, and clients'
     "backports": ("vmpool.parcel.*",),  # zstd
     "click": ("vmpool.cli*",),
+    "dns": ("vmpool.network.*",),  # the resolver, its decisions and the servers that it asks
+    "idna": ("vmpool.network.names",),
     "msgspec": ("vmpool*",),
     "multidict": ("vmpool.api*",),  # aiohttp's own type of headers and queries
     "prometheus_client": ("vmpool.metrics*",),
