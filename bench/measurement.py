@@ -1,14 +1,14 @@
 """Measurement: one thing that is measured, how much of it, and what was found.
 
-A measurement is a module in `bench/measurements` with one value of `Measurement`, listed in
-`bench/suite.py`. It takes samples in rounds until its pace says that it is enough, and cleans up
-what it started also when it is cancelled.
+A measurement is a module in `bench/measurements` that ends in one `MEASUREMENT`; the suite finds
+it there. It takes samples in rounds until its pace says that it is enough, and cleans up what it
+started also when it is cancelled.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -31,6 +31,18 @@ class Effort(StrEnum):
 
     QUICK = "quick"
     FULL = "full"
+
+
+class Chapter(StrEnum):
+    """Where a measurement stands in the report; they are made in this order."""
+
+    MACHINE = "what the machine allows"
+    START = "from nothing"
+    USE = "in use"
+    SESSION = "sessions"
+    SCALE = "many at once"
+    COST = "what it takes"
+    PEERS = "what else could be run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +90,9 @@ class Findings:
     """What one measurement found about one image.
 
     Attributes:
+        summary: What was measured, in words.
+        conditions: What the numbers hold under, by name: `pool`, `page cache` and the like.
+        calibration_ms: One fixed piece of work on one core, right before and right after.
         notes: Raw data beside the series, as JSON takes it.
         remarks: What a reader of the table must know, a line each.
         failures: Samples that failed, in words; they are in no series.
@@ -86,6 +101,10 @@ class Findings:
 
     measurement: str
     image: str
+    chapter: Chapter = Chapter.USE
+    summary: str = ""
+    conditions: Mapping[str, str] = field(default_factory=dict)
+    calibration_ms: tuple[float, ...] = ()
     all_series: list[Series] = field(default_factory=list)
     notes: dict[str, object] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
@@ -93,12 +112,18 @@ class Findings:
     seconds: float = 0.0
     broken_off: str = ""
 
-    def series(self, name: str, unit: str = "ms", target: Target | None = None) -> Series:
-        """Return the series `name`, new when it is first asked for."""
+    def series(
+        self, name: str, unit: str = "ms", target: Target | None = None, floor: str = ""
+    ) -> Series:
+        """Return the series `name`, new when it is first asked for.
+
+        Args:
+            floor: Name of a series of the measurement `floors`, in the same unit.
+        """
         for known in self.all_series:
             if known.name == name:
                 return known
-        self.all_series.append(Series(name, unit, target))
+        self.all_series.append(Series(name, unit, target, floor=floor))
         return self.all_series[-1]
 
     def remark(self, words: str) -> None:
@@ -120,6 +145,10 @@ class Findings:
         return {
             "measurement": self.measurement,
             "image": self.image,
+            "chapter": self.chapter,
+            "summary": self.summary,
+            "conditions": dict(self.conditions),
+            "calibration_ms": self.calibration_ms,
             "seconds": round(self.seconds, 3),
             "broken_off": self.broken_off,
             "remarks": self.remarks,
@@ -138,6 +167,8 @@ class Measurement:
         summary: What is measured, for `--help` and the table.
         rounds: When it has enough.
         weight: Its share of the time, against the others'.
+        chapter: Where it stands.
+        conditions: What its numbers hold under, by name, where no two of its series differ.
         memory_sizes: Sizes in bytes that it needs templates of, beside the one of the recipe.
         measure: Takes the samples. May raise a `VmpoolError`; what was found by then is kept.
     """
@@ -148,3 +179,5 @@ class Measurement:
     weight: float
     measure: Callable[[Subject, Pace, Findings], Awaitable[None]]
     memory_sizes: tuple[int, ...] = ()
+    chapter: Chapter = Chapter.USE
+    conditions: Mapping[str, str] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-PERCENTILES = (95, 99)
+PERCENTILES = (95, 99, 99.9)
 
 
 class Sense(StrEnum):
@@ -47,12 +47,15 @@ class Series:
 
     Attributes:
         target: `None` when nothing was promised.
+        floor: Name of the series of what the machine allows, of which it is also given as a
+            multiple; empty where there is none.
     """
 
     name: str
     unit: str = "ms"
     target: Target | None = None
     samples: list[float] = field(default_factory=list)
+    floor: str = ""
 
     def add(self, value: float) -> None:
         """Note one sample."""
@@ -75,6 +78,13 @@ class Series:
         return statistics.median(self.samples)
 
     @property
+    def spread(self) -> float:
+        """The middle half of the samples, as a share of the median: how noisy they are."""
+        if self.median == 0:
+            return 0.0
+        return (self.percentile(75) - self.percentile(25)) / abs(self.median)
+
+    @property
     def met(self) -> bool | None:
         """Whether the median meets the target; `None` when nothing was promised."""
         return None if self.target is None else self.target.met_by(self.median)
@@ -87,11 +97,13 @@ class Series:
             "unit": self.unit,
             "target": None if target is None else {"sense": target.sense, "value": target.value},
             "met": self.met,
+            "floor": self.floor,
             "n": len(self.samples),
             "min": min(self.samples),
             "p50": self.median,
             **{f"p{rank}": self.percentile(rank) for rank in PERCENTILES},
             "max": max(self.samples),
+            "spread": round(self.spread, 4),
             "samples": self.samples,
         }
 

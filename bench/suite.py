@@ -1,20 +1,21 @@
 """Suite: all measurements, in their order, within one time.
 
-To add one, write its module in `bench/measurements` and list it here.
+Every module of `bench/measurements` is one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
+import pkgutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bench import pages
-from bench.measurement import Effort, Findings, Measurement, Pace
-from bench.measurements import context, firmware, fork, memory, rate, request, restore, size
+from bench import facts, measurements, pages
+from bench.measurement import Chapter, Effort, Findings, Measurement, Pace
 from bench.stand import open_stand
 from bench.subject import Subject, open_subject
 from vmpool.config import Settings
@@ -27,16 +28,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-MEASUREMENTS = (
-    restore.MEASUREMENT,
-    request.MEASUREMENT,
-    context.MEASUREMENT,
-    fork.MEASUREMENT,
-    memory.MEASUREMENT,
-    rate.MEASUREMENT,
-    size.MEASUREMENT,
-    firmware.MEASUREMENT,
-)
+_CHAPTERS = list(Chapter)
+
+
+def _found() -> tuple[Measurement, ...]:
+    names = [module.name for module in pkgutil.iter_modules(measurements.__path__)]
+    found = [importlib.import_module(f"{measurements.__name__}.{name}") for name in names]
+    return tuple(
+        sorted(
+            (module.MEASUREMENT for module in found),
+            key=lambda one: (_CHAPTERS.index(one.chapter), one.name),
+        )
+    )
+
+
+MEASUREMENTS = _found()
 
 SECONDS = {Effort.QUICK: 95.0, Effort.FULL: 440.0}
 """How long measuring may take, with making the templates; the rounds are cut to fit."""
@@ -106,8 +112,16 @@ async def run(plan: Plan, outcome: Outcome, *, progress: Callable[[str], None]) 
 
 async def _measure(one: Measurement, subject: Subject, pace: Pace, outcome: Outcome) -> None:
     """Measure one thing; a failure of it leaves the others their turn."""
-    found = Findings(measurement=one.name, image=subject.image.name, broken_off="cut short")
+    found = Findings(
+        measurement=one.name,
+        image=subject.image.name,
+        chapter=one.chapter,
+        summary=one.summary,
+        conditions=one.conditions,
+        broken_off="cut short",
+    )
     outcome.findings.append(found)
+    before = facts.calibrate()
     began = time.monotonic()
     try:
         await one.measure(subject, pace, found)
@@ -116,6 +130,7 @@ async def _measure(one: Measurement, subject: Subject, pace: Pace, outcome: Outc
         found.broken_off = f"{err} [{err.error_code}]"
     finally:
         found.seconds = time.monotonic() - began
+        found.calibration_ms = (before, facts.calibrate())
 
 
 def _describe(subject: Subject) -> dict[str, object]:

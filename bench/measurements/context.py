@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from bench.measurement import Findings, Measurement, Pace, Rounds
+from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
 from bench.samples import Target
 from vmpool.errors import InfrastructureError, VmpoolError
 
@@ -91,4 +91,5 @@ MEASUREMENT = Measurement(
     rounds=Rounds(quick=2, full=10),
     weight=2,
     measure=measure,
+    chapter=Chapter.SESSION,
 )

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.measurement import Findings, Measurement, Pace, Rounds
+from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
 from tests import tiny_guest, tiny_template
 from vmpool.clone import claim_directory
 from vmpool.engine import qemu
@@ -162,4 +162,5 @@ MEASUREMENT = Measurement(
     rounds=Rounds(quick=10, full=100),
     weight=2,
     measure=measure,
+    chapter=Chapter.START,
 )

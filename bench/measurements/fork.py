@@ -13,7 +13,7 @@ import time
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from bench.measurement import Findings, Measurement, Pace, Rounds
+from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
 from bench.samples import Target
 from vmpool import checkpoint
 from vmpool.cancellation import uninterrupted
@@ -129,4 +129,5 @@ MEASUREMENT = Measurement(
     rounds=Rounds(quick=8, full=40),
     weight=2,
     measure=measure,
+    chapter=Chapter.SESSION,
 )

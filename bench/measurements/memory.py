@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from bench import smaps
-from bench.measurement import Findings, Measurement, Pace, Rounds
+from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
 from bench.samples import Target
 from vmpool.clone import warm
 from vmpool.errors import HostError
@@ -70,4 +70,5 @@ MEASUREMENT = Measurement(
     rounds=Rounds(quick=LEAST_CLONES, full=12),
     weight=1,
     measure=measure,
+    chapter=Chapter.COST,
 )

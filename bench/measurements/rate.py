@@ -13,7 +13,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
-from bench.measurement import Findings, Measurement, Pace, Rounds
+from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
 from bench.samples import Sense, Target
 from vmpool.errors import VmpoolError
 from vmpool.model import Attachment, new_id
@@ -109,4 +109,5 @@ MEASUREMENT = Measurement(
     rounds=Rounds(quick=2, full=8),
     weight=3,
     measure=measure,
+    chapter=Chapter.SCALE,
 )

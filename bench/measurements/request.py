@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from bench.measurement import Findings, Measurement, Pace, Rounds
+from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
 from bench.samples import Target
 from bench.stand import EMPTY
 from vmpool.errors import CapacityError, InfrastructureError, VmpoolError
@@ -129,4 +129,5 @@ MEASUREMENT = Measurement(
     rounds=Rounds(quick=12, full=100),
     weight=4,
     measure=measure,
+    chapter=Chapter.USE,
 )

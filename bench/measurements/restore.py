@@ -10,7 +10,7 @@ import time
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from bench.measurement import Findings, Measurement, Pace, Rounds
+from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
 from bench.samples import Target
 from bench.subject import LARGE_BYTES, SMALL_BYTES, Subject, Template
 from vmpool.errors import VmpoolError
@@ -71,5 +71,6 @@ MEASUREMENT = Measurement(
     rounds=Rounds(quick=12, full=60),
     weight=4,
     measure=measure,
+    chapter=Chapter.START,
     memory_sizes=(SMALL_BYTES, LARGE_BYTES),
 )

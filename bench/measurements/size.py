@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from bench import pages
-from bench.measurement import Findings, Measurement, Pace, Rounds
+from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
 from bench.subject import LARGE_BYTES, SMALL_BYTES
 
 if TYPE_CHECKING:
@@ -34,5 +34,6 @@ MEASUREMENT = Measurement(
     rounds=Rounds(quick=1, full=1),
     weight=0.2,
     measure=measure,
+    chapter=Chapter.COST,
     memory_sizes=(SMALL_BYTES, LARGE_BYTES),
 )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
-from bench.measurement import FAILURES_MOST, Effort, Findings, Pace, Rounds
+from bench import measurements
+from bench.measurement import FAILURES_MOST, Chapter, Effort, Findings, Pace, Rounds
 from bench.samples import Target
+from bench.suite import MEASUREMENTS
 from vmpool.errors import GuestError
 
 
@@ -51,3 +54,13 @@ def test_a_series_is_one_however_often_it_is_asked_for() -> None:
     data = found.as_data()["series"]
     assert isinstance(data, list)
     assert len(data) == 1
+
+
+def test_every_module_of_a_measurement_is_found_and_stands_in_its_chapter() -> None:
+    modules = Path(measurements.__file__).parent.glob("[!_]*.py")
+    assert sorted(one.measure.__module__.rpartition(".")[2] for one in MEASUREMENTS) == sorted(
+        path.stem for path in modules
+    )
+    assert len({one.name for one in MEASUREMENTS}) == len(MEASUREMENTS)
+    chapters = [one.chapter for one in MEASUREMENTS]
+    assert chapters == sorted(chapters, key=list(Chapter).index)

@@ -45,6 +45,12 @@ def test_the_median_of_an_even_number_is_between_the_middle_two() -> None:
     assert Series("s", samples=[4.0, 1.0, 3.0, 2.0]).median == 2.5
 
 
+def test_the_spread_is_the_middle_half_over_the_median() -> None:
+    assert Series("s", samples=[1.0, 2.0, 4.0, 6.0, 60.0]).spread == 1.0
+    assert Series("s", samples=[3.0]).spread == 0.0
+    assert Series("s", samples=[0.0, 0.0]).spread == 0.0
+
+
 def test_a_series_without_samples_has_no_percentile() -> None:
     with pytest.raises(ValueError, match="no sample"):
         Series("s").percentile(50)
@@ -77,12 +83,15 @@ def test_the_data_hold_every_sample_in_its_order() -> None:
         "unit": "1/s",
         "target": {"sense": "at least", "value": 10.0},
         "met": True,
+        "floor": "",
         "n": 3,
         "min": 8.0,
         "p50": 11.0,
         "p95": 12.0,
         "p99": 12.0,
+        "p99.9": 12.0,
         "max": 12.0,
+        "spread": round(4 / 11, 4),
         "samples": [12.0, 8.0, 11.0],
     }
 
@@ -100,9 +109,9 @@ def test_the_table_shows_series_with_samples_under_their_columns() -> None:
         ),
     ]
     assert [line.split() for line in table] == [
-        ["n", "min", "p50", "p95", "p99", "target", "median"],
-        ["spawn", "[ms]", "3", "9.50", "40.0", "50.0", "50.0"],
-        ["to", "resumed", "[ms]", "1", "61.0", "61.0", "61.0", "61.0", "<=", "60", "misses"],
-        ["rate", "[1/s]", "1", "12.0", "12.0", "12.0", "12.0", ">=", "10", "meets"],
+        ["n", "min", "p50", "p95", "p99", "p99.9", "target", "median"],
+        ["spawn", "[ms]", "3", "9.50", "40.0", "50.0", "50.0", "50.0"],
+        ["to", "resumed", "[ms]", "1", *5 * ["61.0"], "<=", "60", "misses"],
+        ["rate", "[1/s]", "1", *5 * ["12.0"], ">=", "10", "meets"],
     ]
     assert table[0].index("p50") + 3 == table[1].index("40.0") + 4
