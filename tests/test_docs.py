@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from vmpool import errors
-from vmpool.agent import answers, contexts, processes
+from vmpool.agent import answers, contexts, processes, tunnel
 from vmpool.cli import program
 from vmpool.engine.qemu import hypervisor
 
@@ -80,7 +80,7 @@ def error_classes() -> dict[str, type[errors.VmpoolError]]:
 def error_codes() -> set[str]:
     """Return all codes that an error can have: the classes' and each narrower `code=`."""
     codes = set(error_classes()) | answers.REQUEST_REFUSALS | answers.FILE_REFUSALS
-    codes |= set(processes.REFUSALS) | set(contexts.REFUSALS)
+    codes |= set(processes.REFUSALS) | set(contexts.REFUSALS) | set(tunnel.REFUSALS)
     codes |= {code for _, code in hypervisor._GUEST_ENDINGS.values()}
     for path in SOURCES:
         constants = {

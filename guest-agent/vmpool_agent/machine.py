@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmpool_agent import contextops, fileops, identity, processops, program, spawn
+from vmpool_agent import contextops, fileops, identity, ports, processops, program, spawn
 from vmpool_agent.claim import Claim
 from vmpool_agent.contexts import Contexts
 from vmpool_agent.interpreter import Interpreter
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 
     from vmpool_agent.session import Channel, Operation
     from vmpool_agent.system import Account, System
+
+    Start = Callable[["Machine", Channel, dict[str, Any]], Operation | None]
+
+_OPERATIONS: dict[Any, Start] = {
+    **contextops.OPERATIONS,
+    **identity.OPERATIONS,
+    **ports.OPERATIONS,
+    **processops.OPERATIONS,
+}
 
 
 class Machine:
@@ -84,12 +93,8 @@ class Machine:
             return self.interpreter.run(channel, request)
         if name in fileops.OPERATIONS:
             return fileops.run(self, channel, request)
-        if name in contextops.OPERATIONS:
-            return contextops.OPERATIONS[name](self, channel, request)
-        if name in identity.OPERATIONS:
-            return identity.OPERATIONS[name](self, channel, request)
-        if name in processops.OPERATIONS:
-            return processops.OPERATIONS[name](self, channel, request)
+        if name in _OPERATIONS:
+            return _OPERATIONS[name](self, channel, request)
         raise OperationError("bad_request", f"there is no operation {name!r}")
 
     def _on_child(self, pid: int, status: int) -> None:

@@ -117,6 +117,12 @@ class Channel:
             self._session.connection.consumed(data)
             self._session.flush()
 
+    def finish(self) -> None:
+        """Say that no more data follows, nor a message. *Idempotent.*"""
+        if self._open:
+            self._session.connection.send_finish(self._number)
+            self._session.flush()
+
     def end(self) -> None:
         """Close the channel once all messages are sent. *Idempotent.*"""
         self._ending = True

@@ -16,6 +16,7 @@ from vmpool.agent.contexts import Contexts
 from vmpool.agent.execution import Execution
 from vmpool.agent.link import Link, Peer, open_link
 from vmpool.agent.processes import Processes
+from vmpool.agent.tunnel import Tunnel, tunnelling
 from vmpool.agent.watches import Watch, watching
 from vmpool.errors import GuestError, TooLargeError
 from vmpool.model import (
@@ -343,6 +344,10 @@ class Agent:
     ) -> contextlib.AbstractAsyncContextManager[Watch]:
         """Watch a directory for the time of a block; see `watches.watching`."""
         return watching(self._link, path, user=user, recursive=recursive)
+
+    def reach(self, port: int) -> contextlib.AbstractAsyncContextManager[Tunnel]:
+        """Connect to a port of the guest for the time of a block; see `tunnel.tunnelling`."""
+        return tunnelling(self._link, port)
 
     async def _ask_for_info(self, request: dict[str, Any]) -> FileInfo:
         return answers.file_info((await ask(self._link, request)).get("info"))

@@ -50,6 +50,7 @@ class LinkChannel:
         self._readable = asyncio.Event()
         self._writable = asyncio.Event()
         self._closed = asyncio.Event()
+        self._finished = False
         self._sending = asyncio.Lock()
         self._given_up = False
 
@@ -75,13 +76,13 @@ class LinkChannel:
         return self._closed.is_set()
 
     async def receive(self) -> wire.Data | wire.Message | None:
-        """Return the next event, `None` when the agent has ended the channel.
+        """Return the next event, `None` when the agent sends no more or has ended the channel.
 
         Raises:
             GuestError: The link is gone.
         """
         while not self._events:
-            if self.closed:
+            if self.closed or self._finished:
                 self._link.check()
                 return None
             self._readable.clear()
@@ -156,6 +157,9 @@ class LinkChannel:
             self._readable.set()
         elif isinstance(event, wire.Credited):
             self._writable.set()
+        elif isinstance(event, wire.Finished):
+            self._finished = True
+            self._readable.set()
         elif isinstance(event, wire.Closed):
             self.end()
 
