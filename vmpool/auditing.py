@@ -8,18 +8,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmpool.errors import VmpoolError
-from vmpool.store import token_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from vmpool.metrics import Metrics
     from vmpool.store.audit import Audit
 
 log = logging.getLogger(__name__)
+
+BY: ContextVar[str | None] = ContextVar("BY", default=None)
+"""The token on whose word a task acts; `None` for none. Who lets a request in says so."""
 
 WAITING = 1024
 """Entries that may wait for the journal; what is over is told to the log alone."""
@@ -52,7 +56,16 @@ class Auditing:
             log.error("the audit log is behind and lost %s of %s by %s", action, subject, owner)
             return
         self._waiting += 1
-        self._begin(self._write(owner, action, subject, detail, outcome))
+        record = partial(
+            self._audit.record,
+            action,
+            subject=subject,
+            tenant_id=owner,
+            token_id=BY.get(),
+            outcome=outcome,
+            detail=dict(detail),
+        )
+        self._begin(self._write(record, f"{action} of {subject} by {owner}"))
 
     @contextlib.contextmanager
     def noted(
@@ -70,18 +83,10 @@ class Auditing:
             self._metrics.turned(action, outcome, time.perf_counter_ns() - began)
             self.note(owner, action, subject, detail or {}, outcome=outcome)
 
-    async def _write(
-        self, owner: str, action: str, subject: str, detail: dict[str, str], outcome: str
-    ) -> None:
+    async def _write(self, record: Callable[[], Awaitable[None]], entry: str) -> None:
         try:
-            await self._audit.record(
-                action,
-                subject=subject,
-                token_id=token_id_of(owner),
-                outcome=outcome,
-                detail=dict(detail),
-            )
+            await record()
         except VmpoolError as err:
-            log.error("the audit log lost %s of %s by %s: %s", action, subject, owner, err)
+            log.error("the audit log lost %s: %s", entry, err)
         finally:
             self._waiting -= 1

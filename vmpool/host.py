@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmpool import run
-from vmpool.auditing import Auditing
+from vmpool.auditing import BY, Auditing
 from vmpool.branching import Branching
 from vmpool.cancellation import uninterrupted
 from vmpool.creation import CreateRequest, Creation
@@ -480,6 +480,7 @@ class Host:
             )
 
     def _expire(self, holding: Holding, reason: EndReason) -> None:
+        BY.set(None)  # time does it, in a context of its own, and not who set the alarm
         self._expiry.due(holding, reason)
 
     async def _let_base_go(self, base_id: str) -> None:

@@ -22,7 +22,7 @@ from vmpool.idleness import idle
 from vmpool.lifecycle import EndReason, OnStop, SandboxState
 from vmpool.pool import Pool
 from vmpool.sandbox import Claim, Past, Sandbox, ended, paused
-from vmpool.store import SandboxRow, owner_of, token_id_of
+from vmpool.store import SandboxRow
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -85,7 +85,7 @@ class Holding:
             id=sandbox.id,
             template=sandbox.template,
             clone_id=sandbox.clone.id,
-            token_id=token_id_of(sandbox.owner),
+            owner=sandbox.owner,
             state=sandbox.state,
             created_ns=sandbox.created_ns,
             deadline_ns=sandbox.deadline_ns,
@@ -461,7 +461,7 @@ class Household:
             row = await self._store.sandbox(id)
         except NotFoundError:
             return unknown
-        if row.token_id != token_id_of(owner):
+        if row.owner != owner:
             return unknown
         return ended(id, row.end_reason)
 
@@ -472,7 +472,7 @@ def _recalled(row: SandboxRow, clone: Clone | None) -> Sandbox:
     assert row.deadline_ns is not None
     claim = Claim(
         template=row.template,
-        owner=owner_of(row.token_id),
+        owner=row.owner,
         timeout=row.timeout,
         metadata=row.metadata,
         env=row.env,

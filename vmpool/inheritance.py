@@ -19,7 +19,6 @@ from vmpool.cancellation import uninterrupted
 from vmpool.engine import qemu
 from vmpool.errors import EngineError, GuestError, StoreError, VmpoolError
 from vmpool.lifecycle import EndReason, SandboxState
-from vmpool.store import owner_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -125,7 +124,7 @@ class Inheritance:
             raise GuestError(
                 f"it was not to be had back within {ADOPTION_TIMEOUT} s", code="guest_unresponsive"
             ) from err
-        host.audit(owner_of(row.token_id), ACTION, row.id, {"clone": adopted.id})
+        host.audit(row.owner, ACTION, row.id, {"clone": adopted.id})
         self._progress(f"adopted sandbox {row.id}")
 
     async def _found(
@@ -166,4 +165,4 @@ class Inheritance:
         self._progress(f"sandbox {row.id} is lost: {why.message}")
         await self._ground.store.end_sandbox(row.id, EndReason.SERVER_LOST)
         detail = {"clone": row.clone_id, "why": why.message}
-        host.audit(owner_of(row.token_id), ACTION, row.id, detail, outcome=why.error_code)
+        host.audit(row.owner, ACTION, row.id, detail, outcome=why.error_code)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from vmpool import faults, snapshot
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import CapacityError, ConflictError, InvalidRequestError, NotFoundError
-from vmpool.store import CheckpointRow, Purpose, owner_of, token_id_of
+from vmpool.store import CheckpointRow, Purpose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,7 @@ class Checkpoint:
         return cls(
             id=row.id,
             name=row.name,
-            owner=owner_of(row.token_id),
+            owner=row.owner,
             sandbox_id=row.sandbox_id,
             template=row.template,
             base_id=row.base_id,
@@ -91,7 +91,7 @@ class Checkpoint:
             id=self.id,
             purpose=self.purpose,
             name=self.name,
-            token_id=token_id_of(self.owner),
+            owner=self.owner,
             sandbox_id=self.sandbox_id,
             template=self.template,
             base_id=self.base_id,

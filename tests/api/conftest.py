@@ -26,7 +26,7 @@ from vmpool.image.manifest import FILES, MANIFEST, FileRecord, Manifest
 from vmpool.model import Accelerator, Transport
 from vmpool.opening import Base, open_host
 from vmpool.policy import Limits
-from vmpool.store import Role
+from vmpool.scope import Role
 from vmpool_agent.wire import VERSIONS
 
 if TYPE_CHECKING:
@@ -126,8 +126,8 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Serve:
 @contextlib.asynccontextmanager
 async def served(host: Host, *, tokens: bool) -> AsyncIterator[Server]:
     """Serve a host on loopback."""
-    token, row = await host.store.tokens.add("first", Role.ADMIN)
-    other_token, _ = await host.store.tokens.add("second", Role.USE)
+    token, row = await host.store.tokens.add("first", Role.ADMIN.scopes)
+    other_token, _ = await host.store.tokens.add("second", Role.USE.scopes)
     headers = {"Authorization": f"Bearer {token}"} if tokens else {}
     async with (
         serve(make_app(host), "127.0.0.1:0") as address,

@@ -31,7 +31,8 @@ from vmpool.model import (
     new_id,
 )
 from vmpool.sandbox import Claim, Sandbox
-from vmpool.store import Purpose, Role
+from vmpool.scope import Role
+from vmpool.store import Purpose, TokenRow
 from vmpool.vault import Checkpoint
 
 if TYPE_CHECKING:
@@ -217,6 +218,11 @@ class PaperAudit:
         return []
 
 
+_TOKEN_ROW = TokenRow(
+    id="paper", name="paper", tenant_id="paper", scopes=Role.ADMIN.scopes, created_ns=0
+)
+
+
 class PaperHost:
     """What the API asks of a host, without machines, pools and journal."""
 
@@ -233,7 +239,7 @@ class PaperHost:
         self._ended: dict[str, str] = {}
 
     async def find(self, token: str) -> Any:
-        return SimpleNamespace(id="paper", role=Role.ADMIN) if token == TOKEN else None
+        return _TOKEN_ROW if token == TOKEN else None
 
     def status(self, name: str) -> Any:
         raise NotFoundError(f"there is no template {name!r}", code="template_not_found")

@@ -41,12 +41,12 @@ async def test_what_somebody_did_is_told_with_its_outcome(server: Server) -> Non
 
 async def test_pages_hold_all_entries_once_while_more_come(server: Server) -> None:
     for number in range(5):
-        await server.host.store.audit.record("x", subject=str(number), token_id=None)
+        await server.host.store.audit.record("x", subject=str(number), tenant_id="local")
     subjects, cursor = [], ""
     while cursor is not None:
         page = await read(server, f"action=x&limit=2{cursor and f'&cursor={cursor}'}")
         subjects += [entry["subject"] for entry in page["entries"]]
-        await server.host.store.audit.record("x", subject="later", token_id=None)
+        await server.host.store.audit.record("x", subject="later", tenant_id="local")
         cursor = page["next_cursor"]
     assert subjects == ["4", "3", "2", "1", "0"]
 
@@ -63,7 +63,7 @@ async def test_a_command_line_shows_the_log_over_all_pages(
     monkeypatch.setattr(cli_audit, "PAGE", 2)
     for number in range(5):
         await server.host.store.audit.record(
-            "file.write", subject="box", token_id=None, detail={"path": f"/{number}\x1b[2J"}
+            "file.write", subject="box", tenant_id="local", detail={"path": f"/{number}\x1b[2J"}
         )
     token = ["--server", server.url, "--token", server.token, "--state", str(tmp_path)]
 
@@ -73,7 +73,7 @@ async def test_a_command_line_shows_the_log_over_all_pages(
         return ended.output
 
     table = (await asyncio.to_thread(shown, "--sandbox", "box", "-n", "3")).splitlines()
-    assert [line.split()[2:5] for line in table[1:]] == [["-", "file.write", "box"]] * 3
+    assert [line.split()[2:6] for line in table[1:]] == [["local", "-", "file.write", "box"]] * 3
     assert ['"/4' in table[1], '"/2' in table[3], "\x1b" in "".join(table)] == [True, True, False]
     listed = json.loads(await asyncio.to_thread(shown, "--action", "file.write", "--json"))
     assert [entry["detail"]["path"][1] for entry in listed] == list("43210")
@@ -85,4 +85,4 @@ async def test_the_log_is_not_for_a_token_that_only_uses(server: Server, tmp_pat
         await asyncio.to_thread(
             CliRunner().invoke, cli_audit.command, words, catch_exceptions=False
         )
-    assert refused.value.error_code == "role_insufficient"
+    assert refused.value.error_code == "scope_missing"

@@ -69,7 +69,7 @@ async def test_importing_takes_an_admin_and_exporting_the_owner(server: Server) 
     _, parcel = await server.call("GET", "/v1/checkpoints/here/export")
     other = server.as_other()
     status, problem = await server.call("POST", IMPORT, data=parcel, headers=other)
-    assert (status, problem["code"]) == (403, "role_insufficient")
+    assert (status, problem["code"]) == (403, "scope_missing")
     status, _ = await server.call("GET", "/v1/checkpoints/here/export", headers=other)
     assert status == 404
 

@@ -25,7 +25,7 @@ from vmpool.errors import (
 from vmpool.lifecycle import EndReason, SandboxState
 from vmpool.model import Code, Command, Exited
 from vmpool.policy import Limits
-from vmpool.store import Role
+from vmpool.scope import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from vmpool.host import Host
     from vmpool.sandbox import Sandbox
-    from vmpool.store import SandboxRow
+from vmpool.store import SandboxRow
 
 PANICKED = GuestError("the guest's kernel panicked", code="guest_panicked")
 SLEEP = Command(argv=("sleep", "600"))
@@ -78,7 +78,7 @@ def break_ends(state: Path) -> None:
 
 
 async def test_a_sandbox_is_on_record_from_its_making_to_its_end(host: Host) -> None:
-    token, token_row = await host.store.tokens.add("alice", Role.ADMIN)
+    token, token_row = await host.store.tokens.add("alice", Role.ADMIN.scopes)
     del token
     made = await host.create(wanted(metadata={"k": "v"}), owner=token_row.id)
     row = await row_of(host, made)
@@ -92,15 +92,15 @@ async def test_a_sandbox_is_on_record_from_its_making_to_its_end(host: Host) -> 
     assert (row.state, row.end_reason) == (SandboxState.ENDED, EndReason.KILLED)
     await host.close()
     audit = await host.store.audit.entries(10)
-    assert {(entry.action, entry.token_id) for entry in audit if entry.subject == made.id} == {
+    assert {(entry.action, entry.tenant_id) for entry in audit if entry.subject == made.id} == {
         ("sandbox.create", token_row.id),
         ("sandbox.kill", token_row.id),
     }
 
 
 async def test_a_killed_sandbox_has_ended_and_a_strangers_was_never_there(host: Host) -> None:
-    _, alice = await host.store.tokens.add("alice", Role.ADMIN)
-    _, bob = await host.store.tokens.add("bob", Role.ADMIN)
+    _, alice = await host.store.tokens.add("alice", Role.ADMIN.scopes)
+    _, bob = await host.store.tokens.add("bob", Role.ADMIN.scopes)
     made = await host.create(wanted(), owner=alice.id)
     for asking in (host.sandbox, host.kill):
         with pytest.raises(NotFoundError) as raised:

@@ -20,7 +20,8 @@ from tests.small_disk import mounted
 from vmpool.errors import ConflictError, DiskFullError, NotFoundError, StoreError
 from vmpool.journal import Durability, Journal
 from vmpool.lifecycle import EndReason, SandboxState
-from vmpool.store import AuditFilter, ImageRow, Role, SandboxRow, Store, TemplateRow
+from vmpool.scope import Role
+from vmpool.store import AuditFilter, ImageRow, SandboxRow, Store, TemplateRow
 from vmpool.store.audit import DETAIL_BYTES
 from vmpool.store.schema import SCHEMA
 from vmpool.store.tokens import LAST_USED_STEP_NS
@@ -60,7 +61,7 @@ def sandbox(name: str, **change: object) -> SandboxRow:
         "id": name,
         "template": "python",
         "clone_id": "c" + name,
-        "token_id": None,
+        "owner": "local",
         "state": SandboxState.RUNNING,
         "created_ns": 1,
         "deadline_ns": 100,
@@ -132,7 +133,7 @@ async def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 async def test_a_token_is_found_until_it_is_revoked(tmp_path: Path) -> None:
     clock = Clock()
     async with Store(tmp_path / "db", now_ns=clock) as store:
-        token, row = await store.tokens.add("ci", Role.ADMIN)
+        token, row = await store.tokens.add("ci", Role.ADMIN.scopes)
         assert len(token) == 44
         assert await store.tokens.find(token) == row
         await store.tokens.revoke(row.id)
@@ -148,13 +149,13 @@ async def test_a_token_is_found_until_it_is_revoked(tmp_path: Path) -> None:
 )
 async def test_what_is_no_token_finds_nothing(tmp_path: Path, token: str) -> None:
     async with Store(tmp_path / "db") as store:
-        await store.tokens.add("ci", Role.ADMIN)
+        await store.tokens.add("ci", Role.ADMIN.scopes)
         assert await store.tokens.find(token) is None
 
 
 async def test_no_token_is_in_the_file(tmp_path: Path) -> None:
     async with Store(tmp_path / "db") as store:
-        token, _ = await store.tokens.add("ci", Role.ADMIN)
+        token, _ = await store.tokens.add("ci", Role.ADMIN.scopes)
         files = contents(tmp_path)
         assert b"ci" in files
         assert token.removeprefix("e2b_").encode() not in files
@@ -164,7 +165,7 @@ async def test_no_token_is_in_the_file(tmp_path: Path) -> None:
 async def test_the_last_use_of_a_token_is_written_once_a_minute(tmp_path: Path) -> None:
     clock = Clock()
     async with Store(tmp_path / "db", now_ns=clock) as store:
-        token, _ = await store.tokens.add("ci", Role.ADMIN)
+        token, _ = await store.tokens.add("ci", Role.ADMIN.scopes)
         await store.tokens.find(token)
         first = clock.now_ns
         clock.now_ns += LAST_USED_STEP_NS - 1
@@ -215,8 +216,10 @@ async def test_the_audit_log_tells_the_newest_first_and_can_be_cut(tmp_path: Pat
     async with Store(tmp_path / "db") as store:
         for number in range(5):
             detail = {"n": number}
-            await store.audit.record("create", subject=str(number), token_id=None, detail=detail)
-        await store.audit.record("kill", subject="x", token_id="t", outcome="not_found")
+            await store.audit.record(
+                "create", subject=str(number), tenant_id="local", detail=detail
+            )
+        await store.audit.record("kill", subject="x", tenant_id="t", outcome="not_found")
         log = await store.audit.entries(2)
         assert [(row.action, row.outcome) for row in log] == [
             ("kill", "not_found"),
@@ -238,7 +241,7 @@ async def test_the_past_is_forgotten_while_new_rows_come(
         for number in range(20):
             await store.record_sandbox(sandbox(str(number)))
             await store.end_sandbox(str(number), EndReason.KILLED)
-            await store.audit.record("x", subject=str(number), token_id=None)
+            await store.audit.record("x", subject=str(number), tenant_id="local")
             assert len(await store.audit.entries(100)) <= 3 + 5
         with pytest.raises(NotFoundError):
             await store.sandbox("10")
@@ -251,7 +254,7 @@ async def test_entries_are_found_by_who_what_and_on_which(tmp_path: Path) -> Non
             await store.audit.record(
                 ("run", "kill")[number % 2],
                 subject=str(number % 3),
-                token_id=("t", None)[number // 6],
+                tenant_id=("t", "local")[number // 6],
             )
 
         async def found(**wanted: object) -> list[int]:
@@ -259,7 +262,7 @@ async def test_entries_are_found_by_who_what_and_on_which(tmp_path: Path) -> Non
             return [entry.id for entry in entries]
 
         assert await found() == list(range(12, 0, -1))
-        assert await found(token_id="t") == [6, 5, 4, 3, 2, 1]
+        assert await found(tenant_id="t") == [6, 5, 4, 3, 2, 1]
         assert await found(action="kill", subject="1") == [8, 2]
         assert await found(action="kill", subject="1", before=8) == [2]
         assert await found(subject="' OR 1=1 --") == []
@@ -271,15 +274,17 @@ async def test_a_token_made_before_there_were_roles_stays_an_admin(tmp_path: Pat
         await journal.run(lambda db: db.table("tokens").insert(row))
     async with Store(tmp_path / "db") as store:
         (token,) = await store.tokens.list()
-        assert (token.id, token.role) == ("old", Role.ADMIN)
-        _, made = await store.tokens.add("new", Role.USE)
+        assert (token.id, token.tenant_id, token.scopes) == ("old", "old", Role.ADMIN.scopes)
+        _, made = await store.tokens.add("new", Role.USE.scopes)
         assert (await store.tokens.list())[1] == made
 
 
 @pytest.mark.parametrize("word", ["x", '"', "\\", "é", "\0"])
 async def test_an_audit_entrys_detail_is_cut(tmp_path: Path, word: str) -> None:
     async with Store(tmp_path / "db") as store:
-        await store.audit.record("x", subject="y", token_id=None, detail={"image": word * 100_000})
+        await store.audit.record(
+            "x", subject="y", tenant_id="local", detail={"image": word * 100_000}
+        )
         (row,) = await store._rows("audit", "id")
         assert len(row["detail"]) <= DETAIL_BYTES
         (entry,) = await store.audit.entries(1)
@@ -386,7 +391,7 @@ async def test_a_full_disk_has_its_own_error_and_the_file_stays_good(tmp_path: P
         await store.save_image(IMAGE)
         await store._journal.run(lambda db: list(db.query("PRAGMA max_page_count = 1")))
         with pytest.raises(DiskFullError):
-            await store.audit.record("x", subject="y" * 100_000, token_id=None)
+            await store.audit.record("x", subject="y" * 100_000, tenant_id="local")
         assert await store.images() == [IMAGE]
         assert await store.audit.entries(1) == []
 
@@ -456,7 +461,7 @@ async def test_a_damaged_page_is_found_when_the_store_is_opened(tmp_path: Path) 
     path = tmp_path / "db"
     async with Store(path) as store:
         for number in range(200):
-            await store.audit.record("x" * 100, subject=str(number), token_id=None)
+            await store.audit.record("x" * 100, subject=str(number), tenant_id="local")
     data = bytearray(path.read_bytes())
     page = 4096 * (len(data) // 4096 - 3)
     data[page : page + 512] = os.urandom(512)

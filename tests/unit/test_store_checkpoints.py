@@ -11,7 +11,8 @@ from vmpool.errors import ConflictError, NotFoundError
 from vmpool.journal import Journal
 from vmpool.lifecycle import AutoResume, EndReason, OnExpiry, SandboxState
 from vmpool.model import ClockPolicy, IdentityReceipt, Preserve, Rng, Seed, Unique
-from vmpool.store import CheckpointRow, Purpose, Role, SandboxRow, Store
+from vmpool.scope import Role
+from vmpool.store import CheckpointRow, Purpose, SandboxRow, Store
 from vmpool.store.schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def row(id: str = "a", rng: Rng | None = None) -> SandboxRow:
         id=id,
         template="python",
         clone_id="c",
-        token_id=None,
+        owner="local",
         state=SandboxState.RUNNING,
         created_ns=1,
         deadline_ns=100,
@@ -54,13 +55,13 @@ def row(id: str = "a", rng: Rng | None = None) -> SandboxRow:
 
 
 def kept(
-    id: str, name: str | None = None, *, purpose: Purpose = Purpose.KEPT, token: str | None = None
+    id: str, name: str | None = None, *, purpose: Purpose = Purpose.KEPT, owner: str = "local"
 ) -> CheckpointRow:
     return CheckpointRow(
         id=id,
         purpose=purpose,
         name=name,
-        token_id=token,
+        owner=owner,
         sandbox_id="a",
         template="python",
         base_id="base",
@@ -133,14 +134,14 @@ async def test_the_end_of_a_paused_sandbox_is_that_of_what_it_would_have_gone_on
 
 async def test_a_name_is_its_owners_once(tmp_path: Path) -> None:
     async with Store(tmp_path / "db") as store:
-        _, alice = await store.tokens.add("alice", Role.USE)
+        _, alice = await store.tokens.add("alice", Role.USE.scopes)
         await store.checkpoints.record(kept("1", "first"))
-        await store.checkpoints.record(kept("2", "first", token=alice.id))
+        await store.checkpoints.record(kept("2", "first", owner=alice.id))
         await store.checkpoints.record(kept("3"))
         await store.checkpoints.record(kept("4"))
-        for owner in (None, alice.id):
+        for owner in ("local", alice.id):
             with pytest.raises(ConflictError) as raised:
-                await store.checkpoints.record(kept("5", "first", token=owner))
+                await store.checkpoints.record(kept("5", "first", owner=owner))
             assert raised.value.error_code == "checkpoint_exists"
         await store.checkpoints.remove("1")
         await store.checkpoints.remove("1")

@@ -31,7 +31,7 @@ from vmpool.lifecycle import EndReason, SandboxState
 from vmpool.model import Command
 from vmpool.policy import Limits
 from vmpool.sandbox import Sandbox
-from vmpool.store import Role
+from vmpool.scope import Role
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -273,8 +273,8 @@ async def test_killing_waits_for_nothing_that_is_under_way(
 
 
 async def test_turns_of_what_is_not_there_or_not_ones_own_are_refused(roomy: Host) -> None:
-    _, alice = await roomy.store.tokens.add("alice", Role.USE)
-    _, bob = await roomy.store.tokens.add("bob", Role.USE)
+    _, alice = await roomy.store.tokens.add("alice", Role.USE.scopes)
+    _, bob = await roomy.store.tokens.add("bob", Role.USE.scopes)
     made = await roomy.create(wanted(), owner=alice.id)
     kept = await roomy.checkpoint(made.id, owner=alice.id, name="first")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
+from vmpool import auditing
 from vmpool.api import edge, openapi, outflow, status
 from vmpool.api.auth import Admission, Gate, check_listen
 from vmpool.api.budget import BUDGET, Budget
@@ -105,6 +106,7 @@ def _endpoint(
         if caller.owner:
             request.app[DOOR].admit(request)
         request[edge.OWNER] = caller.owner or "-"
+        auditing.BY.set(caller.token_id)
         response = await route.run(
             Call(
                 id=request[edge.REQUEST_ID],

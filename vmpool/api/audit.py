@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 class AuditQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which entries; `owner` is a token's id, and what is left out matches all."""
+    """Which entries; `owner` is a tenant's id, and what is left out matches all."""
 
     owner: Annotated[str, Meta(pattern="^[a-z0-9]{1,64}$")] | None = None
+    token: Annotated[str, Meta(pattern="^[a-z0-9]{1,64}$")] | None = None
     action: Annotated[str, Meta(pattern="^[a-z.]{1,64}$")] | None = None
     sandbox: Annotated[str, Meta(pattern="^[a-z0-9]{1,64}$")] | None = None
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
@@ -30,12 +31,14 @@ class AuditQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class AuditEntry(Struct, frozen=True, kw_only=True):
     """One thing that somebody did or tried.
 
-    `owner` is the token's id, null on a server without tokens; `subject` what it was done to; and
-    `outcome` is `ok`, `cancelled` or the error's code.
+    `owner` is the tenant's id and `token` that of its token, null where none was shown or it was
+    a sandbox's own; `subject` what it was done to; and `outcome` is `ok`, `cancelled` or the
+    error's code.
     """
 
     at: str
-    owner: str | None
+    owner: str
+    token: str | None
     action: str
     subject: str
     detail: dict[str, Any]
@@ -50,9 +53,16 @@ class AuditList(Struct, frozen=True, kw_only=True):
 
 
 async def read(call: Call, query: AuditQuery) -> web.Response:
-    """Return a page of the audit log; entries that come meanwhile do not shift it."""
+    """Return a page of the audit log; entries that come meanwhile do not shift it.
+
+    Others' entries are for operators alone; who asks for them without being one finds none.
+    """
+    own = call.caller.owner
+    if not call.caller.operates and query.owner not in {None, own}:
+        return answer(AuditList(entries=[], next_cursor=None))
     wanted = AuditFilter(
-        token_id=query.owner,
+        tenant_id=query.owner if call.caller.operates else own,
+        token_id=query.token,
         action=query.action,
         subject=query.sandbox,
         before=None if query.cursor is None else int(query.cursor),
@@ -71,7 +81,8 @@ async def read(call: Call, query: AuditQuery) -> web.Response:
 def _entry(row: AuditRow) -> AuditEntry:
     return AuditEntry(
         at=views.rfc3339(row.time_ns),
-        owner=row.token_id,
+        owner=row.tenant_id,
+        token=row.token_id,
         action=row.action,
         subject=row.subject,
         detail=row.detail,

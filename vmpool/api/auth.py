@@ -16,15 +16,13 @@ from urllib.parse import urlsplit
 from vmpool.config import Address
 from vmpool.errors import ForbiddenError, HostError, UnauthorizedError
 from vmpool.sandbox import Sandbox
-from vmpool.store import Role, TokenRow
+from vmpool.scope import Scope
+from vmpool.store import LOCAL, TokenRow
 
 if TYPE_CHECKING:
     from aiohttp import web
 
     from vmpool.host import Host
-
-LOCAL_OWNER: Final = "local"
-"""Owner of everything on a server without tokens."""
 
 MAX_TOKEN_LENGTH: Final = 512
 
@@ -38,9 +36,28 @@ class Access(Enum):
     """Who may use a route."""
 
     OPEN = "anyone"
-    OWNER = "whoever holds a token"
-    SANDBOX = "whoever holds a token, or the sandbox's own access token"
-    ADMIN = "whoever holds a token of the role admin"
+    TOKEN = "whoever holds a token"  # noqa: S105 -- who, not what
+    OWNER = "whoever holds a token with the scope sandboxes"
+    SANDBOX = "whoever holds a token with the scope sandboxes, or the sandbox's own access token"
+    TEMPLATES = "whoever holds a token with the scope templates"
+    AUDIT = "whoever holds a token with the scope audit"
+    METRICS = "whoever holds a token with the scope metrics"
+    OPERATOR = "whoever holds a token with the scope operator"
+
+    @property
+    def scope(self) -> Scope | None:
+        """What a token must have; `None` where any does."""
+        return _SCOPES.get(self)
+
+
+_SCOPES: Final = {
+    Access.OWNER: Scope.SANDBOXES,
+    Access.SANDBOX: Scope.SANDBOXES,
+    Access.TEMPLATES: Scope.TEMPLATES,
+    Access.AUDIT: Scope.AUDIT,
+    Access.METRICS: Scope.METRICS,
+    Access.OPERATOR: Scope.OPERATOR,
+}
 
 
 class Admission(Enum):
@@ -55,16 +72,25 @@ class Caller:
     """Who is calling.
 
     Attributes:
-        owner: Id of the token, or of the token that made the sandbox.
+        owner: Id of the tenant; empty for one that nobody asked who it is.
+        token_id: Of its token; `None` where none was asked for, and for a sandbox's own.
+        scopes: What it may do.
         sandbox: The only sandbox that the caller may use, `None` for all that are the owner's.
     """
 
     owner: str
+    token_id: str | None = None
+    scopes: frozenset[Scope] = frozenset()
     sandbox: Sandbox | None = None
 
     @property
+    def operates(self) -> bool:
+        """Whether what is everybody's is the caller's to change."""
+        return Scope.OPERATOR in self.scopes
+
+    @property
     def bearer(self) -> str:
-        """Whose token it is: the owner's, or one sandbox's, whose bearer may be a stranger."""
+        """Whose token it is: the tenant's, or one sandbox's, whose bearer may be a stranger."""
         return self.owner if self.sandbox is None else f"{self.owner}/{self.sandbox.id}"
 
 
@@ -86,12 +112,12 @@ class Gate:
 
         Raises:
             UnauthorizedError: `token_missing` or `token_invalid`.
-            ForbiddenError: `role_insufficient`; or `foreign_host` or `cross_origin`, on a server
+            ForbiddenError: `scope_missing`; or `foreign_host` or `cross_origin`, on a server
                 without tokens.
         """
         if self._admission is Admission.LOOPBACK:
             _refuse_browsers(request)
-            return Caller(owner=LOCAL_OWNER)
+            return Caller(owner=LOCAL, scopes=frozenset(Scope))
         if access is Access.OPEN:
             return Caller(owner="")
         token = _bearer(request)
@@ -100,13 +126,15 @@ class Gate:
             if sandbox is not None:
                 return Caller(owner=sandbox.owner, sandbox=sandbox)
         row = await self._row(token)
-        if access is Access.ADMIN and row.role is not Role.ADMIN:
+        if access.scope is not None and access.scope not in row.scopes:
             raise ForbiddenError(
-                f"this takes a token of the role 'admin'; yours has {row.role.value!r}",
-                code="role_insufficient",
-                remedy="make one on the server's host: vmpool token create --role admin",
+                f"this takes a token with the scope {access.scope.value!r}; yours has"
+                f" {', '.join(sorted(row.scopes)) or 'none'}",
+                code="scope_missing",
+                remedy="make one on the server's host: vmpool token create"
+                f" --scope {access.scope.value}",
             )
-        return Caller(owner=row.id)
+        return Caller(owner=row.tenant_id, token_id=row.id, scopes=row.scopes)
 
     async def _row(self, token: str) -> TokenRow:
         """Return a good token's row; the journal is asked once in `RECENT_SECONDS`."""

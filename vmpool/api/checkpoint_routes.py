@@ -108,7 +108,7 @@ CHECKPOINT_ROUTES: Final[tuple[Route, ...]] = (
         path="/v1/checkpoints/import",
         name="import_checkpoint",
         summary="Keep a checkpoint that a host exported; its machine is run as it is",
-        access=Access.ADMIN,
+        access=Access.OPERATOR,
         uploads=parcels.MEDIA,
         answers=(Answer(status=201, body=sandbox_bodies.CheckpointAnswer, media=JSON),),
         problems=(403, 404, 408, 409, 413, 415, 503, 507),

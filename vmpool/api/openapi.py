@@ -117,8 +117,10 @@ def _operation(
         "responses": responses,
         "security": [{"bearer": []}] if _needs_token(route, admission) else [],
     }
-    if route.access is Access.SANDBOX:
-        operation["description"] = "The sandbox's own access token serves as well."
+    if route.access is not Access.OPEN:
+        operation["description"] = f"For {route.access.value}."
+        if route.access.scope is not None:
+            operation["x-scope"] = route.access.scope.value
     if route.source is Source.BODY:
         schema = schema_of[repr(route.takes)]
         operation["requestBody"] = {

@@ -20,7 +20,8 @@ PAGE = 1000
 
 @click.command()
 @connects
-@click.option("--owner", metavar="ID", help="Only what this token did; its id, not its name.")
+@click.option("--owner", metavar="ID", help="Only what this tenant did; its id, not its name.")
+@click.option("--token-id", metavar="ID", help="Only what was done with this token.")
 @click.option("--action", metavar="ACTION", help="Only this, like sandbox.create.")
 @click.option("--sandbox", metavar="ID", help="Only what was done to this sandbox.")
 @click.option(
@@ -36,6 +37,7 @@ def command(
     remote: Remote,
     *,
     owner: str | None,
+    token_id: str | None,
     action: str | None,
     sandbox: str | None,
     number: int,
@@ -43,7 +45,7 @@ def command(
 ) -> None:
     """Show who did what, or tried, the newest first.
 
-    Takes a token of the role admin.
+    Takes a token with the scope audit; other tenants' entries take the scope operator.
 
     \b
       vmpool audit --action sandbox.create -n 10
@@ -54,6 +56,7 @@ def command(
         asked = path(
             "audit",
             owner=owner,
+            token=token_id,
             action=action,
             sandbox=sandbox,
             limit=min(number - len(entries), PAGE),
@@ -68,11 +71,12 @@ def command(
         table.print_json(entries)
         return
     table.print_table(
-        ("AT", "OWNER", "ACTION", "SUBJECT", "OUTCOME", "DETAIL"),
+        ("AT", "OWNER", "TOKEN", "ACTION", "SUBJECT", "OUTCOME", "DETAIL"),
         [
             (
                 table.moment(one["at"]),
-                one["owner"] or "-",
+                one["owner"],
+                one["token"] or "-",
                 one["action"],
                 one["subject"],
                 one["outcome"],

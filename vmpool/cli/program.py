@@ -100,6 +100,7 @@ COMMANDS = {
     "template": Entry(module="templates", summary="Create, list and remove templates."),
     "image": Entry(module="images", summary="Build, import, list and remove images."),
     "token": Entry(module="tokens", summary="Create, list and revoke access tokens."),
+    "tenant": Entry(module="tenants", summary="Create, list, change and remove tenants."),
     "audit": Entry(module="audit", summary="Show who did what, or tried, the newest first."),
     "doctor": Entry(module="diagnosis", summary="Say what this host lacks and how to mend it."),
     "version": Entry(

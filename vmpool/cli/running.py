@@ -9,7 +9,8 @@ from vmpool import api, local
 from vmpool.cli import report
 from vmpool.cli.listening import Interrupt, url_of
 from vmpool.client.endpoint import Endpoint
-from vmpool.store import Role
+from vmpool.scope import Role
+from vmpool.store import LOCAL
 
 if TYPE_CHECKING:
     import socket
@@ -57,6 +58,6 @@ async def _local_token(store: Store, state: Path) -> str:
     kept = local.read_token(state)
     if kept and await store.tokens.find(kept) is not None:
         return kept
-    token, _ = await store.tokens.add(LOCAL_TOKEN_NAME, Role.ADMIN)
+    token, _ = await store.tokens.add(LOCAL_TOKEN_NAME, Role.ADMIN.scopes, tenant=LOCAL)
     local.write_token(state, token)
     return token

@@ -13,7 +13,8 @@ import click
 from vmpool.cli import table
 from vmpool.cli.state import journal_path, state_option, usable
 from vmpool.errors import NotFoundError
-from vmpool.store import Role, Store
+from vmpool.scope import Role, Scope
+from vmpool.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,23 +34,40 @@ def command() -> None:
 @click.option(
     "--role",
     type=click.Choice([role.value for role in Role]),
-    default=Role.USE.value,
-    show_default=True,
-    help="What it may do: run and hold sandboxes, or make templates and read the audit log too.",
+    help="What it may do: run and hold sandboxes, or everything.  [default: use]",
 )
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice([scope.value for scope in Scope]),
+    multiple=True,
+    help="One thing that it may do, in place of a role; may be given several times.",
+)
+@click.option("--tenant", metavar="ID_OR_NAME", help="Whose it is.  [default: a tenant of its own]")
 @state_option
 @json_option
-def create(*, name: str, role: str, state: Path, as_json: bool) -> None:
+def create(
+    *,
+    name: str,
+    role: str | None,
+    scopes: tuple[str, ...],
+    tenant: str | None,
+    state: Path,
+    as_json: bool,
+) -> None:
     """Make a token and print it.
 
     It is shown this once: the server keeps nothing of it but a hash. NAME is for you.
 
     \b
-      export VMPOOL_TOKEN=$(vmpool token create ci)
+      export VMPOOL_TOKEN=$(vmpool token create ci --tenant acme)
     """
-    token, row = asyncio.run(_create(usable(state), name, Role(role)))
+    if role is not None and scopes:
+        raise click.UsageError("--role and --scope exclude each other")
+    wanted = frozenset(map(Scope, scopes)) or Role(role or Role.USE).scopes
+    token, row = asyncio.run(_create(usable(state), name, wanted, tenant))
     if as_json:
-        table.print_json({"id": row.id, "name": row.name, "role": row.role.value, "token": token})
+        table.print_json(_document(row) | {"token": token})
     else:
         click.echo(token)
 
@@ -64,12 +82,13 @@ def list_(*, state: Path, as_json: bool) -> None:
         table.print_json([_document(row) for row in rows])
         return
     table.print_table(
-        ("ID", "NAME", "ROLE", "CREATED", "LAST USED", "REVOKED"),
+        ("ID", "NAME", "TENANT", "SCOPES", "CREATED", "LAST USED", "REVOKED"),
         [
             (
                 row.id,
                 row.name,
-                row.role.value,
+                row.tenant_id,
+                ",".join(sorted(row.scopes)),
                 table.unix_moment(row.created_ns),
                 table.unix_moment(row.last_used_ns),
                 table.unix_moment(row.revoked_ns),
@@ -87,9 +106,11 @@ def revoke(*, tokens: tuple[str, ...], state: Path) -> None:
     asyncio.run(_revoke(usable(state), tokens))
 
 
-async def _create(state: Path, name: str, role: Role) -> tuple[str, TokenRow]:
+async def _create(
+    state: Path, name: str, scopes: frozenset[Scope], tenant: str | None
+) -> tuple[str, TokenRow]:
     async with Store(journal_path(state)) as store:
-        return await store.tokens.add(name, role)
+        return await store.tokens.add(name, scopes, tenant=tenant)
 
 
 async def _list(state: Path) -> list[TokenRow]:
@@ -120,7 +141,8 @@ def _document(row: TokenRow) -> dict[str, object]:
     return {
         "id": row.id,
         "name": row.name,
-        "role": row.role.value,
+        "tenant": row.tenant_id,
+        "scopes": sorted(row.scopes),
         "created_ns": row.created_ns,
         "last_used_ns": row.last_used_ns,
         "revoked_ns": row.revoked_ns,

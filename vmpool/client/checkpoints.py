@@ -105,7 +105,7 @@ class AsyncCheckpoints:
                     await asyncio.to_thread(file.write, chunk)
 
     async def import_from(self, source: Path | str, *, name: str | None = None) -> CheckpointInfo:
-        """Have the server keep what `export_to` wrote; for the role `admin`. *Not idempotent.*
+        """Have the server keep what `export_to` wrote; for the scope `operator`. *Not idempotent.*
 
         Its machine is run as it is: import only what comes from who may run any on that server.
 

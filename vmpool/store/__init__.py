@@ -4,7 +4,8 @@ from vmpool.store.answers import AnswerRow, Answers
 from vmpool.store.audit import AuditFilter, AuditRow
 from vmpool.store.rows import CheckpointRow, ImageRow, Purpose, SandboxRow, TemplateRow
 from vmpool.store.store import Store
-from vmpool.store.tokens import LOCAL, Role, TokenRow, owner_of, token_id_of
+from vmpool.store.tenants import LOCAL, TenantRow
+from vmpool.store.tokens import TokenRow
 
 __all__ = [
     "LOCAL",
@@ -15,11 +16,9 @@ __all__ = [
     "CheckpointRow",
     "ImageRow",
     "Purpose",
-    "Role",
     "SandboxRow",
     "Store",
     "TemplateRow",
+    "TenantRow",
     "TokenRow",
-    "owner_of",
-    "token_id_of",
 ]

@@ -26,11 +26,14 @@ class AuditRow:
     """One thing that somebody did or tried.
 
     Attributes:
+        tenant_id: Who did it; `token_id` with which token, `None` for none: on a server without
+            tokens, with a sandbox's own, or by the server itself.
         outcome: `ok` or the code of the error.
         id: Grows from entry to entry; 0 before it is written.
     """
 
     time_ns: int
+    tenant_id: str
     token_id: str | None
     action: str
     subject: str
@@ -47,6 +50,7 @@ class AuditFilter:
         before: Only entries of a smaller id.
     """
 
+    tenant_id: str | None = None
     token_id: str | None = None
     action: str | None = None
     subject: str | None = None
@@ -66,7 +70,8 @@ class Audit:
         action: str,
         *,
         subject: str,
-        token_id: str | None,
+        tenant_id: str,
+        token_id: str | None = None,
         outcome: str = "ok",
         detail: dict[str, Any] | None = None,
     ) -> None:
@@ -77,6 +82,7 @@ class Audit:
             await self.prune(keep=KEEP_AUDIT)  # first: who meets an error has no row
         entry = AuditRow(
             time_ns=self._now_ns(),
+            tenant_id=tenant_id,
             token_id=token_id,
             action=action,
             subject=subject,

@@ -130,7 +130,7 @@ def _insert(db: Database, checkpoint: CheckpointRow) -> None:
     try:
         db.table("checkpoints").insert(rows.checkpoint_columns(checkpoint))
     except sqlite3.IntegrityError as err:
-        if "checkpoints_by_name" not in str(err):
+        if "checkpoints.name" not in str(err):
             raise
         raise ConflictError(
             f"there is a checkpoint {checkpoint.name!r} already",

@@ -45,7 +45,7 @@ class SandboxRow:
 
     Attributes:
         clone_id: Names its directory in the run directory; of a paused one it is gone.
-        token_id: The owner; `None` on a server without tokens.
+        owner: Id of the tenant whose it is.
         deadline_ns: When its time is up; `None` for never. Of a paused one it counts from
             `paused_ns`.
         ended_ns: Set, with `end_reason`, exactly when `state` is `ended`.
@@ -59,12 +59,14 @@ class SandboxRow:
         parent_id: The sandbox that it was forked from.
         parent_checkpoint_id: The checkpoint that it was made from.
         ticket: Of the request that it was made for, until that was answered; empty for none.
+        network: Policy of its network as JSON; empty for none.
+        secrets: Sealed, as `vmpool.secrets` does it; empty for none.
     """
 
     id: str
     template: str
     clone_id: str
-    token_id: str | None
+    owner: str
     state: SandboxState
     created_ns: int
     deadline_ns: int | None
@@ -87,6 +89,8 @@ class SandboxRow:
     parent_id: str | None = None
     parent_checkpoint_id: str | None = None
     ticket: bytes = field(default=b"", repr=False)
+    network: str = ""
+    secrets: bytes = field(default=b"", repr=False)
 
 
 class Purpose(StrEnum):
@@ -104,19 +108,20 @@ class CheckpointRow:
 
     Attributes:
         name: Unique among its owner's; `None` for none.
-        token_id: The owner; `None` on a server without tokens.
+        owner: Id of the tenant whose it is.
         base_id: Of the snapshot that it is the difference from.
         agent_key: What the agent in it obeys; never shown, never logged.
         saved_ns: What the guest's clock said.
         dirty_bytes: Memory that differed from the base.
         size_bytes: Of its files.
         env: Environment of everything that ran in the sandbox.
+        network: Policy of its network, and `secrets` what it was told, as in `SandboxRow`.
     """
 
     id: str
     purpose: Purpose
     name: str | None
-    token_id: str | None
+    owner: str
     sandbox_id: str
     template: str
     base_id: str
@@ -126,6 +131,8 @@ class CheckpointRow:
     dirty_bytes: int
     size_bytes: int
     env: dict[str, str] = field(default_factory=dict, repr=False)
+    network: str = ""
+    secrets: bytes = field(default=b"", repr=False)
 
 
 def template(row: dict[str, Any]) -> TemplateRow:

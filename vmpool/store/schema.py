@@ -71,4 +71,35 @@ SCHEMA = (
         "ALTER TABLE sandboxes ADD COLUMN ticket BLOB NOT NULL DEFAULT x''",
         "CREATE INDEX sandboxes_by_ticket ON sandboxes (ticket) WHERE ticket != x''",
     ),
+    (
+        # What belonged to a token belongs to a tenant; each token that there was gets one, of its
+        # own id, and goes on to see what it saw.
+        """CREATE TABLE tenants (
+            id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, quota TEXT NOT NULL,
+            created_ns INTEGER NOT NULL) STRICT""",
+        """INSERT INTO tenants (id, name, quota, created_ns)
+            SELECT 'local', 'local', '{}', 0 UNION ALL SELECT id, id, '{}', created_ns
+            FROM tokens""",
+        "ALTER TABLE tokens ADD COLUMN tenant_id TEXT NOT NULL DEFAULT 'local'",
+        "ALTER TABLE tokens ADD COLUMN scopes TEXT NOT NULL DEFAULT ''",
+        """UPDATE tokens SET tenant_id = id, scopes = CASE role
+            WHEN 'admin' THEN 'audit metrics operator sandboxes templates'
+            ELSE 'metrics sandboxes' END""",
+        "ALTER TABLE tokens DROP COLUMN role",
+        "ALTER TABLE audit ADD COLUMN tenant_id TEXT",
+        "UPDATE audit SET tenant_id = coalesce(token_id, 'local')",
+        "CREATE INDEX audit_by_tenant ON audit (tenant_id)",
+        "ALTER TABLE sandboxes ADD COLUMN owner TEXT NOT NULL DEFAULT 'local'",
+        "UPDATE sandboxes SET owner = coalesce(token_id, 'local')",
+        "ALTER TABLE sandboxes DROP COLUMN token_id",
+        "ALTER TABLE sandboxes ADD COLUMN network TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE sandboxes ADD COLUMN secrets BLOB NOT NULL DEFAULT x''",
+        "DROP INDEX checkpoints_by_name",
+        "ALTER TABLE checkpoints ADD COLUMN owner TEXT NOT NULL DEFAULT 'local'",
+        "UPDATE checkpoints SET owner = coalesce(token_id, 'local')",
+        "ALTER TABLE checkpoints DROP COLUMN token_id",
+        "CREATE UNIQUE INDEX checkpoints_by_name ON checkpoints (owner, name)",
+        "ALTER TABLE checkpoints ADD COLUMN network TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE checkpoints ADD COLUMN secrets BLOB NOT NULL DEFAULT x''",
+    ),
 )

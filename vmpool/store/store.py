@@ -25,6 +25,7 @@ from vmpool.store.audit import KEEP_AUDIT, Audit
 from vmpool.store.checkpoints import Checkpoints
 from vmpool.store.rows import ImageRow, SandboxRow, TemplateRow
 from vmpool.store.schema import SCHEMA
+from vmpool.store.tenants import Tenants
 from vmpool.store.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Store:
         now_ns: The clock.
 
     Attributes:
+        tenants: Whose all of it is.
         tokens: Who may use the server.
         audit: Who did what.
         checkpoints: The states that sandboxes were in, and the turns between them.
@@ -62,6 +64,7 @@ class Store:
 
     def __init__(self, path: Path, *, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._journal = Journal(path, SCHEMA)
+        self.tenants = Tenants(self._journal, now_ns)
         self.tokens = Tokens(self._journal, now_ns)
         self.audit = Audit(self._journal, now_ns)
         self.checkpoints = Checkpoints(self._journal)

@@ -7,12 +7,14 @@ import hmac
 import re
 import secrets
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from vmpool.errors import NotFoundError
 from vmpool.journal import Durability
 from vmpool.model import new_id
+from vmpool.scope import Scope
+from vmpool.store import tenants
+from vmpool.store.tenants import TenantRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,30 +26,8 @@ if TYPE_CHECKING:
 TOKEN_PATTERN = re.compile(r"e2b_[0-9a-f]{40}")
 """What tokens look like; older E2B SDKs refuse any that do not begin so."""
 
-LOCAL = "local"
-"""The owner of everything on a server without tokens."""
-
 LAST_USED_STEP_NS = 60 * 10**9
 """How old `last_used_ns` may be: a write a minute and token, not one a request."""
-
-
-def token_id_of(owner: str) -> str | None:
-    """Return the token that an owner is recorded by."""
-    return None if owner == LOCAL else owner
-
-
-def owner_of(token_id: str | None) -> str:
-    """Return the owner that a token's id in a row stands for."""
-    return LOCAL if token_id is None else token_id
-
-
-class Role(StrEnum):
-    """What a token may do."""
-
-    USE = "use"
-    """Run, and hold sandboxes of its own."""
-    ADMIN = "admin"
-    """That, make and remove templates, and read the audit log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,14 +35,16 @@ class TokenRow:
     """A token, without what would let anyone use it.
 
     Attributes:
-        role: What it may do.
+        tenant_id: Whose it is.
+        scopes: What it may do.
         last_used_ns: To the minute; `None` when it never was.
         revoked_ns: `None` while it is good.
     """
 
     id: str
     name: str
-    role: Role
+    tenant_id: str
+    scopes: frozenset[Scope]
     created_ns: int
     last_used_ns: int | None = None
     revoked_ns: int | None = None
@@ -75,13 +57,28 @@ class Tokens:
         self._journal = journal
         self._now_ns = now_ns
 
-    async def add(self, name: str, role: Role) -> tuple[str, TokenRow]:
-        """Make a token and return it, this once, with its row; survives a power cut."""
-        token = "e2b_" + secrets.token_hex(20)
-        token_row = TokenRow(id=new_id(), name=name, role=role, created_ns=self._now_ns())
-        row = asdict(token_row) | {"hash": _hash(token)}
-        await self._journal.run(lambda db: db.table("tokens").insert(row), Durability.POWER_CUT)
-        return token, token_row
+    async def add(
+        self, name: str, scopes: frozenset[Scope], *, tenant: str | None = None
+    ) -> tuple[str, TokenRow]:
+        """Make a token and return it, this once, with its row; survives a power cut.
+
+        Args:
+            tenant: Id or name; without one the token gets a tenant of its own, of its id.
+
+        Raises:
+            NotFoundError: `tenant_not_found`.
+        """
+        token, id, now_ns = "e2b_" + secrets.token_hex(20), new_id(), self._now_ns()
+
+        def add(db: Database) -> TokenRow:
+            if tenant is None:
+                tenants.insert(db, TenantRow(id=id, name=id, created_ns=now_ns))
+            owner = tenants.find(db, tenant or id).id
+            row = TokenRow(id=id, name=name, tenant_id=owner, scopes=scopes, created_ns=now_ns)
+            db.table("tokens").insert(_columns(row) | {"hash": _hash(token)})
+            return row
+
+        return token, await self._journal.run(add, Durability.POWER_CUT)
 
     async def find(self, token: str) -> TokenRow | None:
         """Return the row of a good token; `None` for one that is unknown, revoked or malformed."""
@@ -135,4 +132,8 @@ def _hash(token: str) -> bytes:
 
 def _token(row: dict[str, Any]) -> TokenRow:
     values = {name: value for name, value in row.items() if name != "hash"}
-    return TokenRow(**values | {"role": Role(row["role"])})
+    return TokenRow(**values | {"scopes": frozenset(map(Scope, row["scopes"].split()))})
+
+
+def _columns(row: TokenRow) -> dict[str, Any]:
+    return asdict(row) | {"scopes": " ".join(sorted(row.scopes))}
