@@ -46,6 +46,7 @@ def keep(state: Path, made: Path) -> None:
     if not made.exists():
         for name in ("images", "snapshots"):
             shutil.copytree(state / name, made / name)
+        shutil.copy2(state / "host-key", made / "host-key")
 
 
 @contextlib.asynccontextmanager

@@ -16,6 +16,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
+from vmpool.trust import HostKey
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -28,6 +30,9 @@ LONGEST_SECONDS = 14 * 86400.0
 
 IMAGES = "images"
 SNAPSHOTS = "snapshots"
+
+KEY = "host-key"
+"""What the snapshots are signed with: a state directory that has them must have it too."""
 
 
 @contextlib.contextmanager
@@ -43,6 +48,7 @@ def lent(cache: Path, state: Path, *names: str) -> Iterator[None]:
             (cache / name).mkdir(exist_ok=True)
             if name == SNAPSHOTS:
                 (state / name).mkdir()
+                _lend_key(cache, state)
                 _link_all(cache / name, state / name)
             else:
                 (state / name).symlink_to(cache / name)
@@ -95,6 +101,15 @@ def _link_all(source: Path, target: Path) -> None:
             shutil.rmtree(beside)
             if err.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                 raise
+
+
+def _lend_key(cache: Path, state: Path) -> None:
+    """Have a state directory sign as all others of this cache do."""
+    with (cache / "lock.key").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two that make one at the same time make two
+        if not (cache / KEY).exists():
+            HostKey.fresh().save(cache / KEY)
+    shutil.copy2(cache / KEY, state / KEY)
 
 
 def _link(source: str, target: str) -> None:

@@ -43,6 +43,7 @@ OWNERS = {
     "aiohttp": ("vmpool.api*", "vmpool.cli*", "vmpool.client*"),  # the server's edge, and clients'
     "backports": ("vmpool.parcel.*",),  # zstd
     "click": ("vmpool.cli*",),
+    "cryptography": ("vmpool.trust.keys",),
     "dns": ("vmpool.network.*",),  # the resolver, its decisions and the servers that it asks
     "idna": ("vmpool.network.names",),
     "msgspec": ("vmpool*",),

@@ -53,7 +53,11 @@ class Branching:
         lineage = await self._catalogue.lineage_of_running(holding.base_id)
         with self._vault.room(sandbox.owner, Purpose.KEPT, name):
             saved = await checkpoint.save(
-                sandbox.clone, lineage.snapshot, id=new_id("cp"), snapshots=self._vault.directory
+                sandbox.clone,
+                lineage.snapshot,
+                id=new_id("cp"),
+                snapshots=self._vault.directory,
+                publish=self._vault.publish,
             )
             kept = checkpoint_of(
                 saved,

@@ -29,6 +29,7 @@ from vmpool.lineages import Lineage, Lineages
 from vmpool.model import Accelerator, Transport
 from vmpool.pool import Pool
 from vmpool.store import ImageRow, TemplateRow
+from vmpool.vouching import Vouching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine
@@ -58,9 +59,11 @@ class Catalogue:
             snapshots=ground.snapshots,
             run=ground.clones,
             boot_timeout=ground.settings.deadlines.boot,
+            custody=ground.custody,
             accelerators={Accelerator.TCG, ground.accelerator},
             transports={Transport.SERIAL, ground.transport},
         )
+        self._vouching = Vouching(ground.images, ground.custody)
         self._lineages = Lineages(self._depot, self._account)
         self._closed = False
 
@@ -101,9 +104,12 @@ class Catalogue:
             SnapshotError: `base_missing`; it is not here, or was made anew since. Else it is
                 damaged, or does not fit this host any more.
             HostError: This host has not its CPU model; code `cpu_model_unfit`.
+            ImageError, NotFoundError: Its image is damaged or gone.
             CapacityError: `pool_closed`: the host is closing.
         """
-        return await self._offered(base) or await self._lineages.find_fit(base)
+        found = await self._offered(base) or await self._lineages.find_fit(base)
+        await self._vouching.base(found.snapshot)
+        return found
 
     async def lineage_of_running(self, base: Base | str) -> Lineage:
         """Return what a machine that runs was restored over, whether or not another could be.
@@ -344,8 +350,7 @@ class Catalogue:
     async def _bring_up(
         self, entry: Entry, image: Image, progress: Callable[[str], None]
     ) -> Pool[Clone]:
-        ground = self._ground
-        await ground.images.verify(image)
+        await self._vouching.image(image)
         entry.snapshot = await self._depot.find_or_make(
             image, entry.spec, needed=lambda: self._lineages.needed, progress=progress
         )
@@ -374,6 +379,7 @@ class Catalogue:
 
     async def _restore(self, name: str, base: Snapshot) -> Clone:
         ground = self._ground
+        await self._vouching.base(base)
         restored = await clone.restore(
             ground.engine, base, run=ground.clones, deadlines=ground.deadlines
         )

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vmpool.clone import Clone
     from vmpool.delta import Delta
     from vmpool.engine import Capture, Machine
-    from vmpool.snapshot import Manifest
+    from vmpool.snapshot import Manifest, Publish
 
     Taking = Callable[[Machine, Capture], Awaitable[None]]
 
@@ -67,7 +67,14 @@ class Saved:
     timings: SaveTimings
 
 
-async def save(clone: Clone, template: Snapshot, *, id: str, snapshots: Path) -> Saved:
+async def save(
+    clone: Clone,
+    template: Snapshot,
+    *,
+    id: str,
+    snapshots: Path,
+    publish: Publish = snapshot.publish,
+) -> Saved:
     """Save a running clone and publish what was saved; the clone runs on, whatever happens.
 
     Saves of one clone wait for each other. On any failure and on cancellation there is no
@@ -77,6 +84,7 @@ async def save(clone: Clone, template: Snapshot, *, id: str, snapshots: Path) ->
         template: What the clone was restored from, itself or its forebears.
         id: The checkpoint's name.
         snapshots: Directory of published snapshots.
+        publish: Gives what was saved its name, and a signature if it is to be trusted.
 
     Raises:
         ConflictError: `snapshot_exists`.
@@ -84,10 +92,17 @@ async def save(clone: Clone, template: Snapshot, *, id: str, snapshots: Path) ->
         HostError: `memory_unreadable`; this process may not read the clone's memory.
         DiskFullError, SnapshotError: The checkpoint could not be written.
     """
-    return await _save(clone.machine, template, id, snapshots, _take_and_resume)
+    return await _save(clone.machine, template, id, snapshots, _take_and_resume, publish=publish)
 
 
-async def halt(clone: Clone, template: Snapshot, *, id: str, snapshots: Path) -> Saved:
+async def halt(
+    clone: Clone,
+    template: Snapshot,
+    *,
+    id: str,
+    snapshots: Path,
+    publish: Publish = snapshot.publish,
+) -> Saved:
     """Save a running clone as `save` does, and leave its virtual CPUs stopped.
 
     What was saved is the last that the clone did. On any failure and on cancellation it runs on.
@@ -96,7 +111,7 @@ async def halt(clone: Clone, template: Snapshot, *, id: str, snapshots: Path) ->
         VmpoolError: As `save`.
     """
     try:
-        return await _save(clone.machine, template, id, snapshots, _take)
+        return await _save(clone.machine, template, id, snapshots, _take, publish=publish)
     except BaseException:
         await _run_on(clone.machine)
         raise
@@ -127,7 +142,13 @@ async def branch(clone: Clone, template: Snapshot, *, at: Path) -> AsyncIterator
 
 
 async def _save(
-    machine: Machine, template: Snapshot, id: str, snapshots: Path, taking: Taking
+    machine: Machine,
+    template: Snapshot,
+    id: str,
+    snapshots: Path,
+    taking: Taking,
+    *,
+    publish: Publish,
 ) -> Saved:
     laps = [time.perf_counter_ns()]
     directory = snapshot.begin(snapshots)
@@ -144,7 +165,7 @@ async def _save(
     except BaseException:
         await _removed(directory)
         raise
-    published = await _publish(directory, manifest, snapshots)
+    published = await _publish(directory, manifest, snapshots, publish)
     laps.append(time.perf_counter_ns())
     took = [after - before for before, after in itertools.pairwise(laps)]
     return Saved(
@@ -179,11 +200,11 @@ async def _run_on(machine: Machine) -> None:
         await uninterrupted(machine.resume())
 
 
-async def _publish(directory: Path, manifest: Manifest, snapshots: Path) -> Snapshot:
+async def _publish(
+    directory: Path, manifest: Manifest, snapshots: Path, publish: Publish
+) -> Snapshot:
     """Publish; a caller that is cancelled meanwhile knows of no checkpoint, so there is none."""
-    publishing = asyncio.ensure_future(
-        asyncio.to_thread(snapshot.publish, directory, manifest, snapshots)
-    )
+    publishing = asyncio.ensure_future(asyncio.to_thread(publish, directory, manifest, snapshots))
     try:
         return await uninterrupted(publishing)
     except asyncio.CancelledError:

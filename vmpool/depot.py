@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from vmpool.image import Image
     from vmpool.model import Accelerator, MachineSpec, Processor, Transport
     from vmpool.snapshot import Manifest, Snapshot
+    from vmpool.trust import Custody
 
 log = logging.getLogger(__name__)
 
 IMPORTED = "imported"
 """What the id of a base begins with that came with a checkpoint: no template's has it."""
 
-_UNFIT = frozenset({"snapshot_unfit", "snapshot_processor_unfit"})
-"""Codes of a snapshot that is whole, and of use on another host."""
+_OF_USE = frozenset({"snapshot_unfit", "snapshot_processor_unfit", "snapshot_untrusted"})
+"""Codes of a snapshot that is whole, and of use on another host or once its key is trusted."""
 
 
 class Depot:
@@ -43,6 +44,7 @@ class Depot:
         snapshots: Directory of published snapshots.
         run: Directory that machines' directories are made in.
         boot_timeout: Seconds until the agent of a booting guest must have answered.
+        custody: Says which of them to believe, and signs what is made.
         accelerators: Those that work on this host.
         transports: Those that it has.
     """
@@ -54,6 +56,7 @@ class Depot:
         snapshots: Path,
         run: Path,
         boot_timeout: float,
+        custody: Custody,
         accelerators: Collection[Accelerator],
         transports: Collection[Transport],
     ) -> None:
@@ -63,6 +66,7 @@ class Depot:
         self._snapshots = snapshots
         self._run = run
         self._boot_timeout = boot_timeout
+        self._custody = custody
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def find_or_make(
@@ -97,7 +101,7 @@ class Depot:
                         self._checked, directory, image.digest, spec, processor
                     )
                 except VmpoolError as err:
-                    if err.error_code in _UNFIT and name in needed():
+                    if err.error_code in _OF_USE and name in needed():
                         raise
                     progress(f"{err.message}; making it again")
                     log.warning("snapshot=%s: %s; making it again", name, err)
@@ -110,6 +114,7 @@ class Depot:
                 run=self._run,
                 boot_timeout=self._boot_timeout,
                 progress=progress,
+                publish=self._custody.publish,
             )
 
     async def find(self, name: str) -> Snapshot | None:
@@ -118,15 +123,13 @@ class Depot:
         Whether it fits this host, `require_fit` says: machines that run from it need not care.
 
         Raises:
-            SnapshotError: It is damaged.
+            SnapshotError: It is damaged, or `snapshot_untrusted`.
         """
         directory = self._snapshots / name
         async with self._lock(name):
             if not await asyncio.to_thread(directory.exists):
                 return None
-            found = await asyncio.to_thread(snapshot.load, directory)
-            await asyncio.to_thread(found.verify)
-            return found
+            return await asyncio.to_thread(self._custody.load_verified, directory)
 
     async def require_fit(self, stranger: Snapshot) -> None:
         """Refuse a snapshot that cannot run on this host; of its files none is read.
@@ -192,6 +195,7 @@ class Depot:
                 await asyncio.to_thread(snapshot.discard, self._snapshots / name)
             except OSError as err:  # the next start sweeps it
                 log.error("snapshot=%s cannot be removed: %s", name, err)
+            self._custody.forget(self._snapshots / name)
 
     async def _processor(self, spec: MachineSpec) -> Processor:
         with contextlib.ExitStack() as undo:
@@ -202,19 +206,18 @@ class Depot:
     def _checked(
         self, directory: Path, digest: str, spec: MachineSpec, processor: Processor
     ) -> Snapshot:
-        found = snapshot.load(directory)
+        found = self._custody.load(directory)
         found.fits(
             version=self._engine.version,
             processors={spec.accelerator: processor},
             transports={spec.transport},
         )
-        # The manifest has no digest of its own; what it must say is known.
-        if (found.manifest.id, found.manifest.image, found.spec) != (directory.name, digest, spec):
+        if (found.manifest.image, found.spec) != (digest, spec):
             raise SnapshotError(
                 f"snapshot in {str(directory)!r} is damaged: its manifest is not its own",
                 code="snapshot_damaged",
             )
-        found.verify()
+        self._custody.verify(found)
         return found
 
     def _lock(self, name: str) -> asyncio.Lock:

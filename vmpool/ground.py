@@ -13,6 +13,7 @@ from vmpool.image import Library
 from vmpool.metrics import Metrics
 from vmpool.model import Accelerator, Transport
 from vmpool.store import Store
+from vmpool.trust import Custody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class Ground:
     Attributes:
         snapshots: Directory of published snapshots.
         clones: Directory that machines' directories are made in.
+        custody: Says which snapshots to believe.
         restores: Shared by all pools: restores that may run at one time.
     """
 
@@ -35,4 +37,5 @@ class Ground:
     clones: Path
     settings: Settings
     deadlines: RestoreDeadlines
+    custody: Custody
     restores: asyncio.Semaphore

@@ -27,6 +27,7 @@ from vmpool.inheritance import Inheritance
 from vmpool.metrics import Metrics
 from vmpool.store import Store
 from vmpool.tools import QEMU
+from vmpool.trust import Custody, Keyring
 from vmpool.vault import Vault
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ async def open_host(
         store = await opened.enter_async_context(Store(settings.state / "vmpool.db"))
         bases = await store.bases()
         await store.prune()
+        custody = await _custody(settings.state, store, progress)
         base = base or await find_base(progress)
         metrics = Metrics()
         ground = Ground(
@@ -91,10 +93,11 @@ async def open_host(
             clones=clones,
             settings=settings,
             deadlines=_deadlines(settings),
+            custody=custody,
             restores=asyncio.Semaphore(max(2, os.cpu_count() or 1)),
         )
         catalogue = Catalogue(ground)
-        vault = Vault(checkpoints, store, settings.checkpoints)
+        vault = Vault(checkpoints, store, settings.checkpoints, custody)
         await vault.open()
         host = Host(ground, facts=base.facts, catalogue=catalogue, vault=vault)
         # Closed in the other order: first nobody gets a clone any more, then those who have one.
@@ -129,6 +132,31 @@ async def find_base(progress: Callable[[str], None]) -> Base:
     )
     engine = qemu.QemuEngine(binary=binary, version=version, isolation=isolation)
     return Base(engine=engine, facts=facts)
+
+
+async def _custody(state: Path, store: Store, progress: Callable[[str], None]) -> Custody:
+    """Return what says which snapshots to believe; a host that had no key signs what it made.
+
+    That is what its journal names. A key that was made and not finished with is gone on with.
+
+    Raises:
+        HostError: `host_key_unusable`.
+        StoreError, DiskFullError: The journal, or the disk, cannot be used.
+        SnapshotError: `snapshot_unsaved`; a signature cannot be written.
+    """
+    keyring = await asyncio.to_thread(Keyring.open, state)
+    custody = Custody(keyring)
+    if not await asyncio.to_thread(keyring.is_settled):
+        kept = await store.checkpoints.all()
+        bases = {row.snapshot_id for row in await store.templates()} | await store.bases()
+        bases |= {row.base_id for row in kept}
+        named = [state / "snapshots" / id for id in sorted(bases)]
+        named += [state / "checkpoints" / row.id for row in kept]
+        for why in await asyncio.to_thread(custody.adopt, named):
+            log.error("not signed: %s", why)
+        await asyncio.to_thread(keyring.settle)
+        progress(f"made a key for this host: {keyring.own.public}")
+    return custody
 
 
 def _deadlines(settings: Settings) -> RestoreDeadlines:

@@ -66,6 +66,7 @@ class Pausing:
                     lineage.snapshot,
                     id=new_id("cp"),
                     snapshots=self._vault.directory,
+                    publish=self._vault.publish,
                 )
             except BaseException:
                 self._run_on(holding)

@@ -127,7 +127,7 @@ class Shipping:
         async with self._partial(self._ground.snapshots) as partial:
             await parcel.files("base", envelope.base, into=partial)
             with contextlib.suppress(ConflictError):  # who was faster has the same
-                await _publish(partial, manifest, self._ground.snapshots)
+                await self._publish(partial, manifest, self._ground.snapshots)
 
     async def _take_in_rest(
         self, parcel: Unpacking, envelope: Envelope, manifest: Manifest, kept: Checkpoint
@@ -140,8 +140,24 @@ class Shipping:
             await uninterrupted(self._keep(partial, kept, manifest))
 
     async def _keep(self, partial: Path, kept: Checkpoint, manifest: Manifest) -> None:
-        await _publish(partial, manifest, self._vault.directory)
+        await self._publish(partial, manifest, self._vault.directory)
         await self._vault.keep(kept)
+
+    async def _publish(self, partial: Path, manifest: Manifest, parent: Path) -> None:
+        """Check every file that came against its digest, then give all of them their name.
+
+        Raises:
+            InvalidRequestError: `parcel_damaged`.
+        """
+
+        def verify_and_publish() -> None:
+            try:
+                Snapshot(directory=partial, manifest=manifest).verify()
+            except SnapshotError as err:
+                damaged(err.message.replace(str(partial), "parcel"))
+            self._ground.custody.publish(partial, manifest, parent)
+
+        await uninterrupted(asyncio.to_thread(verify_and_publish))
 
     async def _domesticated(self, base: Manifest, id: str) -> Manifest:
         """Return the manifest of a stranger's base as it would be had this host made it.
@@ -176,23 +192,6 @@ class Shipping:
             yield partial
         finally:
             await uninterrupted(asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True))
-
-
-async def _publish(partial: Path, manifest: Manifest, parent: Path) -> None:
-    """Check every file that came against its digest, then give all of them their name.
-
-    Raises:
-        InvalidRequestError: `parcel_damaged`.
-    """
-
-    def verify_and_publish() -> None:
-        try:
-            Snapshot(directory=partial, manifest=manifest).verify()
-        except SnapshotError as err:
-            damaged(err.message.replace(str(partial), "parcel"))
-        snapshot.publish(partial, manifest, parent)
-
-    await uninterrupted(asyncio.to_thread(verify_and_publish))
 
 
 def _require_plain_layers(checkpoint: Snapshot) -> None:

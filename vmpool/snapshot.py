@@ -11,22 +11,22 @@ writes or loads one. All of it blocks; call it from a thread where the loop must
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from vmpool.delta import Delta
+from vmpool.digest import digest
 from vmpool.errors import ConflictError, DiskFullError, SnapshotError
 from vmpool.model import Accelerator, MachineSpec, Processor, Transport, new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
 FORMAT = 2
 """Version of the manifest; a host refuses any other."""
@@ -35,6 +35,7 @@ PARTIAL = ".partial-"
 """What the name of a snapshot begins with while it is being written or removed."""
 
 MANIFEST = "manifest.json"
+PROOF = "signature.json"
 MEMORY = "memory"
 DEVICE_STATE = "device-state"
 PAGES = "pages"
@@ -42,11 +43,6 @@ DISK = "disk"
 _LAYER = "layer-"
 
 _MANIFEST_LIMIT_BYTES = 1 << 20
-
-# Of the digest of a file; another size of blocks makes another digest.
-_BLOCK_BYTES = 64 << 10
-_ZERO_BLOCK = bytes(_BLOCK_BYTES)
-_ZERO_TAG, _DATA_TAG = b"\0", b"\1"
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +78,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             directory, so that a whole state directory can be moved.
         processor: What the virtual CPUs were when they were saved; the guest's kernel looked once,
             as it booted, and uses it from then on.
-        files: By name: every file of the snapshot but the manifest.
+        files: By name: every file of the snapshot but the manifest and its signature.
         created_ns: Unix time.
         base: What a checkpoint is written against; `None` for a template.
     """
@@ -109,11 +105,13 @@ class Snapshot:
 
     Attributes:
         delta: Memory of a checkpoint that is not published, in place of its file.
+        document: The manifest as it was read: what a signature is of.
     """
 
     directory: Path
     manifest: Manifest
     delta: Delta | None = None
+    document: bytes = field(default=b"", repr=False, compare=False)
 
     @property
     def memory(self) -> Path:
@@ -239,9 +237,21 @@ class Snapshot:
             SnapshotError: A file is missing or not what was saved; code `snapshot_damaged`.
         """
         self.check_sizes()
-        for name, record in self.manifest.files.items():
-            if _digest(self.directory / name) != record.digest:
-                raise _damaged(self.directory, f"{name!r} does not match its digest")
+        for name in self.manifest.files:
+            self.verify_file(name)
+
+    def verify_file(self, name: str) -> None:
+        """Read one file of the manifest and compare it with its digest.
+
+        Raises:
+            SnapshotError: It is not what was saved; code `snapshot_damaged`.
+        """
+        try:
+            found = digest(self.directory / name)
+        except OSError as err:
+            raise _damaged(self.directory, f"{name!r}: {err.strerror}") from err
+        if found != self.manifest.files[name].digest:
+            raise _damaged(self.directory, f"{name!r} does not match its digest")
 
     def check_sizes(self) -> None:
         """Compare the size of every file with its record: cheap, and a mapping of a file that was
@@ -264,6 +274,13 @@ class Snapshot:
     def remove(self) -> None:
         """Remove the snapshot, as `discard`. *Idempotent.*"""
         discard(self.directory)
+
+
+class Publish(Protocol):
+    """Gives the files of a snapshot their name, as `publish` does."""
+
+    def __call__(self, partial: Path, manifest: Manifest, parent: Path, /) -> Snapshot:
+        """Publish, or leave nothing."""
 
 
 def layer_name(number: int) -> str:
@@ -298,7 +315,7 @@ def describe(
 ) -> Manifest:
     """Return the manifest of the files in `partial`; reads what they store for their digests."""
     files = {
-        path.name: FileRecord(size_bytes=path.stat().st_size, digest=_digest(path))
+        path.name: FileRecord(size_bytes=path.stat().st_size, digest=digest(path))
         for path in sorted(partial.iterdir())
     }
     return Manifest(
@@ -312,36 +329,53 @@ def describe(
     )
 
 
-def publish(partial: Path, manifest: Manifest, parent: Path) -> Snapshot:
+def unsigned(_: bytes) -> bytes:
+    """Return no signature; a host refuses what has none."""
+    return b""
+
+
+def publish(
+    partial: Path,
+    manifest: Manifest,
+    parent: Path,
+    *,
+    sign: Callable[[bytes], bytes] = unsigned,
+) -> Snapshot:
     """Make the files in `partial` durable and give them their name, all at once.
 
     Args:
         partial: From `begin(parent)`, filled; gone afterwards, whatever happened.
         manifest: Written beside the files; its id becomes the snapshot's name.
         parent: Directory of the published snapshots.
+        sign: Returns the signature of the manifest's bytes, which is kept beside it.
 
     Raises:
         ConflictError: There is a snapshot of that name; code `snapshot_exists`.
         DiskFullError: The disk is full; nothing was published.
         SnapshotError: Nothing was published.
     """
-    final = parent / manifest.id
+    final, document = parent / manifest.id, _encode(manifest)
+    proof = sign(document)
     try:
-        (partial / MANIFEST).write_bytes(_encode(manifest))
+        (partial / MANIFEST).write_bytes(document)
+        if proof:
+            (partial / PROOF).write_bytes(proof)
         for path in partial.iterdir():
             path.chmod(0o444)
-            _sync(path)
-        _sync(partial)
+            sync(path)
+        sync(partial)
         partial.rename(final)
-        _sync(parent)
+        sync(parent)
     except OSError as err:
         shutil.rmtree(partial, ignore_errors=True)
         raise _publishing_failed(final, err) from err
-    return Snapshot(directory=final, manifest=manifest)
+    return Snapshot(directory=final, manifest=manifest, document=document)
 
 
 def load(directory: Path) -> Snapshot:
     """Read the snapshot in `directory`; its manifest and the sizes of its files are checked.
+
+    Who signed it is not: what is to run is loaded by `trust`.
 
     Raises:
         SnapshotError: There is none (`snapshot_missing`), it is damaged (`snapshot_damaged`), or
@@ -354,9 +388,10 @@ def load(directory: Path) -> Snapshot:
         raise SnapshotError(f"no snapshot in {str(directory)!r}", code="snapshot_missing") from err
     except OSError as err:
         raise _damaged(directory, f"{MANIFEST!r}: {err.strerror}") from err
-    snapshot = Snapshot(directory=directory, manifest=_decode(directory, data))
-    snapshot.check_sizes()
-    return snapshot
+    manifest = _decode(directory, data)
+    found = Snapshot(directory=directory, manifest=manifest, document=data)
+    found.check_sizes()
+    return found
 
 
 def discard(directory: Path) -> None:
@@ -404,7 +439,7 @@ def _decode(directory: Path, data: bytes) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest, dec_hook=lambda kind, v: kind(v))
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
         raise _damaged(directory, f"{MANIFEST!r}: {err}") from err
-    if any("/" in name or name in {".", "..", ""} for name in manifest.files):
+    if any("/" in name or name in {".", "..", "", PROOF} for name in manifest.files):
         raise _damaged(directory, f"{MANIFEST!r} names a file outside the snapshot")
     required = _required(manifest)
     if missing := required - manifest.files.keys():
@@ -446,47 +481,8 @@ def _publishing_failed(final: Path, err: OSError) -> ConflictError | DiskFullErr
     return SnapshotError(f"cannot publish {str(final)!r}: {err.strerror}", code="snapshot_unsaved")
 
 
-def _digest(path: Path) -> str:
-    """Return the digest of a file, in hexadecimal.
-
-    SHA-256 of a tag for each block, which is followed by the block's bytes unless all of them are
-    zero, and of the file's size. So a hole is not read, and is nevertheless the zeros that it reads
-    as: file systems choose for themselves what they store.
-    """
-    hasher = hashlib.sha256()
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(descriptor).st_size
-        offset = 0
-        while offset < size:
-            data = _next_data(descriptor, offset, size)
-            zeros = (data - offset) // _BLOCK_BYTES
-            hasher.update(_ZERO_TAG * zeros)
-            offset += zeros * _BLOCK_BYTES
-            block = os.pread(descriptor, _BLOCK_BYTES, offset)
-            if _ZERO_BLOCK.startswith(block):
-                hasher.update(_ZERO_TAG)
-            else:
-                hasher.update(_DATA_TAG)
-                hasher.update(block)
-            offset += _BLOCK_BYTES
-    finally:
-        os.close(descriptor)
-    hasher.update(size.to_bytes(8, "big"))
-    return hasher.hexdigest()
-
-
-def _next_data(descriptor: int, offset: int, size: int) -> int:
-    """Return where the next bytes are stored, at `offset` or later; the last block if nowhere."""
-    try:
-        return os.lseek(descriptor, offset, os.SEEK_DATA)
-    except OSError as err:
-        if err.errno != errno.ENXIO:  # only a hole is left
-            raise
-        return max(offset, size - 1)
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or a directory's entries, durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

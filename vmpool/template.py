@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vmpool.errors import InfrastructureError
     from vmpool.image import Image
     from vmpool.model import MachineSpec, Processor
-    from vmpool.snapshot import Snapshot
+    from vmpool.snapshot import Publish, Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ async def make(
     run: Path,
     boot_timeout: float,
     progress: Callable[[str], None],
+    publish: Publish = snapshot.publish,
 ) -> Snapshot:
     """Boot `image`, warm it, and publish its snapshot in `snapshots`.
 
@@ -91,6 +92,7 @@ async def make(
         run: Directory that machines' directories are made in.
         boot_timeout: Seconds until the agent must have answered, for each attempt.
         progress: Told each step in words.
+        publish: Gives what was saved its name, and a signature if it is to be trusted.
 
     Raises:
         EngineError: The hypervisor failed; `guest_boot_failed` when the guest ended as it booted.
@@ -108,6 +110,7 @@ async def make(
                 run=run,
                 boot_timeout=boot_timeout,
                 progress=progress,
+                publish=publish,
             )
         except GuestError as err:
             if attempt == BOOT_ATTEMPTS:
@@ -126,6 +129,7 @@ async def _make_once(
     run: Path,
     boot_timeout: float,
     progress: Callable[[str], None],
+    publish: Publish,
 ) -> Snapshot:
     kernel = Kernel(kernel=image.kernel, initrd=image.initrd, command_line=image.command_line)
     async with contextlib.AsyncExitStack() as undo:
@@ -149,13 +153,21 @@ async def _make_once(
         await machine.kill()
         # Not cut short: what is still being published must not be removed meanwhile.
         return await uninterrupted(
-            asyncio.to_thread(_publish, partial, image.digest, spec, processor, snapshots)
+            asyncio.to_thread(
+                _publish, partial, image.digest, spec, processor, snapshots, publish=publish
+            )
         )
     raise AssertionError("unreachable: the stack swallows nothing")
 
 
 def _publish(
-    partial: Path, digest: str, spec: MachineSpec, processor: Processor, snapshots: Path
+    partial: Path,
+    digest: str,
+    spec: MachineSpec,
+    processor: Processor,
+    snapshots: Path,
+    *,
+    publish: Publish,
 ) -> Snapshot:
     name = snapshot_id(digest, spec)
     manifest = snapshot.describe(
@@ -166,7 +178,7 @@ def _publish(
         processor=processor,
         created_ns=time.time_ns(),
     )
-    return snapshot.publish(partial, manifest, snapshots)
+    return publish(partial, manifest, snapshots)
 
 
 async def _first_answer(machine: Machine, timeout: float) -> Agent:

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
     from vmpool.checkpoint import Saved
     from vmpool.config import CheckpointSettings
-    from vmpool.snapshot import Snapshot
+    from vmpool.snapshot import Publish, Snapshot
     from vmpool.store import Store
+    from vmpool.trust import Custody
 
 log = logging.getLogger(__name__)
 
@@ -110,13 +111,19 @@ class Vault:
     Args:
         directory: Where their directories are, and are written.
         settings: How many an owner may have.
+        custody: Says which of them to believe.
 
     Attributes:
         directory: As given.
+        publish: Gives what was saved in `directory` its name, under this host's signature.
     """
 
-    def __init__(self, directory: Path, store: Store, settings: CheckpointSettings) -> None:
+    def __init__(
+        self, directory: Path, store: Store, settings: CheckpointSettings, custody: Custody
+    ) -> None:
         self.directory = directory
+        self.publish: Publish = custody.publish
+        self._custody = custody
         self._store = store
         self._settings = settings
         self._known: dict[str, Checkpoint] = {}
@@ -245,12 +252,13 @@ class Vault:
         self._known[checkpoint.id] = checkpoint
 
     async def load(self, checkpoint: Checkpoint) -> Snapshot:
-        """Read a checkpoint's manifest.
+        """Read a checkpoint's manifest, and its files unless they are known to be right.
 
         Raises:
-            SnapshotError: It is damaged or gone.
+            SnapshotError: It is damaged or gone, or `snapshot_untrusted`.
         """
-        return await asyncio.to_thread(snapshot.load, self.directory / checkpoint.id)
+        directory = self.directory / checkpoint.id
+        return await asyncio.to_thread(self._custody.load_verified, directory)
 
     @contextlib.contextmanager
     def lent(self, checkpoint: Checkpoint, *, to: str) -> Iterator[None]:
@@ -306,6 +314,7 @@ class Vault:
             await uninterrupted(asyncio.to_thread(snapshot.discard, self.directory / id))
         except OSError as err:  # the next start sweeps it
             log.error("checkpoint=%s cannot be removed: %s", id, err)
+        self._custody.forget(self.directory / id)
 
     def _require_free(self, owner: str, name: str) -> None:
         if _NAME.fullmatch(name) is None:

@@ -15,7 +15,7 @@ from tests.api.conftest import IMAGE
 from tests.fake_host import OWNER, add_template, opened, wanted
 from tests.fakes import FakeEngine
 from tests.parcels import entries, packed, pieces, said_otherwise
-from vmpool import disk, snapshot
+from vmpool import digest, disk
 from vmpool.config import CheckpointSettings
 from vmpool.errors import VmpoolError
 from vmpool.model import Code, Exited
@@ -245,9 +245,9 @@ def with_layer(parcel: bytes, layer: bytes, directory: Path) -> bytes:
 def digest_of(content: bytes, directory: Path) -> str:
     """Return the digest that a snapshot's manifest has of a file."""
     (directory / "file").write_bytes(content)
-    digest = snapshot._digest(directory / "file")
+    found = digest.digest(directory / "file")
     (directory / "file").unlink()
-    return digest
+    return found
 
 
 async def test_a_machine_that_this_host_would_not_make_is_refused(host: Host, state: Path) -> None:

@@ -1,0 +1,12 @@
+"""Trust: which snapshots this host believes, and that they are still what it believed.
+
+A manifest has the digest of every file of its snapshot, and a signature says whose manifest it is.
+This host believes its own key and those that its operator has named. What was checked once is known
+by its inode, and read again when that has changed.
+"""
+
+from vmpool.trust.custody import Custody
+from vmpool.trust.keyring import Keyring, TrustedKey
+from vmpool.trust.keys import HostKey, Proof, PublicKey, Purpose
+
+__all__ = ["Custody", "HostKey", "Keyring", "Proof", "PublicKey", "Purpose", "TrustedKey"]
