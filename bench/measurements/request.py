@@ -7,31 +7,23 @@ a request takes one, as a server does under load.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
 from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
+from bench.resting import emptied, settle
 from bench.samples import Target
-from bench.stand import EMPTY
-from vmpool.errors import CapacityError, InfrastructureError, VmpoolError
+from vmpool.errors import InfrastructureError, VmpoolError
 from vmpool.policy import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from bench.subject import Subject
-    from vmpool.clone import Clone
-    from vmpool.pool import Pool
 
 FIRST_OUTPUT = Target(value=25.0)
 SERVER_PHASES = ("acquire", "first_output", "execute", "total")
-SETTLE_TIMEOUT = 60.0
-LOOK_AGAIN = 0.002  # seconds; a restore takes a hundred times that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +48,7 @@ LOADS = (
 
 async def measure(subject: Subject, pace: Pace, findings: Findings) -> None:
     """Send one request under each load in turn, each when the pool has come to rest."""
-    async with _resized_back(subject.pool):
+    async with emptied(subject.pool):
         # The first request connects, and imports what the server imports late.
         await _under(LOADS[0], subject)
         for _ in pace.turns():
@@ -72,9 +64,7 @@ async def measure(subject: Subject, pace: Pace, findings: Findings) -> None:
 
 
 async def _under(load: Load, subject: Subject) -> dict[str, float]:
-    pool = subject.pool
-    pool.resize(replace(load.limits, clone_bytes=pool.limits.clone_bytes))
-    await _at_rest(pool, ready=load.limits.ready)
+    await settle(subject.pool, load.limits)
     return await _send(subject)
 
 
@@ -96,31 +86,6 @@ async def _send(subject: Subject) -> dict[str, float]:
         **{f"server, {phase}": timings[phase] for phase in SERVER_PHASES},
         "client, to the full answer": client,
     }
-
-
-async def _at_rest(pool: Pool[Clone], *, ready: int) -> None:
-    """Return once `ready` clones are there and none is on its way, held or dying.
-
-    Raises:
-        CapacityError: They did not come.
-    """
-    try:
-        async with asyncio.timeout(SETTLE_TIMEOUT):
-            # A pool tells nobody of its census, and this wait is outside what is measured.
-            while (census := pool.census).ready != ready or census.alive != ready:  # noqa: ASYNC110
-                await asyncio.sleep(LOOK_AGAIN)
-    except TimeoutError as err:
-        raise CapacityError(f"pool {pool.name!r} did not come to rest") from pool.last_error or err
-
-
-@contextlib.asynccontextmanager
-async def _resized_back(pool: Pool[Clone]) -> AsyncIterator[None]:
-    """Empty the pool in the end, and see that it is empty."""
-    try:
-        yield
-    finally:
-        pool.resize(replace(EMPTY, clone_bytes=pool.limits.clone_bytes))
-        await _at_rest(pool, ready=0)
 
 
 MEASUREMENT = Measurement(

@@ -1,0 +1,42 @@
+"""Peer: the image's guest, warm, from a file that `migrate` wrote, memory and all."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from bench.guest import first_output, running
+from bench.peer import Clock, Peer
+from bench.saving import execute, migrated, rested
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from bench.peer import Arena, Phases, Start
+
+
+@contextlib.asynccontextmanager
+async def _open(arena: Arena) -> AsyncIterator[Start]:
+    file = arena.directory / "migration"
+    async with rested(arena) as (guest, key):
+        await migrated(guest, "migrate", file)
+
+    async def start() -> Phases:
+        clock = Clock()
+        async with running(arena, "-S", "-incoming", "defer") as guest:
+            clock.reached("spawn")
+            await migrated(guest, "migrate-incoming", file)
+            clock.reached("load")
+            await execute(guest, "cont")
+            await first_output(guest.agent, key, clock)
+        return clock.phases
+
+    yield start
+
+
+PEER = Peer(
+    name="QEMU, migration file",
+    summary="a warm guest of the same image, saved whole by migrate file:, loaded by -incoming into"
+    " a new QEMU: no identity of its own",
+    open=_open,
+)
