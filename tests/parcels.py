@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from backports.zstd import CompressionParameter, compress, decompress
 
-from vmpool.parcel.envelope import ENVELOPE
+from vmpool.parcel.envelope import ENVELOPE, PROOF
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -44,15 +44,27 @@ def squeezed(archive: bytes) -> bytes:
     return compress(archive, options=options)
 
 
-def said_otherwise(parcel: bytes, change: Callable[[Any], object]) -> bytes:
-    """Return a parcel whose envelope says something else of the same files."""
-    (entry, content), *files = entries(parcel)
-    assert entry.name == ENVELOPE
+def unbelieved(_: bytes) -> bytes:
+    """Return what stands where a signature must be."""
+    return b"none"
+
+
+def said_otherwise(
+    parcel: bytes,
+    change: Callable[[Any], object],
+    *,
+    sign: Callable[[bytes], bytes] = unbelieved,
+) -> bytes:
+    """Return a parcel whose envelope says something else of the same files, and is signed so."""
+    (signed, _), (entry, content), *files = entries(parcel)
+    assert (signed.name, entry.name) == (PROOF, ENVELOPE)
     envelope = json.loads(content)
     change(envelope)
     words = json.dumps(envelope).encode()
     entry.size = len(words)
-    return packed([(entry, words), *files])
+    proof = sign(words)
+    signed.size = len(proof)
+    return packed([(signed, proof), (entry, words), *files])
 
 
 async def pieces(parcel: bytes, size_bytes: int = 5000) -> AsyncIterator[bytes]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmpool import run
@@ -19,13 +18,16 @@ from vmpool.cancellation import uninterrupted
 from vmpool.creation import CreateRequest, Creation
 from vmpool.errors import CapacityError, InvalidRequestError, VmpoolError
 from vmpool.expiry import Expiry
+from vmpool.facts import HostFacts
 from vmpool.forking import Forking, ForkRequest
 from vmpool.household import Household
 from vmpool.lifecycle import AutoResume, EndReason, OnExpiry, OnStop, SandboxState
 from vmpool.means import Means
-from vmpool.model import Accelerator, Transport, new_id
+from vmpool.model import new_id
 from vmpool.nursery import Nursery
 from vmpool.pausing import Pausing
+from vmpool.ports import Ports
+from vmpool.quota import share_of
 from vmpool.sandbox import Claim, Sandbox, paused
 from vmpool.shipping import Cargo, Shipping
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from vmpool.catalogue import Catalogue
     from vmpool.clone import Clone
     from vmpool.ground import Ground
-    from vmpool.household import Holding
+    from vmpool.holding import Holding
     from vmpool.run import RunOutcome, RunRequest
     from vmpool.store import SandboxRow
     from vmpool.vault import Checkpoint, Vault
@@ -43,20 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["AutoResume", "Cargo", "CreateRequest", "ForkRequest", "Host", "HostFacts", "OnExpiry"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostFacts:
-    """What this host can do, and why not more.
-
-    Attributes:
-        accelerator_reason: Why it is not KVM, in words; empty when it is.
-    """
-
-    accelerator: Accelerator
-    accelerator_reason: str
-    transport: Transport
-    qemu_version: str
 
 
 class Host:
@@ -68,6 +56,8 @@ class Host:
         catalogue: The templates with their pools.
         store: The journal.
         metrics: What has been counted.
+        ports: What may be reached of its sandboxes.
+        quotas: What each tenant may have, and has.
     """
 
     def __init__(
@@ -79,6 +69,7 @@ class Host:
         self.catalogue = catalogue
         self.store = ground.store
         self.metrics = ground.metrics
+        self.quotas = ground.quotas
         self._vault = vault
         self._draining = False
         self._household = Household(
@@ -104,7 +95,11 @@ class Host:
             vault=vault,
             store=ground.store,
             metrics=ground.metrics,
+            quotas=ground.quotas,
         )
+        for count in (self._household.usage, vault.usage):
+            self.quotas.count(count)
+        self.ports = Ports(ground.store, self._household)
         self._pausing, self._branching = Pausing(means), Branching(means)
         self._forking = Forking(means)
         self._creation = Creation(means, self._forking)
@@ -390,10 +385,16 @@ class Host:
         return self._shipping.export(kept, cargo)
 
     async def import_checkpoint(
-        self, chunks: AsyncIterator[bytes], *, owner: str, name: str | None
+        self,
+        chunks: AsyncIterator[bytes],
+        *,
+        owner: str,
+        name: str | None,
+        believing: str | None = None,
     ) -> Checkpoint:
         """Keep a checkpoint that another host, or this one, exported. *Not idempotent.*
 
+        A host whose key this one trusts must have signed it, or the key `believing`.
         Its memory and devices are loaded by the hypervisor as they are: only for those who may
         choose what that runs.
 
@@ -401,9 +402,12 @@ class Host:
             VmpoolError: As `Shipping.take_in`.
         """
         id = new_id("cp")
-        detail = {} if name is None else {"name": name}
+        said = {"name": name, "believing": believing}
+        detail = {key: value for key, value in said.items() if value is not None}
         with self._auditing.noted("checkpoint.import", id, owner, detail):
-            return await self._shipping.take_in(chunks, id=id, owner=owner, name=name)
+            return await self._shipping.take_in(
+                chunks, id=id, owner=owner, name=name, believing=believing
+            )
 
     # Coming up and going down.
 
@@ -428,9 +432,11 @@ class Host:
         Raises:
             SnapshotError: `base_missing`; the clone is still the caller's.
         """
-        pool = (await self.catalogue.lineage_of_running(row.base_id)).pool
-        pool.admit(clone)
-        return self._household.recall(row, clone=clone, pool=pool).sandbox
+        lineage = await self.catalogue.lineage_of_running(row.base_id)
+        lineage.pool.admit(clone)
+        return self._household.recall(
+            row, clone=clone, pool=lineage.pool, share=share_of(lineage.snapshot.spec)
+        ).sandbox
 
     @property
     def draining(self) -> bool:

@@ -2,8 +2,8 @@
 
 What comes in gets a name of its own here, and so does a base that comes with it: no template is
 ever made of one. Its machine is this host's: of the parcel, only files and the words of its row are
-kept. The guest's memory and devices are believed, which is why importing is for those who may also
-choose what the hypervisor runs.
+kept. The guest's memory and devices are believed, which is why it must be signed by a host that
+this one trusts, and why importing is for those who may also choose what the hypervisor runs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import os
 import shutil
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import structs
 
-from vmpool import disk, snapshot
+from vmpool import disk, snapshot, trust
 from vmpool.cancellation import uninterrupted
 from vmpool.depot import IMPORTED
 from vmpool.errors import ConflictError, InfrastructureError, NotFoundError, SnapshotError
@@ -74,35 +75,51 @@ class Shipping:
                 with_base=cargo is Cargo.WITH_BASE,
                 state=_state(kept),
             )
-            pieces = pack(envelope, state, base)
+            sign = partial(self._ground.custody.keyring.own.sign, trust.Purpose.PARCEL)
+            pieces = pack(envelope, state, base, sign=sign)
             # Not cut short: a generator that runs in a thread cannot be closed.
             while piece := await uninterrupted(asyncio.to_thread(next, pieces, b"")):
                 yield piece
 
     async def take_in(
-        self, chunks: AsyncIterator[bytes], *, id: str, owner: str, name: str | None
+        self,
+        chunks: AsyncIterator[bytes],
+        *,
+        id: str,
+        owner: str,
+        name: str | None,
+        believing: str | None,
     ) -> Checkpoint:
         """Keep the checkpoint in a parcel; on failure and when cancelled nothing is left of it.
 
         Args:
             id: A new one, which it gets.
             name: What it is called here; `None` for what it was called.
+            believing: A key to trust for this once, beside those of the host.
 
         Raises:
-            InvalidRequestError: `parcel_damaged`, `checkpoint_name_invalid`.
+            InvalidRequestError: `parcel_damaged`, `checkpoint_name_invalid`, `key_invalid`.
             TooLargeError: `parcel_too_large`.
             ConflictError: `checkpoint_exists`.
-            CapacityError: `checkpoints_full`.
+            QuotaError: Its owner has as many checkpoints, or as much, as it may.
             NotFoundError: `image_not_found`; its base needs it.
-            SnapshotError: `base_missing`; or it does not fit this host.
+            SnapshotError: `snapshot_untrusted`, `base_missing`; or it does not fit this host.
             DiskFullError: There is no room for it.
             StoreError: The journal could not take it.
         """
         limit = self._ground.settings.checkpoints.import_bytes
-        parcel = Unpacking(chunks, limit_bytes=limit)
+        require = partial(
+            self._ground.custody.keyring.require,
+            trust.Purpose.PARCEL,
+            of="the exported checkpoint",
+            also=believing,
+        )
+        parcel = Unpacking(chunks, limit_bytes=limit, require=require)
         envelope = await parcel.envelope()
         name = envelope.state.name if name is None else name
-        with self._vault.room(owner, Purpose.KEPT, name):
+        await self._ground.quotas.refresh()
+        size_bytes = sum(file.size_bytes for file in envelope.checkpoint.files.values())
+        with self._vault.room(owner, Purpose.KEPT, name, most_bytes=size_bytes):
             here = await self._catalogue.alike(envelope.base)
             base_id = here or _imported_id(envelope.base)
             try:
@@ -124,26 +141,26 @@ class Shipping:
         if not envelope.with_base:
             raise _base_missing(envelope)
         manifest = await self._domesticated(envelope.base, id)
-        async with self._partial(self._ground.snapshots) as partial:
-            await parcel.files("base", envelope.base, into=partial)
+        async with self._partial(self._ground.snapshots) as beside:
+            await parcel.files("base", envelope.base, into=beside)
             with contextlib.suppress(ConflictError):  # who was faster has the same
-                await self._publish(partial, manifest, self._ground.snapshots)
+                await self._publish(beside, manifest, self._ground.snapshots)
 
     async def _take_in_rest(
         self, parcel: Unpacking, envelope: Envelope, manifest: Manifest, kept: Checkpoint
     ) -> None:
-        async with self._partial(self._vault.directory) as partial:
-            await parcel.files("checkpoint", envelope.checkpoint, into=partial)
+        async with self._partial(self._vault.directory) as beside:
+            await parcel.files("checkpoint", envelope.checkpoint, into=beside)
             await parcel.end()
-            published = Snapshot(directory=partial, manifest=manifest)
+            published = Snapshot(directory=beside, manifest=manifest)
             await asyncio.to_thread(_require_plain_layers, published)
-            await uninterrupted(self._keep(partial, kept, manifest))
+            await uninterrupted(self._keep(beside, kept, manifest))
 
-    async def _keep(self, partial: Path, kept: Checkpoint, manifest: Manifest) -> None:
-        await self._publish(partial, manifest, self._vault.directory)
+    async def _keep(self, beside: Path, kept: Checkpoint, manifest: Manifest) -> None:
+        await self._publish(beside, manifest, self._vault.directory)
         await self._vault.keep(kept)
 
-    async def _publish(self, partial: Path, manifest: Manifest, parent: Path) -> None:
+    async def _publish(self, beside: Path, manifest: Manifest, parent: Path) -> None:
         """Check every file that came against its digest, then give all of them their name.
 
         Raises:
@@ -152,10 +169,10 @@ class Shipping:
 
         def verify_and_publish() -> None:
             try:
-                Snapshot(directory=partial, manifest=manifest).verify()
+                Snapshot(directory=beside, manifest=manifest).verify()
             except SnapshotError as err:
-                damaged(err.message.replace(str(partial), "parcel"))
-            self._ground.custody.publish(partial, manifest, parent)
+                damaged(err.message.replace(str(beside), "parcel"))
+            self._ground.custody.publish(beside, manifest, parent)
 
         await uninterrupted(asyncio.to_thread(verify_and_publish))
 
@@ -187,11 +204,11 @@ class Shipping:
     @contextlib.asynccontextmanager
     async def _partial(self, parent: Path) -> AsyncIterator[Path]:
         """Yield a directory to publish from; what was not published is gone after the block."""
-        partial = await asyncio.to_thread(snapshot.begin, parent)
+        beside = await asyncio.to_thread(snapshot.begin, parent)
         try:
-            yield partial
+            yield beside
         finally:
-            await uninterrupted(asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True))
+            await uninterrupted(asyncio.to_thread(shutil.rmtree, beside, ignore_errors=True))
 
 
 def _require_plain_layers(checkpoint: Snapshot) -> None:

@@ -11,6 +11,7 @@ import vmpool
 from tests.api.test_cli_branches import Terminal, terminal
 from tests.api.test_client_branches import client
 from vmpool.errors import ConflictError, ForbiddenError, InvalidRequestError
+from vmpool.trust import Keyring
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +78,11 @@ async def test_importing_takes_an_admin_and_exporting_the_owner(server: Server) 
 async def test_a_server_without_the_base_names_it(server: Server, serving: Serve) -> None:
     await keep(server)
     _, parcel = await server.call("GET", "/v1/checkpoints/here/export")
+    home = Keyring.open(server.host.settings.state).own.public
     async with serving() as other:
+        status, problem = await other.call("POST", IMPORT, data=parcel)
+        assert (status, problem["code"]) == (409, "snapshot_untrusted")
+        Keyring.open(other.host.settings.state).trust(home, "home")
         shutil.rmtree(other.host.settings.state / "snapshots")
         (other.host.settings.state / "snapshots").mkdir()
         status, problem = await other.call("POST", IMPORT, data=parcel)

@@ -18,6 +18,7 @@ from vmpool.config import Settings
 from vmpool.host import CreateRequest
 from vmpool.model import Command, Output
 from vmpool.opening import open_host
+from vmpool.trust import Keyring
 
 pytestmark = [pytest.mark.tcg, pytest.mark.shares_host, pytest.mark.timeout(300)]
 
@@ -54,13 +55,16 @@ async def kept(api: Api) -> tuple[str, bytes]:
 
 
 async def test_a_guest_goes_on_on_a_host_that_has_its_image_alone(
-    api: Api, elsewhere: Path
+    api: Api, server: UpServer, elsewhere: Path
 ) -> None:
     id, parcel = await kept(api)
     try:
+        home = str(Keyring.open(server.ground.state).own.public)
         settings = Settings(state=elsewhere, run=elsewhere / "run")
         async with open_host(settings, progress=lambda _: None) as host:
-            there = await host.import_checkpoint(pieces(parcel, 1 << 16), owner=OWNER, name=None)
+            there = await host.import_checkpoint(
+                pieces(parcel, 1 << 16), owner=OWNER, name=None, believing=home
+            )
             request = CreateRequest(checkpoint=there.id, timeout=600, wait=60)
             made = await host.create(request, owner=OWNER)
             async with made.execute(Command(argv=("/bin/sh", "-c", LOOK))) as execution:

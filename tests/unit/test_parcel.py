@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.parcels import Entries, entries, packed, pieces, said_otherwise, squeezed
+from tests.parcels import Entries, entries, packed, pieces, said_otherwise, squeezed, unbelieved
 from vmpool import snapshot
 from vmpool.errors import InvalidRequestError, SnapshotError, VmpoolError
 from vmpool.model import MIB, Accelerator, MachineSpec, Processor, Transport
@@ -75,7 +75,7 @@ def checkpoint(base: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Snap
 
 @pytest.fixture(scope="module")
 def parcel(base: Snapshot, checkpoint: Snapshot) -> bytes:
-    return b"".join(pack(envelope_of(base, checkpoint), checkpoint, base))
+    return b"".join(pack(envelope_of(base, checkpoint), checkpoint, base, sign=unbelieved))
 
 
 def envelope_of(base: Snapshot, checkpoint: Snapshot) -> Envelope:
@@ -93,7 +93,7 @@ def envelope_of(base: Snapshot, checkpoint: Snapshot) -> Envelope:
 
 async def unpacked(parcel: bytes, into: Path, size_bytes: int = 5000) -> Envelope:
     """Read a parcel to its end."""
-    reading = Unpacking(pieces(parcel, size_bytes), limit_bytes=LIMIT)
+    reading = Unpacking(pieces(parcel, size_bytes), limit_bytes=LIMIT, require=lambda _, __: None)
     envelope = await reading.envelope()
     for name, manifest in (("base", envelope.base), ("checkpoint", envelope.checkpoint)):
         (into / name).mkdir(parents=True)
@@ -187,8 +187,8 @@ STRANGE: dict[str, Callable[[Entries], object]] = {
     "a file too few": lambda what: what.pop(),
     "a file too many": lambda what: what.append(what[-1]),
     "a file longer than said": stretch,
-    "no envelope": lambda what: what.pop(0),
-    "a file that was written before the envelope": lambda what: what.insert(0, what[1]),
+    "no envelope": lambda what: what.pop(1),
+    "a file that was written before the envelope": lambda what: what.insert(0, what[2]),
 }
 
 
@@ -274,9 +274,12 @@ async def test_a_bomb_is_refused_before_it_goes_off(parcel: bytes, tmp_path: Pat
 async def test_an_envelope_without_end_is_refused(tmp_path: Path) -> None:
     entry = tarfile.TarInfo("parcel.json")
     entry.size, entry.mode = 1 << 30, 0o400
-    assert await refusal(packed([(entry, b"{")]), tmp_path) == (
+    proof = tarfile.TarInfo("signature.json")
+    proof.size, proof.mode = 4, 0o400
+    assert await refusal(packed([(proof, b"none"), (entry, b"{")]), tmp_path) == (
         "parcel_damaged",
-        "this is no exported checkpoint, or it is damaged: it does not begin with 'parcel.json'",
+        "this is no exported checkpoint, or it is damaged: "
+        "'parcel.json' does not come where it must",
     )
 
 
@@ -285,4 +288,4 @@ async def test_a_file_that_was_cut_short_is_not_exported(base: Snapshot, tmp_pat
     short = described(tmp_path / "cpshort", files, base.as_base)
     os.truncate(tmp_path / "cpshort" / "layer-00", 5)
     with pytest.raises(SnapshotError, match="cut short"):
-        list(pack(envelope_of(base, short), short, base))
+        list(pack(envelope_of(base, short), short, base, sign=unbelieved))

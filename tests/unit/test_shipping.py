@@ -16,13 +16,13 @@ from tests.fake_host import OWNER, add_template, opened, wanted
 from tests.fakes import FakeEngine
 from tests.parcels import entries, packed, pieces, said_otherwise
 from vmpool import digest, disk
-from vmpool.config import CheckpointSettings
 from vmpool.errors import VmpoolError
 from vmpool.model import Code, Exited
 from vmpool.shipping import Cargo
+from vmpool.trust import HostKey, Keyring, Purpose
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from vmpool.host import Host
@@ -73,8 +73,52 @@ async def elsewhere(state: Path, engine: FakeEngine) -> AsyncIterator[Host]:
     """Open a host that has the images of another one, and nothing else."""
     other = state.with_name(f"{state.name}-b")
     shutil.copytree(state / "images", other / "images")
+    keyring, home = Keyring.open(other), HostKey.load(state / "host-key")
+    assert home is not None
+    keyring.trust(home.public, "home")
     async with opened(other, engine) as host:
         yield host
+
+
+def signer(host: Host) -> Callable[[bytes], bytes]:
+    """Return what signs parcels as a host does."""
+    own = Keyring.open(host.settings.state).own
+    return lambda document: own.sign(Purpose.PARCEL, document)
+
+
+async def test_a_parcel_of_a_host_that_is_not_trusted_is_refused(host: Host, state: Path) -> None:
+    await made_checkpoint(host)
+    parcel = await sent(host, "here", Cargo.WITH_BASE)
+    home = Keyring.open(state).own.public
+    async with elsewhere(state, FakeEngine()) as other:
+        keyring = Keyring.open(other.settings.state)
+        keyring.distrust(home)
+        with pytest.raises(VmpoolError) as raised:
+            await received(other, parcel)
+        assert raised.value.error_code == "snapshot_untrusted"
+        assert f"vmpool key trust {home}" in raised.value.remedy
+        assert kept_by(other) == (set(), set(), set())
+        once = other.import_checkpoint(
+            pieces(parcel), owner=OWNER, name="once", believing=str(home)
+        )
+        assert (await once).name == "once"
+        assert await refusal(other, parcel, "again") == "snapshot_untrusted"
+        keyring.trust(home, "home")
+        await received(other, parcel, "again")
+
+
+async def test_a_parcel_that_says_something_else_than_was_signed_is_refused(host: Host) -> None:
+    await made_checkpoint(host)
+    parcel = await sent(host, "here", Cargo.DELTA)
+    (signed, proof), *rest = entries(parcel)
+    changed = said_otherwise(parcel, lambda said: said["state"].update({"env": {}}))
+    own = packed([(signed, proof), *entries(changed)[1:]])
+    assert await refusal(host, own, "x") == "snapshot_untrusted"
+    assert await refusal(host, changed, "x") == "snapshot_untrusted"
+    assert await refusal(host, packed(rest), "x") == "parcel_unfit"
+    for_another = Keyring.open(host.settings.state).own.sign(Purpose.SNAPSHOT, rest[0][1])
+    signed.size = len(for_another)
+    assert await refusal(host, packed([(signed, for_another), *rest]), "x") == "snapshot_untrusted"
 
 
 async def test_a_checkpoint_comes_back_to_the_host_that_exported_it(host: Host) -> None:
@@ -117,6 +161,7 @@ async def test_a_checkpoint_with_its_base_goes_on_where_its_image_is(
         await other.kill(sandbox.id, owner=OWNER)
         assert kept_by(other) == (set(), set(), set())
         assert engine.boots == 0
+        Keyring.open(state).trust(Keyring.open(other.settings.state).own.public, "elsewhere")
     home = await received(host, back, "home")
     assert home.base_id == kept.base_id
 
@@ -223,14 +268,17 @@ async def test_a_layer_that_leads_to_another_file_is_refused(host: Host, tmp_pat
     with (tmp_path / "layer").open("wb") as file:
         disk.write_overlay(file.fileno(), DISK_BYTES)
     plain = (tmp_path / "layer").read_bytes()
-    await received(host, with_layer(parcel, plain, tmp_path), "plain")
+    sign = signer(host)
+    await received(host, with_layer(parcel, plain, tmp_path, sign), "plain")
     name = b"/etc/shadow"
     behind = struct.pack(">4sIQI", b"QFI\xfb", 3, 512, len(name)) + plain[20:512] + name
-    elsewhere = behind + plain[len(behind) :]
-    assert await refusal(host, with_layer(parcel, elsewhere, tmp_path), "evil") == "parcel_damaged"
+    evil = with_layer(parcel, behind + plain[len(behind) :], tmp_path, sign)
+    assert await refusal(host, evil, "evil") == "parcel_damaged"
 
 
-def with_layer(parcel: bytes, layer: bytes, directory: Path) -> bytes:
+def with_layer(
+    parcel: bytes, layer: bytes, directory: Path, sign: Callable[[bytes], bytes]
+) -> bytes:
     """Return a parcel whose checkpoint has another disk layer, and says so."""
     files = entries(parcel)
     (at,) = (n for n, (entry, _) in enumerate(files) if entry.name == "checkpoint/layer-00")
@@ -238,7 +286,9 @@ def with_layer(parcel: bytes, layer: bytes, directory: Path) -> bytes:
     files[at] = (files[at][0], layer)
     record = {"size_bytes": len(layer), "digest": digest_of(layer, directory)}
     return said_otherwise(
-        packed(files), lambda said: said["checkpoint"]["files"].update({"layer-00": record})
+        packed(files),
+        lambda said: said["checkpoint"]["files"].update({"layer-00": record}),
+        sign=sign,
     )
 
 
@@ -259,7 +309,10 @@ async def test_a_machine_that_this_host_would_not_make_is_refused(host: Host, st
             said[manifest]["spec"]["shape"] = "another"
 
     async with elsewhere(state, FakeEngine()) as other:
-        assert await refusal(other, said_otherwise(parcel, change)) == "snapshot_unfit"
+        assert (
+            await refusal(other, said_otherwise(parcel, change, sign=signer(host)))
+            == "snapshot_unfit"
+        )
 
 
 async def test_the_root_of_an_imported_base_is_the_image_that_is_here(
@@ -272,7 +325,7 @@ async def test_the_root_of_an_imported_base_is_the_image_that_is_here(
         said["base"]["spec"]["root"] = "/etc/shadow"
 
     async with elsewhere(state, FakeEngine()) as other:
-        there = await received(other, said_otherwise(parcel, change))
+        there = await received(other, said_otherwise(parcel, change, sign=signer(host)))
         found = (await other.catalogue.lineage(there.base_id)).snapshot.spec.root
         assert found == other.images.load(IMAGE).root
 
@@ -280,11 +333,9 @@ async def test_the_root_of_an_imported_base_is_the_image_that_is_here(
 async def test_more_than_an_owner_may_keep_is_not_imported(host: Host, state: Path) -> None:
     await made_checkpoint(host)
     parcel = await sent(host, "here", Cargo.WITH_BASE)
-    other = state.with_name(f"{state.name}-c")
-    shutil.copytree(state / "images", other / "images")
-    settings = CheckpointSettings(kept=0)
-    async with opened(other, FakeEngine(), checkpoints=settings) as full:
-        assert await refusal(full, parcel) == "checkpoints_full"
+    async with elsewhere(state, FakeEngine()) as full:
+        await full.store.tenants.change(OWNER, name=None, quota={"checkpoints": 0})
+        assert await refusal(full, parcel) == "quota_exceeded"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from aiohttp import web
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from vmpool.api import intake, outflow, views
 from vmpool.api.route import Call, answer
@@ -26,9 +26,14 @@ class ExportQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class ImportQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the checkpoint is called here; what it was called, if left out."""
+    """What the checkpoint is called here; what it was called, if left out.
+
+    Attributes:
+        trust: Public key of the host that exported it, to be believed for this once.
+    """
 
     name: CheckpointName | None = None
+    trust: Annotated[str, Meta(max_length=80)] | None = None
 
 
 async def send(call: Call, query: ExportQuery) -> web.StreamResponse:
@@ -53,5 +58,7 @@ async def receive(call: Call, query: ImportQuery) -> web.Response:
     """Keep a checkpoint that some host exported."""
     content: AsyncGenerator[bytes, None] = intake.read_content(call.request, call.limits)
     async with aclosing(content) as chunks:
-        kept = await call.host.import_checkpoint(chunks, owner=call.caller.owner, name=query.name)
+        kept = await call.host.import_checkpoint(
+            chunks, owner=call.caller.owner, name=query.name, believing=query.trust
+        )
     return answer(views.checkpoint(kept), status=201)

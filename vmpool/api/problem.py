@@ -6,6 +6,7 @@ the caller's to know.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -17,12 +18,14 @@ from vmpool.errors import (
     CapacityError,
     ConflictError,
     DiskFullError,
+    Fault,
     ForbiddenError,
     GuestError,
     GuestFileError,
     InvalidRequestError,
     NotFoundError,
     PoolBusyError,
+    QuotaError,
     TaskError,
     TooLargeError,
     UnauthorizedError,
@@ -36,22 +39,29 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "application/problem+json"
 
-RETRY_AFTER = "1"
+RETRY_AFTER = 1
 """Seconds that a caller should wait for capacity: a clone is restored in well under one."""
 
 STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "base_missing": 409,
     "body_timeout": 408,
+    "connection_reset": 502,
     "disk_full": 507,
     "file_exists": 409,
     "file_not_found": 404,
     "method_not_allowed": 405,
     "name_too_long": 400,
     "permission_denied": 403,
+    "port_answer_malformed": 502,
+    "port_closed": 502,
+    "port_redirect_refused": 502,
+    "port_silent": 504,
+    "port_unresponsive": 504,
     "range_not_satisfiable": 416,
     "sandbox_ended": 410,
     "snapshot_processor_unfit": 409,
     "snapshot_unfit": 409,
+    "snapshot_untrusted": 409,
     "too_many_entries": 413,
     "unknown_user": 400,
     "unsupported_media_type": 415,
@@ -69,6 +79,7 @@ _STATUS_OF_CLASS: Final[tuple[tuple[type[VmpoolError], int], ...]] = (
     (GuestFileError, 409),
     (TaskError, 422),
     (PoolBusyError, 429),
+    (QuotaError, 429),
     (CapacityError, 503),
     (DiskFullError, 507),
     (GuestError, 502),
@@ -112,8 +123,21 @@ def describe(error: VmpoolError, *, request_id: str, limits: Limits) -> Problem:
         fault=error.fault.value,
         request_id=request_id,
         remedy=error.remedy,
-        limits={name: values[name] for name in _LIMITS_OF_CODE.get(code, ())},
+        limits=_limits_of(error, {name: values[name] for name in _LIMITS_OF_CODE.get(code, ())}),
+        used={error.resource: error.used} if isinstance(error, QuotaError) else {},
+        retry_after=_retry_after(error),
     )
+
+
+def _limits_of(error: VmpoolError, published: dict[str, float]) -> dict[str, float]:
+    return {error.resource: error.limit} if isinstance(error, QuotaError) else published
+
+
+def _retry_after(error: VmpoolError) -> int | None:
+    """Return the seconds that a caller should wait; `None` when that helps nothing."""
+    if isinstance(error, QuotaError):
+        return None if math.isinf(error.retry_after) else math.ceil(error.retry_after)
+    return RETRY_AFTER if error.fault is Fault.CAPACITY else None
 
 
 def respond(problem: Problem) -> web.Response:
@@ -121,8 +145,8 @@ def respond(problem: Problem) -> web.Response:
     headers = {}
     if problem.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="vmpool"'
-    if problem.fault == "capacity":
-        headers["Retry-After"] = RETRY_AFTER
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(problem.retry_after)
     if problem.status == 426:
         headers["Upgrade"] = "websocket"
     response = web.Response(

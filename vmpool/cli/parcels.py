@@ -46,16 +46,19 @@ def export(remote: Remote, *, checkpoint: str, file: Path, cargo: str | None) ->
 @connects
 @click.argument("file", type=_local_path)
 @click.option("--name", help="What it is called here; what it was called, if left out.")
-def import_(remote: Remote, *, file: Path, name: str | None) -> None:
+@click.option(
+    "--trust", metavar="KEY", help="Believe the host of this public key, for this file alone."
+)
+def import_(remote: Remote, *, file: Path, name: str | None, trust: str | None) -> None:
     """Keep a checkpoint that was exported, - for stdin, and print its id.
 
-    Takes a token of the role admin: the machine in the file is run as it is, by the hypervisor of
-    the server. Import only files of people who may run any on it.
+    The server must trust the key of the host that wrote it: vmpool key. It takes a token with the
+    scope operator, since the machine in the file is run as it is, by the server's hypervisor.
 
     \b
       vmpool checkpoint import training.vmpool --name there
     """
-    path = remotes.path("checkpoints", "import", name=name)
+    path = remotes.path("checkpoints", "import", name=name, trust=trust)
     headers = {"Content-Type": "application/zstd"}
     with local_files.reading(file) as source:
         body = iter(lambda: source.read(remotes.CHUNK_BYTES), b"")

@@ -99,8 +99,10 @@ COMMANDS = {
     ),
     "template": Entry(module="templates", summary="Create, list and remove templates."),
     "image": Entry(module="images", summary="Build, import, list and remove images."),
+    "key": Entry(module="keys", summary="Show this host's key, and trust those of other hosts."),
     "token": Entry(module="tokens", summary="Create, list and revoke access tokens."),
     "tenant": Entry(module="tenants", summary="Create, list, change and remove tenants."),
+    "usage": Entry(module="usage", summary="Show what a tenant has, and what it may have."),
     "audit": Entry(module="audit", summary="Show who did what, or tried, the newest first."),
     "doctor": Entry(module="diagnosis", summary="Say what this host lacks and how to mend it."),
     "version": Entry(

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         ImageInfo,
         SandboxInfo,
         TemplateInfo,
+        UsageInfo,
     )
 
 
@@ -135,6 +136,10 @@ class Client:
     def images(self) -> tuple[ImageInfo, ...]:
         """As `AsyncClient.images`."""
         return self._portal.call(self._behind.images())
+
+    def usage(self, tenant: str | None = None) -> UsageInfo:
+        """As `AsyncClient.usage`."""
+        return self._portal.call(self._behind.usage(tenant))
 
     def health(self) -> Health:
         """As `AsyncClient.health`."""
@@ -258,9 +263,11 @@ class Checkpoints:
         """As `AsyncCheckpoints.export_to`."""
         self._portal.call(self._behind.export_to(checkpoint, target, cargo=cargo))
 
-    def import_from(self, source: Path | str, *, name: str | None = None) -> CheckpointInfo:
+    def import_from(
+        self, source: Path | str, *, name: str | None = None, trust: str | None = None
+    ) -> CheckpointInfo:
         """As `AsyncCheckpoints.import_from`."""
-        return self._portal.call(self._behind.import_from(source, name=name))
+        return self._portal.call(self._behind.import_from(source, name=name, trust=trust))
 
 
 class Contexts:

@@ -104,7 +104,9 @@ class AsyncCheckpoints:
                 async for chunk in self._connection.chunks(response):
                     await asyncio.to_thread(file.write, chunk)
 
-    async def import_from(self, source: Path | str, *, name: str | None = None) -> CheckpointInfo:
+    async def import_from(
+        self, source: Path | str, *, name: str | None = None, trust: str | None = None
+    ) -> CheckpointInfo:
         """Have the server keep what `export_to` wrote; for the scope `operator`. *Not idempotent.*
 
         Its machine is run as it is: import only what comes from who may run any on that server.
@@ -112,6 +114,8 @@ class AsyncCheckpoints:
         Args:
             source: A file of this host.
             name: What it is called there; `None` for what it was called.
+            trust: Public key of the host that exported it, to be believed for this once; without,
+                the server must trust it already.
 
         Raises:
             ForbiddenError: The token's role is not `admin`.
@@ -121,7 +125,7 @@ class AsyncCheckpoints:
         """
         request = Request(
             method="POST",
-            path=path_of("checkpoints", "import", name=name),
+            path=path_of("checkpoints", "import", name=name, trust=trust),
             headers={"Content-Type": "application/zstd"},
         )
         with reading(Path(source)) as file:

@@ -17,11 +17,13 @@ from vmpool import snapshot
 from vmpool.errors import InvalidRequestError, SnapshotError
 from vmpool.snapshot import MEMORY, Manifest
 
-FORMAT = 1
+FORMAT = 2
 """Version of the envelope; a host refuses any other."""
 
 ENVELOPE = "parcel.json"
 ENVELOPE_LIMIT_BYTES = 1 << 20
+PROOF = "signature.json"
+PROOF_LIMIT_BYTES = 1024
 
 KEY_BYTES = 32  # vmpool_agent/wire.py: KEY_SIZE
 
@@ -96,14 +98,14 @@ def decode(data: bytes) -> Envelope:
     try:
         version = msgspec.json.decode(data, type=_Header).format
         if version != FORMAT:
-            raise _unfit(f"has format {version}, this vmpool reads {FORMAT}")
+            raise unfit(f"has format {version}, this vmpool reads {FORMAT}")
         envelope = msgspec.json.decode(data, type=Envelope, dec_hook=lambda kind, v: kind(v))
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as err:
         damaged(f"{ENVELOPE!r}: {err}")
     for manifest in (envelope.checkpoint, envelope.base):
         if manifest.format != snapshot.FORMAT:
             theirs = f"has snapshots of format {manifest.format}"
-            raise _unfit(f"{theirs}, this vmpool reads {snapshot.FORMAT}")
+            raise unfit(f"{theirs}, this vmpool reads {snapshot.FORMAT}")
     _check(envelope)
     return envelope
 
@@ -151,7 +153,8 @@ def damaged(what: str) -> NoReturn:
     )
 
 
-def _unfit(what: str) -> SnapshotError:
+def unfit(what: str) -> SnapshotError:
+    """Return the error for what another vmpool wrote."""
     return SnapshotError(
         f"the exported checkpoint {what}",
         code="parcel_unfit",

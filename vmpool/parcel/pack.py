@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from vmpool.errors import SnapshotError
 from vmpool.parcel.compression import compressor
-from vmpool.parcel.envelope import ENVELOPE, Envelope, encode
+from vmpool.parcel.envelope import ENVELOPE, PROOF, Envelope, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from vmpool.snapshot import Snapshot
@@ -23,19 +23,22 @@ _PIECE_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 16
 
 
-def pack(envelope: Envelope, checkpoint: Snapshot, base: Snapshot) -> Iterator[bytes]:
+def pack(
+    envelope: Envelope, checkpoint: Snapshot, base: Snapshot, *, sign: Callable[[bytes], bytes]
+) -> Iterator[bytes]:
     """Yield a parcel in pieces of at least 64 KiB, but for the last.
 
     Args:
         checkpoint: What the envelope describes; it must stay until the last piece was taken.
         base: Likewise; read when the envelope says so.
+        sign: Returns the signature of the envelope's bytes.
 
     Raises:
         SnapshotError: `snapshot_damaged`; a file is gone, or not what its manifest says.
     """
     frame = compressor()
     ready = bytearray()
-    for piece in _archive(envelope, checkpoint, base):
+    for piece in _archive(envelope, checkpoint, base, sign):
         ready += frame.compress(piece)
         if len(ready) >= _CHUNK_BYTES:
             yield bytes(ready)
@@ -43,11 +46,14 @@ def pack(envelope: Envelope, checkpoint: Snapshot, base: Snapshot) -> Iterator[b
     yield bytes(ready + frame.flush())
 
 
-def _archive(envelope: Envelope, checkpoint: Snapshot, base: Snapshot) -> Iterator[bytes]:
+def _archive(
+    envelope: Envelope, checkpoint: Snapshot, base: Snapshot, sign: Callable[[bytes], bytes]
+) -> Iterator[bytes]:
     said = encode(envelope)
-    yield header(ENVELOPE, len(said))
-    yield said
-    yield padding(len(said))
+    for name, content in ((PROOF, sign(said)), (ENVELOPE, said)):
+        yield header(name, len(content))
+        yield content
+        yield padding(len(content))
     if envelope.with_base:
         yield from _files("base", base)
     yield from _files("checkpoint", checkpoint)

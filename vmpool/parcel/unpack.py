@@ -15,11 +15,20 @@ from typing import TYPE_CHECKING
 
 from vmpool.errors import DiskFullError, InfrastructureError, TooLargeError
 from vmpool.parcel.compression import ZstdError, decompressor
-from vmpool.parcel.envelope import ENVELOPE, ENVELOPE_LIMIT_BYTES, Envelope, damaged, decode
+from vmpool.parcel.envelope import (
+    ENVELOPE,
+    ENVELOPE_LIMIT_BYTES,
+    PROOF,
+    PROOF_LIMIT_BYTES,
+    Envelope,
+    damaged,
+    decode,
+    unfit,
+)
 from vmpool.parcel.pack import header, padding
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from vmpool.snapshot import Manifest
@@ -34,29 +43,36 @@ class Unpacking:
     Args:
         chunks: The parcel, in pieces of any size.
         limit_bytes: What its files may hold together, zeros included.
+        require: Refuses an envelope, as it came, by the signature that came with it.
 
     All verbs raise:
         InvalidRequestError: `parcel_damaged`; it is none, breaks off, or does not keep its word.
     """
 
-    def __init__(self, chunks: AsyncIterator[bytes], *, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        chunks: AsyncIterator[bytes],
+        *,
+        limit_bytes: int,
+        require: Callable[[bytes, bytes], None],
+    ) -> None:
         self._content = _Content(chunks)
+        self._require = require
         self._limit_bytes = limit_bytes
         self._envelope: Envelope | None = None
 
     async def envelope(self) -> Envelope:
-        """Read what the parcel says of itself.
+        """Read what the parcel says of itself; none of it is looked at before it is trusted.
 
         Raises:
+            VmpoolError: What `require` raises.
             SnapshotError: `parcel_unfit`; another vmpool wrote it.
             TooLargeError: `parcel_too_large`.
         """
-        block = await self._content.exactly(tarfile.BLOCKSIZE)
-        size_bytes = _size_of(block)
-        if not 0 < size_bytes <= ENVELOPE_LIMIT_BYTES or block != header(ENVELOPE, size_bytes):
-            damaged(f"it does not begin with {ENVELOPE!r}")
-        envelope = decode(await self._content.exactly(size_bytes))
-        await self._skip_padding(size_bytes)
+        proof = await self._words(PROOF, PROOF_LIMIT_BYTES)
+        said = await self._words(ENVELOPE, ENVELOPE_LIMIT_BYTES)
+        await asyncio.to_thread(self._require, said, proof)
+        envelope = decode(said)
         if envelope.size_bytes > self._limit_bytes:
             raise TooLargeError(
                 f"the exported checkpoint holds {envelope.size_bytes} bytes, the limit is "
@@ -65,6 +81,18 @@ class Unpacking:
                 remedy="raise checkpoints.import_bytes",
             )
         return envelope
+
+    async def _words(self, name: str, limit_bytes: int) -> bytes:
+        """Read a small file that must come now."""
+        block = await self._content.exactly(tarfile.BLOCKSIZE)
+        size_bytes = _size_of(block)
+        if name == PROOF and block == header(ENVELOPE, size_bytes):
+            raise unfit("is not signed, as those of older vmpools are")
+        if not 0 < size_bytes <= limit_bytes or block != header(name, size_bytes):
+            damaged(f"{name!r} does not come where it must")
+        words = await self._content.exactly(size_bytes)
+        await self._skip_padding(size_bytes)
+        return words
 
     async def files(self, folder: str, manifest: Manifest, *, into: Path | None) -> None:
         """Read the files of one manifest, zero pages as holes; sizes are kept to, digests not read.

@@ -58,10 +58,11 @@ class Keyring:
         Raises:
             HostError: `host_key_unusable`.
         """
-        own = HostKey.load(state / KEY_FILE) or HostKey.load(_pending(state))
+        own = _present(state)
         if own is None:
-            own = HostKey.fresh()
-            own.save(_pending(state))
+            HostKey.fresh().save(_pending(state))
+            own = _present(state)  # another process may have been faster
+        assert own is not None
         return cls(state, own)
 
     def is_settled(self) -> bool:
@@ -72,11 +73,15 @@ class Keyring:
         """Have the key be this host's for good. *Idempotent.*
 
         Raises:
-            HostError: `host_key_unusable`.
+            HostError: `keys_unreadable`.
         """
-        if not self.is_settled():
-            self.own.save(self._trusted.parent / KEY_FILE)
-        _pending(self._trusted.parent).unlink(missing_ok=True)
+        state = self._trusted.parent
+        try:
+            _pending(state).rename(state / KEY_FILE)
+        except FileNotFoundError:
+            return
+        except OSError as err:
+            raise _unreadable(state, err) from err
 
     def trusted(self) -> list[TrustedKey]:
         """Return the keys of others, sorted by what they are called; what is no key is passed over.
@@ -122,6 +127,7 @@ class Keyring:
 
         Raises:
             NotFoundError: `key_not_found`; it is not on the list.
+            HostError: `keys_unreadable`.
         """
         try:
             (self._trusted / str(key)).unlink()
@@ -164,6 +170,10 @@ class Keyring:
 
     def _others(self) -> set[str]:
         return {str(each.key) for each in self.trusted()}
+
+
+def _present(state: Path) -> HostKey | None:
+    return HostKey.load(state / KEY_FILE) or HostKey.load(_pending(state))
 
 
 def _pending(state: Path) -> Path:

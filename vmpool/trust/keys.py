@@ -10,6 +10,7 @@ import base64
 import binascii
 import contextlib
 import os
+import secrets
 import stat
 from dataclasses import dataclass
 from enum import Enum
@@ -138,7 +139,9 @@ class HostKey:
         return cls(key)
 
     def save(self, path: Path) -> None:
-        """Write the key into a file that only its owner can read, whole or not at all.
+        """Write the key into a file that only its owner can read, unless there is one already.
+
+        It is there whole or not at all.
 
         Raises:
             HostError: `host_key_unusable`; it could not be written.
@@ -148,15 +151,16 @@ class HostKey:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        beside = path.with_name(f"{path.name}.new")
+        beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         try:
-            beside.unlink(missing_ok=True)
             descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(path)
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(beside)
+            beside.unlink()
         except OSError as err:
             raise _unusable(path, err.strerror or str(err)) from err
 
