@@ -22,13 +22,14 @@ from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import orphan, record
 from vmpool.engine.qemu.record import Record
 from vmpool.errors import (
+    ConflictError,
     DiskFullError,
     EngineError,
     InfrastructureError,
     SnapshotError,
     VmpoolError,
 )
-from vmpool.model import Processor, SerialAddress
+from vmpool.model import Nic, Processor, SerialAddress
 from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY, PAGES, layer_name
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ class FakeMachine:
         self._restored = restored
         self.capturing = asyncio.Lock()
         self.paused = restored
+        self.tap: int | None = None
 
     @property
     def pid(self) -> int:
@@ -220,6 +222,18 @@ class FakeMachine:
         if self._faults.life is not None:
             self._guest.expire(self._faults.life)
 
+    async def connect(self, tap: int) -> None:
+        if self._spec.nic is Nic.NONE:
+            raise ConflictError("the machine has no network device", code="nic_missing")
+        if self.tap is not None:
+            raise EngineError("QEMU refused 'netdev_add'", code="qmp_refused")
+        self.tap = os.dup(tap)
+
+    async def disconnect(self) -> None:
+        if self.tap is not None:
+            os.close(self.tap)
+            self.tap = None
+
     async def save(self, directory: Path) -> None:
         if not self.paused:
             raise EngineError("only a paused machine can be saved", code="machine_running")
@@ -249,6 +263,7 @@ class FakeMachine:
         return self._faults.death or died
 
     async def kill(self) -> None:
+        await self.disconnect()
         await self._guest.kill()
         if self._faults.kill is not None:
             raise self._faults.kill

@@ -23,6 +23,9 @@ AGENT_VSOCK_PORT = 1024
 DEFAULT_USER = "user"
 """The guest account that code runs as when the caller names none; its home is `/home/user`."""
 
+GUEST_MAC = "02:76:6d:70:00:02"
+"""Every guest's; it is in the state that clones are restored from. Locally administered."""
+
 _ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -55,6 +58,13 @@ class MachineType(StrEnum):
     MICROVM = "microvm"
 
 
+class Nic(StrEnum):
+    """The network device of a machine; whether it is connected to anything is another matter."""
+
+    NONE = "none"
+    VIRTIO = "virtio-net"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
     """What all clones of one snapshot share.
@@ -83,6 +93,7 @@ class MachineSpec:
     cpu_model: str = "max"
     qemu_version: str = ""
     shape: str = ""
+    nic: Nic = Nic.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

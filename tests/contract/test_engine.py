@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec import structs
 
-from tests import tiny_guest, watch
+from tests import netns, tiny_guest, watch
 from tests.fakes import FakeEngine, Faults
 from tests.lost_manager import Point
 from vmpool import snapshot
@@ -24,7 +24,7 @@ from vmpool.delta import Delta
 from vmpool.engine import Engine
 from vmpool.engine.qemu import QemuEngine, reap
 from vmpool.engine.qemu.process import UNKNOWN_EXIT
-from vmpool.errors import EngineError, SnapshotError
+from vmpool.errors import ConflictError, EngineError, SnapshotError
 from vmpool.model import (
     MIB,
     Accelerator,
@@ -32,8 +32,10 @@ from vmpool.model import (
     Kernel,
     MachineSpec,
     MachineType,
+    Nic,
     Transport,
 )
+from vmpool.network import links, namespace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -114,6 +116,26 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     )
     with opened(engine, request.param, Accelerator.TCG, Transport.SERIAL, tmp_path) as bench:
         yield bench
+    if isinstance(engine, QemuEngine):
+        engine.close()
+
+
+@pytest.fixture
+async def networked(bench: Bench) -> Bench:
+    """A bench whose machines have a network device."""
+    bench.spec = replace(bench.spec, nic=Nic.VIRTIO)
+    return bench
+
+
+@pytest.fixture
+def tap() -> Iterator[int]:
+    """The descriptor of a link in a namespace where there is nothing else."""
+    if os.geteuid() != 0:
+        pytest.skip("links are root's to make")
+    with netns.made() as nowhere:
+        descriptor = namespace.call_in(nowhere, links.open_tap)
+        yield descriptor
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -137,6 +159,52 @@ def opened(
     directory.mkdir(mode=0o700)
     yield Bench(engine, spec, tiny_guest.kernel(tmp_path, tiny_guest.IDLE), directory)
     shutil.rmtree(directory)
+
+
+async def test_a_link_is_plugged_in_and_out_and_in_again(networked: Bench, tap: int) -> None:
+    template = await networked.template()
+    machine = await networked.restored(template, template)
+    for _ in range(2):
+        await machine.connect(tap)
+        await machine.disconnect()
+    await machine.disconnect()
+    await machine.resume()
+    await machine.kill()
+
+
+async def test_a_second_link_is_refused(networked: Bench, tap: int) -> None:
+    template = await networked.template()
+    machine = await networked.restored(template, template)
+    await machine.connect(tap)
+    with pytest.raises(EngineError) as caught:
+        await machine.connect(tap)
+    assert caught.value.error_code == "qmp_refused"
+    await machine.kill()
+
+
+async def test_a_machine_with_a_link_is_saved_and_restored_without_one(
+    networked: Bench, tap: int
+) -> None:
+    template = await networked.template()
+    machine = await networked.restored(template, template)
+    await machine.connect(tap)
+    await machine.resume()
+    kept = await networked.checkpoint(machine, template, "kept")
+    await machine.kill()
+    again = await networked.restored(template, kept)
+    await again.disconnect()
+    await again.connect(tap)
+    await again.resume()
+    await again.kill()
+
+
+async def test_a_machine_without_a_device_takes_no_link(bench: Bench) -> None:
+    machine = await bench.booted()
+    with pytest.raises(ConflictError) as caught:
+        await machine.connect(0)
+    assert caught.value.error_code == "nic_missing"
+    await machine.disconnect()
+    await machine.kill()
 
 
 async def test_a_booted_machine_runs_until_it_is_killed(bench: Bench) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from vmpool.engine.qemu import command
 from vmpool.engine.qemu.command import Instance, Slot
-from vmpool.model import GIB, MIB, Accelerator, MachineSpec, MachineType, Transport
+from vmpool.model import GIB, MIB, Accelerator, MachineSpec, MachineType, Nic, Transport
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "qemu"
 
@@ -62,6 +62,25 @@ def test_command_lines_are_as_recorded(
         path.parent.mkdir(exist_ok=True)
         path.write_text(as_text(argv))
     assert as_text(argv) == path.read_text()
+
+
+@pytest.mark.parametrize("machine_type", MachineType)
+def test_a_network_device_hangs_on_a_hub_that_nobody_else_is_on(machine_type: MachineType) -> None:
+    spec = spec_of(machine_type, Accelerator.TCG, Transport.SERIAL, 0)
+    without = command.restore(spec, instance_of(Transport.SERIAL))
+    argv = command.restore(replace(spec, nic=Nic.VIRTIO), instance_of(Transport.SERIAL))
+    added = [part for part in argv if part not in without]
+    text = "\n".join(part for part in added if not part.startswith("-")) + "\n"
+    path = GOLDEN.parent / "qemu-nic" / f"{machine_type}.args"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_a_machine_with_a_network_device_has_another_shape() -> None:
+    spec = spec_of(MachineType.Q35, Accelerator.TCG, Transport.SERIAL, 0)
+    assert command.shape(spec) != command.shape(replace(spec, nic=Nic.VIRTIO))
 
 
 def test_every_golden_file_has_its_shape() -> None:

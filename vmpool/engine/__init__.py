@@ -99,6 +99,24 @@ class Machine(Protocol):
             EngineError: The hypervisor failed or died; call `kill()`.
         """
 
+    async def connect(self, tap: int) -> None:
+        """Give the guest a network. *Not idempotent.*
+
+        Args:
+            tap: Descriptor of its other end, the caller's to close: the machine has one of its own.
+
+        Raises:
+            ConflictError: `nic_missing`; the machine has no network device.
+            EngineError: The hypervisor refused, and there is no network; or failed or died.
+        """
+
+    async def disconnect(self) -> None:
+        """Take the guest's network away, if it has one, for the guest to see. *Idempotent.*
+
+        Raises:
+            EngineError: The hypervisor failed or died; call `kill()`.
+        """
+
     async def save(self, directory: Path) -> None:
         """Write memory, device state and disk of a paused machine into `directory`.
 

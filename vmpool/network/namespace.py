@@ -58,6 +58,10 @@ class Namespace:
             return False
 
 
+HOME = Namespace(Path("/proc/self/ns/net"))
+"""The one that the server lives in."""
+
+
 def create(name: str) -> Namespace:
     """Make a namespace that holds nothing but its loopback, which is down. *Not idempotent.*
 

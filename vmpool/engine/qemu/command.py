@@ -13,7 +13,16 @@ import json
 from dataclasses import dataclass
 from enum import IntEnum
 
-from vmpool.model import AGENT_PORT_NAME, MIB, Accelerator, MachineSpec, MachineType, Transport
+from vmpool.model import (
+    AGENT_PORT_NAME,
+    GUEST_MAC,
+    MIB,
+    Accelerator,
+    MachineSpec,
+    MachineType,
+    Nic,
+    Transport,
+)
 
 
 class Slot(IntEnum):
@@ -34,6 +43,12 @@ class Slot(IntEnum):
     # high descriptor open from the start the table has its final size.
     CEILING = 255
 
+
+NIC = "nic"
+"""Id of a guest's network device."""
+
+HUB = 0
+"""The hub that it hangs on."""
 
 HOST_MODELS = frozenset({"host", "max"})
 """CPU models that are all that a host has; every other is the same on every host."""
@@ -276,12 +291,25 @@ def _devices(spec: MachineSpec, instance: Instance) -> list[str]:
         case Transport.VSOCK:
             vsock = f"vhost-vsock-{bus},guest-cid={instance.cid},vhostfd={Slot.VHOST:d}"
             devices += ["-device", vsock + (f",addr={4:#x}" if pci else "")]
+    if spec.nic is Nic.VIRTIO:
+        devices += _nic(bus, at(5))
     if pci:
         # microvm has no generation id, and nothing tells its guest of a panic device.
         devices += ["-device", "vmgenid,guid=auto", "-device", "pvpanic"]
     else:
         devices += ["-global", "virtio-mmio.force-legacy=false"]
     return devices
+
+
+def _nic(bus: str, address: str) -> list[str]:
+    rom = ",romfile=" if address else ""  # only devices on PCI have one
+    return [
+        *("-netdev", f"hubport,id=hub,hubid={HUB}"),
+        # A hub takes packets only when somebody is there to have them, and what it does not take
+        # stops the device for good: this port has whatever comes go nowhere.
+        *("-netdev", f"hubport,id=nowhere,hubid={HUB}"),
+        *("-device", f"virtio-net-{bus},id={NIC},netdev=hub,mac={GUEST_MAC}{rom}{address}"),
+    ]
 
 
 def _path(slot: Slot) -> str:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from vmpool import delta
 from vmpool.cancellation import uninterrupted
-from vmpool.engine.qemu import command, migration, pagemap, pages, processor, sparse
+from vmpool.engine.qemu import command, migration, nic, processor, sparse
 from vmpool.engine.qemu.capture import QemuCapture
 from vmpool.engine.qemu.handover import create_file, open_file
 from vmpool.engine.qemu.layers import Layers
-from vmpool.errors import DiskFullError, EngineError, SnapshotError
+from vmpool.errors import ConflictError, DiskFullError, EngineError, SnapshotError
+from vmpool.model import Nic
 from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY
 
 if TYPE_CHECKING:
@@ -172,6 +173,28 @@ class QemuMachine:
         try:
             return await processor.of_guest(self._hypervisor.monitor)
         except EngineError as err:
+    async def connect(self, tap: int) -> None:
+        """Give the guest a network, as `Machine.connect`."""
+        if self._spec.nic is Nic.NONE:
+            raise ConflictError(
+                "the machine has no network device",
+                code="nic_missing",
+                remedy="make the template again; what descends from the old one stays without",
+            )
+        try:
+            await nic.plug(self._hypervisor.monitor, tap)
+        except EngineError as err:
+            raise self._hypervisor.explained(err) from err
+
+    async def disconnect(self) -> None:
+        """Take the guest's network away, as `Machine.disconnect`."""
+        if self._spec.nic is Nic.NONE:
+            return
+        try:
+            await nic.unplug(self._hypervisor.monitor)
+        except EngineError as err:
+            raise self._hypervisor.explained(err) from err
+
             raise self._hypervisor.explained(err) from err
 
     async def pause(self) -> None:

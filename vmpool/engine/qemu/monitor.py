@@ -167,7 +167,19 @@ class Monitor:
             self._client.send_fd_scm(descriptor)
         except (QMPError, OSError) as err:
             raise EngineError("QEMU went away at 'add-fd'", code="qemu_died") from err
-        await self.execute("add-fd", fdset_id=fdset)
+        return int((await self.execute("add-fd", fdset_id=fdset))["fd"])
+
+    async def give_descriptor(self, descriptor: int, name: str) -> None:
+        """Give QEMU a copy of `descriptor` under a name, for the next command that takes one.
+
+        Raises:
+            EngineError: As `execute`.
+        """
+        try:
+            self._client.send_fd_scm(descriptor)
+        except (QMPError, OSError) as err:
+            raise EngineError("QEMU went away at 'getfd'", code="qemu_died") from err
+        await self.execute("getfd", fdname=name)
 
     async def event(self) -> Mapping[str, Any]:
         """Wait for the next of `EVENTS`, also one that came before this call; return it.
