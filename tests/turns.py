@@ -12,7 +12,7 @@ from vmpool.model import Command, Exited
 
 if TYPE_CHECKING:
     from vmpool.host import Host
-    from vmpool.household import Holding
+    from vmpool.holding import Holding
     from vmpool.sandbox import Sandbox
 
 Work = Callable[["Host", "Holding"], Coroutine[Any, Any, Any]]
@@ -63,7 +63,7 @@ async def consistent(host: Host) -> None:
     kept = {row.id for row in await host.store.checkpoints.all()}
     assert directories(host, "checkpoints") == kept == host._vault._known.keys()
     assert not host._vault._leases
-    assert not +host._vault._coming
+    assert not host.quotas._coming
     for each in running:
         await answers(each)
 

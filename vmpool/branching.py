@@ -15,12 +15,13 @@ from vmpool.cancellation import uninterrupted
 from vmpool.errors import ConflictError, VmpoolError
 from vmpool.lifecycle import SandboxState, Turn
 from vmpool.model import Identity, Waking, new_id
+from vmpool.quota import most_saved_bytes
 from vmpool.store import Purpose
 from vmpool.vault import checkpoint_of
 
 if TYPE_CHECKING:
     from vmpool.clone import Clone
-    from vmpool.household import Holding
+    from vmpool.holding import Holding
     from vmpool.means import Means
     from vmpool.vault import Checkpoint
 
@@ -35,6 +36,7 @@ class Branching:
         self._catalogue = means.catalogue
         self._nursery = means.nursery
         self._vault = means.vault
+        self._quotas = means.quotas
         self._store = means.store
         self._metrics = means.metrics
 
@@ -44,14 +46,16 @@ class Branching:
         Raises:
             ConflictError: `sandbox_paused`, `checkpoint_exists`.
             InvalidRequestError: `checkpoint_name_invalid`.
-            CapacityError: `checkpoints_full`.
+            QuotaError: Its owner has as many checkpoints, or as much, as it may.
             DiskFullError: There is no room for it.
             EngineError, SnapshotError: It could not be saved.
             StoreError: The journal could not take it.
         """
         sandbox = holding.running()
         lineage = await self._catalogue.lineage_of_running(holding.base_id)
-        with self._vault.room(sandbox.owner, Purpose.KEPT, name):
+        await self._quotas.refresh()
+        most_bytes = most_saved_bytes(lineage.snapshot.spec)
+        with self._vault.room(sandbox.owner, Purpose.KEPT, name, most_bytes=most_bytes):
             saved = await checkpoint.save(
                 sandbox.clone,
                 lineage.snapshot,

@@ -11,7 +11,7 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -20,6 +20,7 @@ from vmpool.errors import HostError
 from vmpool.lifecycle import OnStop
 from vmpool.model import GIB, MIB
 from vmpool.policy import Limits
+from vmpool.quota import Quota
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,12 +128,6 @@ class ApiSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
 class CheckpointSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """`[checkpoints]`: what is kept of sandboxes on disk."""
 
-    kept: Annotated[
-        int, Meta(ge=0, description="Checkpoints that one owner may keep at one time.")
-    ] = 64
-    paused: Annotated[
-        int, Meta(ge=0, description="Paused sandboxes that one owner may have at one time.")
-    ] = 64
     paused_seconds: Annotated[
         Seconds, Meta(description="Time after which a sandbox that stays paused ends.")
     ] = 7 * 86400.0
@@ -167,6 +162,44 @@ class DeadlineSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
     drain: Annotated[
         Seconds, Meta(description="Requests under way, when a server hands over to the next.")
     ] = 30.0
+Most = Annotated[int, Meta(ge=0)] | Literal["unlimited"]
+
+
+class TenantSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """`[tenants]`: what each tenant may have at one time, but the operator's own."""
+
+    sandboxes: Annotated[
+        Most, Meta(description="Sandboxes with a machine, runs too, that a tenant may have.")
+    ] = 64
+    paused: Annotated[Most, Meta(description="Paused sandboxes.")] = 64
+    checkpoints: Annotated[Most, Meta(description="Checkpoints that it keeps.")] = 64
+    vcpus: Annotated[Most, Meta(description="Virtual CPUs of all its machines together.")] = 128
+    memory_bytes: Annotated[Most, Meta(description="Memory of all its machines together.")] = (
+        64 * GIB
+    )
+    disk_bytes: Annotated[
+        Most,
+        Meta(
+            description="Disk of all its checkpoints and paused sandboxes together; one is made"
+            " when there is room for all of its machine's memory and disk."
+        ),
+    ] = 64 * GIB
+    creates_per_minute: Annotated[
+        Most,
+        Meta(description="Sandboxes, runs and children that it may ask for in a minute."),
+    ] = 600
+
+    @property
+    def quota(self) -> Quota:
+        """The same as a value."""
+        return Quota(
+            **{
+                name: None if most == "unlimited" else most
+                for name, most in msgspec.structs.asdict(self).items()
+            }
+        )
+
+
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -220,6 +253,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
 
     def pool_of(self, template: str) -> PoolSettings:
         """Return the pool settings of a template."""
+    tenants: TenantSettings = TenantSettings()
         return self.templates.get(template, self.pool)
 
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from vmpool.errors import InvalidRequestError
 from vmpool.lifecycle import AutoResume, EndReason, OnExpiry
 from vmpool.model import ClockPolicy, Rng, Unique, Waking, new_id
+from vmpool.quota import share_of
 from vmpool.sandbox import Claim, Sandbox
 
 if TYPE_CHECKING:
     from vmpool.forking import Forking
-    from vmpool.household import Holding
+    from vmpool.holding import Holding
     from vmpool.means import Means
     from vmpool.vault import Checkpoint
 
@@ -60,6 +61,7 @@ class Creation:
         self._household = means.household
         self._catalogue = means.catalogue
         self._vault = means.vault
+        self._quotas = means.quotas
         self._forking = forking
 
     async def create(self, request: CreateRequest, owner: str) -> Sandbox:
@@ -73,6 +75,7 @@ class Creation:
                 "a sandbox is made of a template or of a checkpoint", code="source_unclear"
             )
         if request.checkpoint is not None:
+            await self._quotas.refresh()
             kept = self._vault.find(request.checkpoint, owner=owner)
             return (await self._forking.sprout(kept, _claim(request, owner, of=kept))).sandbox
         holding = await self.hold(_claim(request, owner), request.wait)
@@ -87,17 +90,22 @@ class Creation:
 
         Raises:
             NotFoundError: `template_not_found`.
+            QuotaError: Its owner has as much as it may.
             CapacityError: No clone within `wait` seconds, or the queue is full.
         """
+        await self._quotas.refresh()
         pool = self._catalogue.pool(claim.template)
-        base_id = self._catalogue.status(claim.template).snapshot
-        assert base_id is not None
+        status = self._catalogue.status(claim.template)
+        assert status.snapshot is not None
+        share = share_of(status.spec)
         began = time.perf_counter_ns()
         loop = asyncio.get_running_loop()
-        clone = await pool.acquire(deadline=loop.time() + wait)
-        took = time.perf_counter_ns() - began
-        sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
-        return self._household.admit(sandbox, base_id=base_id, pool=pool)
+        with self._quotas.take(claim.owner, share):
+            self._quotas.pace(claim.owner)
+            clone = await pool.acquire(deadline=loop.time() + wait)
+            took = time.perf_counter_ns() - began
+            sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
+            return self._household.admit(sandbox, base_id=status.snapshot, pool=pool, share=share)
 
     async def _prepare(self, holding: Holding) -> None:
         """Have a clone of a pool come by randomness and time as it was asked for; or end it.

@@ -16,7 +16,8 @@ One tree, cut by what the caller can do. Every class has a stable `code`, part o
     │   └── GuestFileError           … or a file operation in the guest was refused by the guest
     ├── CapacityError            not now; the same request may succeed later
     │   ├── PoolBusyError            … all clones are out and the queue is full
-    │   └── PoolTimeoutError         … none came free before the deadline
+    │   ├── PoolTimeoutError         … none came free before the deadline
+    │   └── QuotaError               … the tenant has as much as it may
     └── InfrastructureError      ours; nothing that the caller did
         ├── HostError                the host lacks something; `remedy` mends it
         ├── DiskFullError            the host's disk is full
@@ -31,6 +32,7 @@ HTTP statuses are not known here; `api` maps codes to them.
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import ClassVar
 
@@ -151,6 +153,37 @@ class PoolTimeoutError(CapacityError):
     """No clone came free before the deadline."""
 
     code = "pool_timeout"
+
+
+class QuotaError(CapacityError):
+    """The caller's tenant has as much as it may.
+
+    Args:
+        message: What was wrong.
+        resource: What there is too much of: a member of `quota.Quota`.
+        used: How much of it the tenant has, without what was asked for.
+        limit: How much it may have.
+        retry_after: Seconds after which it may be different; infinite for never.
+    """
+
+    code = "quota_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        remedy: str = "",
+        resource: str = "",
+        used: float = 0,
+        limit: float = 0,
+        retry_after: float = math.inf,
+    ) -> None:
+        super().__init__(message, code=code, remedy=remedy)
+        self.resource = resource
+        self.used = used
+        self.limit = limit
+        self.retry_after = retry_after
 
 
 class InfrastructureError(VmpoolError):

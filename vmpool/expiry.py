@@ -16,7 +16,8 @@ from vmpool.errors import NotFoundError, VmpoolError
 from vmpool.lifecycle import EndReason, OnExpiry
 
 if TYPE_CHECKING:
-    from vmpool.household import Holding, Household
+    from vmpool.holding import Holding
+    from vmpool.household import Household
     from vmpool.sandbox import Sandbox
 
 log = logging.getLogger(__name__)

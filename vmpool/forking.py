@@ -19,17 +19,19 @@ from vmpool.cancellation import uninterrupted
 from vmpool.errors import InfrastructureError, PoolBusyError, VmpoolError
 from vmpool.lifecycle import EndReason
 from vmpool.model import DEFAULT_USER, ClockPolicy, Identity, Rng, Unique, Waking, new_id
+from vmpool.quota import share_of
 from vmpool.sandbox import Claim, Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from vmpool.clone import Clone
-    from vmpool.household import Holding
+    from vmpool.holding import Holding
     from vmpool.lineages import Lineage
     from vmpool.means import Means
     from vmpool.place import Place
     from vmpool.pool import Pool
+    from vmpool.quotas import Reservation
     from vmpool.snapshot import Snapshot
     from vmpool.vault import Checkpoint
 
@@ -68,6 +70,7 @@ class Forking:
         self._catalogue = means.catalogue
         self._nursery = means.nursery
         self._vault = means.vault
+        self._quotas = means.quotas
 
     async def fork(self, holding: Holding, request: ForkRequest) -> list[Sandbox | VmpoolError]:
         """Make children of a running sandbox; an operation of `Household`. *Not idempotent.*
@@ -80,19 +83,24 @@ class Forking:
         Raises:
             ConflictError: `sandbox_paused`.
             CapacityError: `pool_full`; there is no room for all of them.
+            QuotaError: All of them are more than the owner may have.
             VmpoolError: The parent could not be copied, as `checkpoint.branch`.
         """
         parent = holding.running()
         machine = parent.clone
         lineage = await self._catalogue.lineage(holding.base_id)
         seedling = _Seedling(key=machine.key, claim=_claim(parent, request), files=request.files)
+        await self._quotas.refresh()
         with contextlib.ExitStack() as undo:
             faults.reach("fork.begun")
+            share = share_of(lineage.snapshot.spec)
+            rooms = self._quotas.take_each(undo, parent.owner, share, request.count)
             places = _reserve_all(undo, lineage.pool, request.count)
+            self._quotas.pace(parent.owner, request.count)
             state: asyncio.Future[tuple[Snapshot, int]] = asyncio.Future()
             births = [
-                asyncio.create_task(self._birth(place, lineage, state, seedling))
-                for place in places
+                asyncio.create_task(self._birth(place, lineage, state, seedling, room=room))
+                for place, room in zip(places, rooms, strict=True)
             ]
             try:
                 at = self._vault.directory
@@ -115,12 +123,18 @@ class Forking:
         Raises:
             NotFoundError: `checkpoint_not_found`; it was removed meanwhile.
             CapacityError: `pool_full`.
+            QuotaError: The owner has as much as it may.
             VmpoolError: No machine came up from it, or the journal could not take it.
         """
         began = time.perf_counter_ns()
         lineage = await self._catalogue.lineage(kept.base_id)
+        await self._quotas.refresh()
         with contextlib.ExitStack() as undo:
+            room = undo.enter_context(
+                self._quotas.take(claim.owner, share_of(lineage.snapshot.spec))
+            )
             place = _reserved(undo, lineage.pool)
+            self._quotas.pace(claim.owner)
             id = new_id()
             undo.enter_context(self._vault.lent(kept, to=id))
             clone = await self._nursery.grow(
@@ -131,10 +145,10 @@ class Forking:
                 policy=Waking(rng=claim.rng, clock=claim.clock, saved_ns=kept.saved_ns),
             )
             place.fill(clone)
-        took = time.perf_counter_ns() - began
-        return await self._admit(
-            Sandbox(id=id, clone=clone, claim=claim, acquire_ns=took), lineage, {}
-        )
+            took = time.perf_counter_ns() - began
+            sandbox = Sandbox(id=id, clone=clone, claim=claim, acquire_ns=took)
+            holding = self._hold(sandbox, lineage, room)
+        return await self._furnish(holding, {})
 
     async def _birth(
         self,
@@ -142,6 +156,8 @@ class Forking:
         lineage: Lineage,
         state: asyncio.Future[tuple[Snapshot, int]],
         seedling: _Seedling,
+        *,
+        room: Reservation,
     ) -> Sandbox:
         began = time.perf_counter_ns()
         waiting = await self._nursery.stand_by(lineage.snapshot)
@@ -162,14 +178,26 @@ class Forking:
         place.fill(clone)
         took = time.perf_counter_ns() - began
         sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
-        child = (await self._admit(sandbox, lineage, seedling.files)).sandbox
+        holding = self._hold(sandbox, lineage, room)
+        await self._furnish(holding, seedling.files)
         faults.reach("fork.recorded")
-        return child
+        return sandbox
 
-    async def _admit(self, sandbox: Sandbox, lineage: Lineage, files: dict[str, bytes]) -> Holding:
-        """Watch over a sandbox, furnish and journal it; or end it."""
-        base_id = lineage.snapshot.manifest.id
-        holding = self._household.admit(sandbox, base_id=base_id, pool=lineage.pool)
+    def _hold(self, sandbox: Sandbox, lineage: Lineage, room: Reservation) -> Holding:
+        """Watch over a sandbox, which counts there from here on."""
+        snapshot = lineage.snapshot
+        holding = self._household.admit(
+            sandbox,
+            base_id=snapshot.manifest.id,
+            pool=lineage.pool,
+            share=share_of(snapshot.spec),
+        )
+        room.give_back()
+        return holding
+
+    async def _furnish(self, holding: Holding, files: dict[str, bytes]) -> Holding:
+        """Furnish and journal a sandbox; or end it."""
+        sandbox = holding.sandbox
         try:
             for path, content in files.items():
                 async with sandbox.attended() as agent:

@@ -12,6 +12,7 @@ from vmpool.engine import Engine
 from vmpool.image import Library
 from vmpool.metrics import Metrics
 from vmpool.model import Accelerator, Transport
+from vmpool.quotas import Quotas
 from vmpool.store import Store
 from vmpool.trust import Custody
 
@@ -33,6 +34,7 @@ class Ground:
     images: Library
     store: Store
     metrics: Metrics
+    quotas: Quotas
     snapshots: Path
     clones: Path
     settings: Settings

@@ -10,26 +10,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmpool import faults
 from vmpool.cancellation import uninterrupted
 from vmpool.chores import Chores
-from vmpool.clone import Clone
 from vmpool.errors import CapacityError, NotFoundError, VmpoolError
+from vmpool.holding import ONE_SANDBOX, Holding, recalled
 from vmpool.idleness import idle
 from vmpool.lifecycle import EndReason, OnStop, SandboxState
-from vmpool.pool import Pool
-from vmpool.sandbox import Claim, Past, Sandbox, ended, paused
-from vmpool.store import SandboxRow
+from vmpool.quota import Usage
+from vmpool.sandbox import ended
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
+    from vmpool.clone import Clone
     from vmpool.errors import InfrastructureError
     from vmpool.metrics import Metrics
-    from vmpool.store import Store
+    from vmpool.pool import Pool
+    from vmpool.sandbox import Sandbox
+    from vmpool.store import SandboxRow, Store
     from vmpool.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -38,73 +39,6 @@ T = TypeVar("T")
 
 RETRY_SECONDS = 60.0
 """Until a sandbox that is overdue is tried to be paused again."""
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class Holding:
-    """A sandbox with what watches it.
-
-    Attributes:
-        base_id: Of the snapshot that its machines descend from.
-        pool: Where its machine counts; `None` while it has none.
-        journaled: The journal has a row of it, or may have.
-        lock: Held by the operation on its machine.
-        operation: The one that is under way.
-        ending: Reaps it; `None` while it lives.
-        overdue_since: When its time was up and it was to be paused, on the monotonic clock; `None`
-            when it has time, or is.
-    """
-
-    sandbox: Sandbox
-    base_id: str
-    pool: Pool[Clone] | None
-    journaled: bool = False
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    operation: asyncio.Task[Any] | None = None
-    watch: asyncio.Task[None] | None = None
-    idle: asyncio.Task[None] | None = None
-    alarm: asyncio.TimerHandle | None = None
-    ending: asyncio.Task[None] | None = None
-    overdue_since: float | None = None
-
-    def running(self) -> Sandbox:
-        """Return the sandbox when it has a machine; an operation finds it paused or so.
-
-        Raises:
-            ConflictError: `sandbox_paused`.
-        """
-        if self.sandbox.state is not SandboxState.RUNNING:
-            raise paused(self.sandbox.id)
-        return self.sandbox
-
-    @property
-    def row(self) -> SandboxRow:
-        """What is recorded of it when it is made."""
-        sandbox, claim = self.sandbox, self.sandbox.claim
-        return SandboxRow(
-            id=sandbox.id,
-            template=sandbox.template,
-            clone_id=sandbox.clone.id,
-            owner=sandbox.owner,
-            state=sandbox.state,
-            created_ns=sandbox.created_ns,
-            deadline_ns=sandbox.deadline_ns,
-            metadata=sandbox.metadata,
-            base_id=self.base_id,
-            timeout=claim.timeout,
-            idle_timeout=claim.idle_timeout,
-            on_expiry=claim.on_expiry,
-            auto_resume=claim.auto_resume,
-            rng=claim.rng,
-            clock=claim.clock,
-            clock_offset_ns=sandbox.clock_offset_ns,
-            env=claim.env,
-            access_hash=sandbox.access_hash,
-            receipt=sandbox.receipt,
-            parent_id=claim.parent_id,
-            parent_checkpoint_id=claim.parent_checkpoint_id,
-            ticket=claim.ticket,
-        )
 
 
 class Household:
@@ -157,6 +91,11 @@ class Household:
         mine = [each.sandbox for each in self._holdings.values() if each.sandbox.owner == owner]
         return sorted(mine, key=lambda sandbox: sandbox.created_ns, reverse=True)
 
+    def usage(self, owner: str) -> Usage:
+        """Return what the machines of `owner` count as, those that are ending too."""
+        mine = [each.usage for each in self._holdings.values() if each.sandbox.owner == owner]
+        return sum(mine, Usage())
+
     def living(self, id: str) -> Holding | None:
         """Return what has not begun to end."""
         holding = self._holdings.get(id)
@@ -174,24 +113,40 @@ class Household:
             return holding
         raise await self._absent(id, owner)
 
-    def admit(self, sandbox: Sandbox, *, base_id: str, pool: Pool[Clone] | None) -> Holding:
+    def admit(
+        self,
+        sandbox: Sandbox,
+        *,
+        base_id: str,
+        pool: Pool[Clone] | None,
+        share: Usage = ONE_SANDBOX,
+    ) -> Holding:
         """Watch over a sandbox from now on.
 
         Args:
             pool: Where its machine counts as held; `None` for one that is paused.
+            share: What its machine counts as in its owner's quota.
         """
-        holding = Holding(sandbox=sandbox, base_id=base_id, pool=pool)
+        holding = Holding(sandbox=sandbox, base_id=base_id, pool=pool, share=share)
         self._holdings[sandbox.id] = holding
         self.attend(holding)
         return holding
 
-    def recall(self, row: SandboxRow, *, clone: Clone | None, pool: Pool[Clone] | None) -> Holding:
+    def recall(
+        self,
+        row: SandboxRow,
+        *,
+        clone: Clone | None,
+        pool: Pool[Clone] | None,
+        share: Usage = ONE_SANDBOX,
+    ) -> Holding:
         """Watch over a sandbox of a server before this one.
 
         Args:
             clone: Its machine, which counts in `pool` as held; `None` for one that is paused.
+            share: As of `admit`.
         """
-        holding = self.admit(_recalled(row, clone), base_id=row.base_id, pool=pool)
+        holding = self.admit(recalled(row, clone), base_id=row.base_id, pool=pool, share=share)
         holding.journaled = True
         return holding
 
@@ -464,32 +419,3 @@ class Household:
         if row.owner != owner:
             return unknown
         return ended(id, row.end_reason)
-
-
-def _recalled(row: SandboxRow, clone: Clone | None) -> Sandbox:
-    """Return a sandbox as the journal knows it."""
-    assert row.receipt is not None
-    assert row.deadline_ns is not None
-    claim = Claim(
-        template=row.template,
-        owner=row.owner,
-        timeout=row.timeout,
-        metadata=row.metadata,
-        env=row.env,
-        on_expiry=row.on_expiry,
-        idle_timeout=row.idle_timeout,
-        auto_resume=row.auto_resume,
-        rng=row.rng,
-        clock=row.clock,
-        parent_id=row.parent_id,
-        parent_checkpoint_id=row.parent_checkpoint_id,
-    )
-    past = Past(
-        access_hash=row.access_hash,
-        created_ns=row.created_ns,
-        deadline_ns=row.deadline_ns,
-        paused_ns=row.paused_ns,
-        receipt=row.receipt,
-        clock_offset_ns=row.clock_offset_ns,
-    )
-    return Sandbox(id=row.id, clone=clone, claim=claim, acquire_ns=0, past=past)

@@ -8,6 +8,7 @@ from vmpool.catalogue import Catalogue
 from vmpool.household import Household
 from vmpool.metrics import Metrics
 from vmpool.nursery import Nursery
+from vmpool.quotas import Quotas
 from vmpool.store import Store
 from vmpool.vault import Vault
 
@@ -22,3 +23,4 @@ class Means:
     vault: Vault
     store: Store
     metrics: Metrics
+    quotas: Quotas

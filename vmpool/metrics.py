@@ -72,6 +72,9 @@ class Metrics:
         self._guest_failures = self._count(
             "vmpool_guest_failures", "Guests that died, hung or broke the protocol.", ["code"]
         )
+        self._quota_refusals = self._count(
+            "vmpool_quota_refusals", "Requests over a tenant's quota.", ["resource"]
+        )
 
     def watch_pool(
         self, template: str, census: Callable[[], Census], counters: Callable[[], Mapping[str, int]]
@@ -145,6 +148,10 @@ class Metrics:
     def guest_failed(self, code: str) -> None:
         """Record a guest that was lost, by its error's code."""
         self._guest_failures.labels(code).inc()
+
+    def quota_refused(self, resource: str) -> None:
+        """Record that a tenant was refused for having as much of something as it may."""
+        self._quota_refusals.labels(resource).inc()
 
     def render(self) -> bytes:
         """Return everything in Prometheus's text format, of `CONTENT_TYPE`."""

@@ -25,6 +25,7 @@ from vmpool.host import Host, HostFacts
 from vmpool.image import Library
 from vmpool.inheritance import Inheritance
 from vmpool.metrics import Metrics
+from vmpool.quotas import Quotas
 from vmpool.store import Store
 from vmpool.tools import QEMU
 from vmpool.trust import Custody, Keyring
@@ -83,6 +84,7 @@ async def open_host(
         base = base or await find_base(progress)
         metrics = Metrics()
         ground = Ground(
+        quotas = Quotas(settings.tenants.quota, store.tenants.quotas, metrics)
             engine=base.engine,
             accelerator=base.facts.accelerator,
             transport=base.facts.transport,
@@ -90,6 +92,7 @@ async def open_host(
             store=store,
             metrics=metrics,
             snapshots=snapshots,
+            quotas=quotas,
             clones=clones,
             settings=settings,
             deadlines=_deadlines(settings),
@@ -97,7 +100,7 @@ async def open_host(
             restores=asyncio.Semaphore(max(2, os.cpu_count() or 1)),
         )
         catalogue = Catalogue(ground)
-        vault = Vault(checkpoints, store, settings.checkpoints, custody)
+        vault = Vault(checkpoints, store, quotas, custody)
         await vault.open()
         host = Host(ground, facts=base.facts, catalogue=catalogue, vault=vault)
         # Closed in the other order: first nobody gets a clone any more, then those who have one.

@@ -15,16 +15,19 @@ from vmpool.cancellation import uninterrupted
 from vmpool.errors import EngineError, SnapshotError, VmpoolError
 from vmpool.lifecycle import EndReason, SandboxState, Turn
 from vmpool.model import Identity, Preserve, Waking, new_id
+from vmpool.quota import most_saved_bytes, share_of
 from vmpool.store import Purpose
 from vmpool.vault import checkpoint_of
 
 if TYPE_CHECKING:
     from vmpool.checkpoint import Saved
     from vmpool.clone import Clone
-    from vmpool.household import Holding
+    from vmpool.holding import Holding
     from vmpool.lineages import Lineage
     from vmpool.means import Means
     from vmpool.place import Place
+    from vmpool.pool import Pool
+    from vmpool.quotas import Reservation
     from vmpool.sandbox import Sandbox
     from vmpool.vault import Checkpoint
 
@@ -39,6 +42,7 @@ class Pausing:
         self._catalogue = means.catalogue
         self._nursery = means.nursery
         self._vault = means.vault
+        self._quotas = means.quotas
         self._store = means.store
         self._metrics = means.metrics
 
@@ -48,7 +52,7 @@ class Pausing:
         When cancelled before the commit, it runs on.
 
         Raises:
-            CapacityError: `checkpoints_full`; its owner has as many paused ones as one may have.
+            QuotaError: Its owner has as many paused ones, or as much on disk, as it may.
             DiskFullError: There is no room for its state.
             EngineError, SnapshotError: It could not be saved.
             StoreError: The journal could not take it.
@@ -57,7 +61,9 @@ class Pausing:
         if sandbox.state is SandboxState.PAUSED:
             return
         lineage = await self._catalogue.lineage_of_running(holding.base_id)
-        with self._vault.room(sandbox.owner, Purpose.PAUSE):
+        await self._quotas.refresh()
+        most_bytes = most_saved_bytes(lineage.snapshot.spec)
+        with self._vault.room(sandbox.owner, Purpose.PAUSE, most_bytes=most_bytes) as room:
             sandbox.turn(Turn.PAUSE)
             self._household.disregard(holding)
             try:
@@ -71,10 +77,10 @@ class Pausing:
             except BaseException:
                 self._run_on(holding)
                 raise
-            await uninterrupted(self._commit_pause(holding, saved))
+            await uninterrupted(self._commit_pause(holding, saved, room))
         self._nursery.prepare(lineage.snapshot)
 
-    async def _commit_pause(self, holding: Holding, saved: Saved) -> None:
+    async def _commit_pause(self, holding: Holding, saved: Saved, room: Reservation) -> None:
         """Exchange the machine, which is halted, for what was saved."""
         faults.reach("pause.saved")
         sandbox = holding.sandbox
@@ -100,6 +106,7 @@ class Pausing:
             raise
         faults.reach("pause.recorded")
         self._vault.note(kept)
+        room.give_back()
         if sandbox.over:
             return  # ended meanwhile: whoever reaps it drops what was saved, too
         machine, pool = sandbox.clone, holding.pool
@@ -144,6 +151,7 @@ class Pausing:
         Raises:
             SnapshotError: `base_missing`, or its state is damaged or gone.
             CapacityError: `pool_full`.
+            QuotaError: Its owner has as much as it may.
             EngineError, GuestError: It did not come up; it stays paused.
             StoreError, DiskFullError: The journal could not take it; it stays paused.
         """
@@ -152,16 +160,21 @@ class Pausing:
             return False
         kept = self._state_of(sandbox)
         lineage = await self._catalogue.lineage(holding.base_id)
-        place = lineage.pool.reserve()
-        sandbox.turn(Turn.RESUME)
-        self._household.disregard(holding)
-        try:
-            clone = await self._woken(sandbox, kept, lineage)
-        except BaseException:
-            place.give_up()
-            self._stay_paused(holding)
-            raise
-        await uninterrupted(self._commit_resume(holding, clone, place, lineage, timeout))
+        await self._quotas.refresh()
+        holding.share = share_of(lineage.snapshot.spec)
+        with self._quotas.take(sandbox.owner, holding.share) as room:
+            place = lineage.pool.reserve()
+            sandbox.turn(Turn.RESUME)
+            self._household.disregard(holding)
+            try:
+                clone = await self._woken(sandbox, kept, lineage)
+            except BaseException:
+                place.give_up()
+                self._stay_paused(holding)
+                raise
+            await uninterrupted(
+                self._commit_resume(holding, clone, place, timeout, pool=lineage.pool, room=room)
+            )
         if self._vault.has_paused(holding.base_id):
             self._nursery.prepare(lineage.snapshot)
         return True
@@ -185,8 +198,10 @@ class Pausing:
         holding: Holding,
         clone: Clone,
         place: Place[Clone],
-        lineage: Lineage,
         timeout: float | None,
+        *,
+        pool: Pool[Clone],
+        room: Reservation,
     ) -> None:
         """Exchange what was saved for the machine, which runs."""
         faults.reach("resume.woken")
@@ -210,7 +225,8 @@ class Pausing:
             raise
         faults.reach("resume.recorded")
         place.fill(clone)
-        holding.pool = lineage.pool
+        holding.pool = pool
+        room.give_back()  # counted where it is, from here on
         sandbox.moved(clone)
         sandbox.extend(left)
         self._household.attend(holding)

@@ -13,12 +13,13 @@ import logging
 import re
 import shutil
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vmpool import faults, snapshot
 from vmpool.cancellation import uninterrupted
-from vmpool.errors import CapacityError, ConflictError, InvalidRequestError, NotFoundError
+from vmpool.errors import ConflictError, InvalidRequestError, NotFoundError
+from vmpool.quota import Usage
 from vmpool.store import CheckpointRow, Purpose
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmpool.checkpoint import Saved
-    from vmpool.config import CheckpointSettings
+    from vmpool.quotas import Quotas, Reservation
     from vmpool.snapshot import Publish, Snapshot
     from vmpool.store import Store
     from vmpool.trust import Custody
 
 log = logging.getLogger(__name__)
+
+_COUNTED = {Purpose.KEPT: Usage(checkpoints=1), Purpose.PAUSE: Usage(paused=1)}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -110,7 +113,7 @@ class Vault:
 
     Args:
         directory: Where their directories are, and are written.
-        settings: How many an owner may have.
+        quotas: How much an owner may have.
         custody: Says which of them to believe.
 
     Attributes:
@@ -118,17 +121,14 @@ class Vault:
         publish: Gives what was saved in `directory` its name, under this host's signature.
     """
 
-    def __init__(
-        self, directory: Path, store: Store, settings: CheckpointSettings, custody: Custody
-    ) -> None:
+    def __init__(self, directory: Path, store: Store, quotas: Quotas, custody: Custody) -> None:
         self.directory = directory
         self.publish: Publish = custody.publish
         self._custody = custody
         self._store = store
-        self._settings = settings
+        self._quotas = quotas
         self._known: dict[str, Checkpoint] = {}
         self._going: set[str] = set()
-        self._coming: Counter[tuple[str, Purpose]] = Counter()
         self._leases: dict[str, Counter[str]] = {}
 
     async def open(self) -> None:
@@ -159,6 +159,12 @@ class Vault:
             (each.base_id, each.purpose) == (base_id, Purpose.PAUSE)
             for each in self._known.values()
         )
+
+    def usage(self, owner: str) -> Usage:
+        """Return what the checkpoints of `owner` count as in its quota."""
+        mine = [each for each in self._known.values() if each.owner == owner]
+        counted = [replace(_COUNTED[each.purpose], disk_bytes=each.size_bytes) for each in mine]
+        return sum(counted, Usage())
 
     @property
     def tally(self) -> dict[str, int]:
@@ -205,31 +211,27 @@ class Vault:
         )
 
     @contextlib.contextmanager
-    def room(self, owner: str, purpose: Purpose, name: str | None = None) -> Iterator[None]:
+    def room(
+        self, owner: str, purpose: Purpose, name: str | None = None, *, most_bytes: int
+    ) -> Iterator[Reservation]:
         """Keep room for one more checkpoint of `owner` while it is made.
+
+        Args:
+            most_bytes: What its files can take.
+
+        Yields:
+            What is counted for it until the block ends; or is given back, when it is noted.
 
         Raises:
             InvalidRequestError: `checkpoint_name_invalid`.
             ConflictError: `checkpoint_exists`; `owner` has one of that name.
-            CapacityError: `checkpoints_full`; `owner` has as many as one may have.
+            QuotaError: `owner` has as many, or as much, as it may.
         """
         if name is not None:
             self._require_free(owner, name)
-        coming = owner, purpose
-        held = sum((each.owner, each.purpose) == coming for each in self._known.values())
-        most = self._settings.kept if purpose is Purpose.KEPT else self._settings.paused
-        if held + self._coming[coming] >= most:
-            what = "checkpoints" if purpose is Purpose.KEPT else "paused sandboxes"
-            raise CapacityError(
-                f"there are {most} {what} already",
-                code="checkpoints_full",
-                remedy="remove or resume some, or raise the limit in [checkpoints]",
-            )
-        self._coming[coming] += 1
-        try:
-            yield
-        finally:
-            self._coming[coming] -= 1
+        demand = replace(_COUNTED[purpose], disk_bytes=most_bytes)
+        with self._quotas.take(owner, demand) as reservation:
+            yield reservation
 
     async def keep(self, checkpoint: Checkpoint) -> None:
         """Record what was saved in `directory`, or remove it when the journal does not take it.

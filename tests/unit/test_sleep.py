@@ -226,9 +226,8 @@ async def test_a_sandbox_that_stays_paused_for_too_long_ends(
 async def test_owners_keep_as_many_as_they_may_under_names_of_their_own(
     state: Path, engine: FakeEngine
 ) -> None:
-    async with opened(
-        state, engine, checkpoints=CheckpointSettings(kept=2, paused=1, waiting=0)
-    ) as host:
+    async with opened(state, engine) as host:
+        await host.store.tenants.change(OWNER, name=None, quota={"checkpoints": 2, "paused": 1})
         await add_template(host)
         made = [await host.create(wanted(), owner=OWNER) for _ in range(2)]
         it = made[0].id
@@ -246,7 +245,7 @@ async def test_owners_keep_as_many_as_they_may_under_names_of_their_own(
         )
         assert sorted(getattr(each, "error_code", "") for each in twice) == [
             "",
-            "checkpoints_full",
+            "quota_exceeded",
         ]
         await host.pause(it, owner=OWNER)
         with pytest.raises(CapacityError):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmpool.host import Host
-    from vmpool.household import Holding
+    from vmpool.holding import Holding
     from vmpool.model import Attachment
     from vmpool.snapshot import Snapshot
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from vmpool.host import Host
-    from vmpool.household import Holding
+    from vmpool.holding import Holding
 
 
 async def stepped(

@@ -187,7 +187,9 @@ class RunTimes(Struct, frozen=True, kw_only=True):
 class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why a request failed, whose fault it is and what to do (RFC 9457).
 
-    `kind` is a code as well, wider than `code`, of the few that failures are sorted by.
+    `kind` is a code as well, wider than `code`, of the few that failures are sorted by. `limits`
+    are those that it is about, and `used` how much of a quota is; `retry_after` is in seconds, as
+    the header.
     """
 
     type: str
@@ -200,6 +202,8 @@ class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_id: str
     remedy: str = ""
     limits: dict[str, float] = {}
+    used: dict[str, float] = {}
+    retry_after: int | None = None
 
 
 class CollectedFile(Struct, frozen=True, kw_only=True, omit_defaults=True):

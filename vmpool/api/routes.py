@@ -13,6 +13,7 @@ from vmpool.api import (
     sockets,
     status,
     templates,
+    usage,
 )
 from vmpool.api.auth import Access
 from vmpool.api.checkpoint_routes import CHECKPOINT_ROUTES
@@ -163,6 +164,16 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="GET",
+    Route(
+        method="GET",
+        path="/v1/usage",
+        name="read_usage",
+        summary="Return what your tenant has, and what it may have",
+        access=Access.TOKEN,
+        answers=(Answer(body=usage.UsageAnswer, media=JSON),),
+        problems=(403,),
+        **reads(usage.UsageQuery, usage.read),
+    ),
         path="/v1/audit",
         name="read_audit",
         summary="Return who did what, the newest first",

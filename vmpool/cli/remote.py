@@ -180,7 +180,7 @@ class Remote:
         """Return the error that an answer tells of."""
         try:
             error = error_of(json.loads(read(answer)))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return self._stranger(f"status {answer.status} without a problem document")
         if answer.status == http.client.UNAUTHORIZED:
             remedy = self.endpoint.token_remedy or UNAUTHORIZED_REMEDY

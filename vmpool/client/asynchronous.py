@@ -25,6 +25,7 @@ from vmpool.client.values import (
     SandboxPage,
     TemplateInfo,
     TemplateListing,
+    UsageInfo,
     read,
 )
 from vmpool.errors import InfrastructureError, VmpoolError
@@ -239,6 +240,18 @@ class AsyncClient:
             VmpoolError: The server was lost.
         """
         return read(await self._ask(path_of("images")), ImageListing).images
+
+    async def usage(self, tenant: str | None = None) -> UsageInfo:
+        """Return what a tenant has, and what it may have.
+
+        Args:
+            tenant: Its id; the token's own when `None`. Another's takes the scope `operator`.
+
+        Raises:
+            ForbiddenError: `scope_missing`.
+            VmpoolError: The server was lost.
+        """
+        return read(await self._ask(path_of("usage", tenant=tenant)), UsageInfo)
 
     async def health(self) -> Health:
         """Return whether the server serves; needs no token.

@@ -6,6 +6,7 @@ older than this client may have kinds that are not known here; then the fault de
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from vmpool.errors import (
@@ -13,6 +14,7 @@ from vmpool.errors import (
     CapacityError,
     Fault,
     InfrastructureError,
+    QuotaError,
     TaskError,
     VmpoolError,
 )
@@ -42,8 +44,23 @@ def error_of(problem: dict[str, Any]) -> VmpoolError:
     """Return the error that a problem document was made from: its class, code, words and remedy.
 
     Raises:
-        KeyError, TypeError: It is no problem document of ours.
+        KeyError, TypeError, AttributeError: It is no problem document of ours.
     """
     widest = _OF_FAULT.get(problem["fault"], InfrastructureError)
     kind = _OF_KIND.get(problem.get("kind", ""), widest)
+    if kind is QuotaError:
+        return _quota_error_of(problem)
     return kind(problem["detail"], code=problem["code"], remedy=problem.get("remedy", ""))
+
+
+def _quota_error_of(problem: dict[str, Any]) -> QuotaError:
+    resource, limit = next(iter(problem.get("limits", {}).items()), ("", 0))
+    return QuotaError(
+        problem["detail"],
+        code=problem["code"],
+        remedy=problem.get("remedy", ""),
+        resource=resource,
+        used=problem.get("used", {}).get(resource, 0),
+        limit=limit,
+        retry_after=problem.get("retry_after", math.inf),
+    )

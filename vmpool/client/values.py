@@ -200,6 +200,15 @@ class Forked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UsageInfo:
+    """What a tenant has, and what it may have: by resource, `None` for no limit."""
+
+    tenant: str
+    used: dict[str, int]
+    limits: dict[str, int | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileListing:
     """What a directory holds."""
 
