@@ -67,10 +67,12 @@ class Pace:
 
     Attributes:
         deadline: On the monotonic clock.
+        effort: What was asked for, where it decides more than the number of rounds.
     """
 
     rounds: int
     deadline: float
+    effort: Effort = Effort.FULL
 
     @property
     def over(self) -> bool:

@@ -16,6 +16,7 @@ import aiohttp
 from vmpool.catalogue import TemplateState
 from vmpool.cli.listening import bound
 from vmpool.cli.running import served
+from vmpool.client.endpoint import Endpoint
 from vmpool.clone import RestoreDeadlines
 from vmpool.config import Address
 from vmpool.engine import Engine
@@ -47,11 +48,13 @@ class Stand:
 
     Attributes:
         engine: The same that the host restores with.
+        endpoint: Where the server is, and a token.
         client: Its base URL and its token are the server's.
     """
 
     host: Host
     engine: Engine
+    endpoint: Endpoint
     client: aiohttp.ClientSession
 
     @property
@@ -90,7 +93,7 @@ async def open_stand(
             timeout=aiohttp.ClientTimeout(total=ANSWER_TIMEOUT),
         )
         client = await opened.enter_async_context(session)
-        yield Stand(host=host, engine=base.engine, client=client)
+        yield Stand(host=host, engine=base.engine, endpoint=endpoint, client=client)
 
 
 async def _quieten(host: Host, progress: Callable[[str], None]) -> None:

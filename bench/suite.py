@@ -44,7 +44,7 @@ def _found() -> tuple[Measurement, ...]:
 
 MEASUREMENTS = _found()
 
-SECONDS = {Effort.QUICK: 95.0, Effort.FULL: 440.0}
+SECONDS = {Effort.QUICK: 160.0, Effort.FULL: 1500.0}
 """How long measuring may take, with making the templates; the rounds are cut to fit."""
 
 OVERTIME = 15.0
@@ -101,6 +101,7 @@ async def run(plan: Plan, outcome: Outcome, *, progress: Callable[[str], None]) 
             now = time.monotonic()
             pace = Pace(
                 rounds=one.rounds.of(plan.effort),
+                effort=plan.effort,
                 deadline=now + max(0.0, deadline - now) * one.weight / weights,
             )
             progress(f"measuring {one.name} of {subject.image.name}: {one.summary}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
+from bench.measurements.floors import HTTP
 from bench.resting import emptied, settle
 from bench.samples import Target
 from vmpool.errors import InfrastructureError, VmpoolError
@@ -60,7 +61,8 @@ async def measure(subject: Subject, pace: Pace, findings: Findings) -> None:
                     continue
                 for name, milliseconds in times.items():
                     target = load.target if name == "ready to first output" else None
-                    findings.series(f"{load.name}: {name}", target=target).add(milliseconds)
+                    series = findings.series(f"{load.name}: {name}", target=target, floor=HTTP)
+                    series.add(milliseconds)
 
 
 async def _under(load: Load, subject: Subject) -> dict[str, float]:

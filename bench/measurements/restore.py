@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
+from bench.measurements.floors import HYPERVISOR
 from bench.samples import Target
 from bench.subject import LARGE_BYTES, SMALL_BYTES, Subject, Template
 from vmpool.errors import VmpoolError
@@ -37,7 +38,12 @@ async def measure(subject: Subject, pace: Pace, findings: Findings) -> None:
                 continue
             for name, milliseconds in phases.items():
                 target = TO_RESUMED if name == RESUMED else None
-                findings.series(f"{template.size}: {name}", target=target).add(milliseconds)
+                series = findings.series(
+                    f"{template.size}: {name}",
+                    target=target,
+                    floor=HYPERVISOR if name == RESUMED else "",
+                )
+                series.add(milliseconds)
     small, large = (
         findings.series(f"{subject.sized(size).size}: {RESUMED}")
         for size in (SMALL_BYTES, LARGE_BYTES)

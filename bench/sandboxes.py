@@ -1,0 +1,97 @@
+"""Sandboxes: what measurements ask of the server over HTTP, timed at the client."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from vmpool.errors import InfrastructureError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from bench.subject import Subject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer of the server, and how long it took."""
+
+    values: dict[str, Any]
+    milliseconds: float
+
+
+async def ask(
+    subject: Subject, method: str, path: str, body: dict[str, Any] | None = None
+) -> Answer:
+    """Send one request and read its whole answer.
+
+    Raises:
+        InfrastructureError: There is none, or it is a refusal.
+    """
+    began = time.perf_counter_ns()
+    try:
+        async with subject.stand.client.request(method, path, json=body) as response:
+            said = await response.read()
+    except (aiohttp.ClientError, TimeoutError) as err:
+        raise InfrastructureError(f"{method} {path} failed: {err!r}") from err
+    milliseconds = (time.perf_counter_ns() - began) / 1e6
+    if response.status >= 300:
+        raise InfrastructureError(f"{method} {path} is answered {response.status}: {said[:500]!r}")
+    return Answer(values=json.loads(said) if said else {}, milliseconds=milliseconds)
+
+
+async def create(subject: Subject) -> Answer:
+    """Create a sandbox of the subject's template; whoever calls kills it.
+
+    Raises:
+        InfrastructureError: There is none.
+    """
+    return await ask(subject, "POST", "/v1/sandboxes", {"template": subject.template.name})
+
+
+@contextlib.asynccontextmanager
+async def held(subject: Subject) -> AsyncIterator[str]:
+    """Yield the id of a sandbox, which is killed afterwards.
+
+    Raises:
+        InfrastructureError: There is none.
+    """
+    id = (await create(subject)).values["id"]
+    try:
+        yield id
+    finally:
+        await ask(subject, "DELETE", f"/v1/sandboxes/{id}")
+
+
+async def run_code(subject: Subject, id: str, code: str, *, expected: str) -> tuple[float, float]:
+    """Run code in a sandbox.
+
+    Returns:
+        Milliseconds from the request to its first output, and to its end, at the client.
+
+    Raises:
+        InfrastructureError: The output is another, or it failed.
+    """
+    began, first, said, last = time.perf_counter_ns(), 0, "", b""
+    try:
+        async with subject.stand.client.post(
+            f"/v1/sandboxes/{id}/exec", json={"code": code}
+        ) as response:
+            async for line in response.content:
+                event = json.loads(line) if line.strip() else {}
+                if event.get("type") == "stdout":
+                    first = first or time.perf_counter_ns()
+                    said += event["data"]
+                last = line
+    except (aiohttp.ClientError, TimeoutError) as err:
+        raise InfrastructureError(f"the execution failed: {err!r}") from err
+    ended = time.perf_counter_ns()
+    if said != expected:
+        raise InfrastructureError(f"the code printed {said[:200]!r}, and ended with {last[:500]!r}")
+    return (first - began) / 1e6, (ended - began) / 1e6
