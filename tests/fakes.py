@@ -101,6 +101,9 @@ class FakeEngine:
     def version(self) -> str:
         return self._version
 
+    def close(self) -> None:
+        pass
+
     def shape(self, spec: MachineSpec) -> str:
         return f"{self.make} {spec.machine_type}"
 

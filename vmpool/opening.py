@@ -18,7 +18,7 @@ from vmpool import descriptors, snapshot, tenure
 from vmpool.catalogue import Catalogue
 from vmpool.clone import RestoreDeadlines
 from vmpool.engine import Engine, qemu
-from vmpool.engine.qemu.isolation import detect
+from vmpool.engine.qemu import detection
 from vmpool.engine.qemu.probe import query_version
 from vmpool.ground import Ground
 from vmpool.host import Host, HostFacts
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmpool.config import Settings
+    from vmpool.engine.qemu.isolation import Isolation
 
 log = logging.getLogger(__name__)
 
@@ -81,18 +82,20 @@ async def open_host(
         bases = await store.bases()
         await store.prune()
         custody = await _custody(settings.state, store, progress)
-        base = base or await find_base(progress)
+        if base is None:
+            base = await find_base(progress)
+            opened.callback(base.engine.close)
         metrics = Metrics()
-        ground = Ground(
         quotas = Quotas(settings.tenants.quota, store.tenants.quotas, metrics)
+        ground = Ground(
             engine=base.engine,
             accelerator=base.facts.accelerator,
             transport=base.facts.transport,
             images=images,
             store=store,
             metrics=metrics,
-            snapshots=snapshots,
             quotas=quotas,
+            snapshots=snapshots,
             clones=clones,
             settings=settings,
             deadlines=_deadlines(settings),
@@ -125,7 +128,7 @@ async def find_base(progress: Callable[[str], None]) -> Base:
     progress("probing QEMU and its accelerators")
     binary = os.fspath(QEMU.find() or QEMU.name)
     version = await query_version(binary)
-    isolation = await asyncio.to_thread(detect)
+    isolation = await asyncio.to_thread(_isolated, binary, version)
     probe = await qemu.probe_accelerator(binary, isolation)
     facts = HostFacts(
         accelerator=probe.accelerator,
@@ -160,6 +163,14 @@ async def _custody(state: Path, store: Store, progress: Callable[[str], None]) -
         await asyncio.to_thread(keyring.settle)
         progress(f"made a key for this host: {keyring.own.public}")
     return custody
+
+
+def _isolated(binary: str, version: str) -> Isolation:
+    """Return what QEMUs are started with; what they are not is logged."""
+    isolated = detection.limited(detection.detect(binary, version))
+    for lack in isolated.lacks:
+        log.warning("QEMU runs without its wall %r: %s", lack.wall.value, lack.why)
+    return isolated
 
 
 def _deadlines(settings: Settings) -> RestoreDeadlines:

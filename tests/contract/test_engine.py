@@ -116,8 +116,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     )
     with opened(engine, request.param, Accelerator.TCG, Transport.SERIAL, tmp_path) as bench:
         yield bench
-    if isinstance(engine, QemuEngine):
-        engine.close()
+    engine.close()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from vmpool.engine.qemu import isolation, vsock
+from vmpool.engine.qemu import detection, vsock
 from vmpool.engine.qemu.probe import probe_accelerator, query_version
 from vmpool.errors import HostError
 from vmpool.model import Accelerator
@@ -19,8 +19,9 @@ async def query_lacking() -> tuple[str, ...]:
 
 async def _lacking_kvm() -> tuple[str, ...]:
     try:
-        await query_version(QEMU.name)
-        found = await probe_accelerator(QEMU.name, await asyncio.to_thread(isolation.detect))
+        version = await query_version(QEMU.name)
+        isolated = await asyncio.to_thread(detection.detect, QEMU.name, version)
+        found = await probe_accelerator(QEMU.name, isolated)
     except HostError as err:
         return (f"no working /dev/kvm: {err}",)
     if found.accelerator is Accelerator.KVM:

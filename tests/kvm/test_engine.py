@@ -66,6 +66,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     engine = await QemuEngine.detect()
     with opened(engine, request.param, Accelerator.KVM, Transport.VSOCK, tmp_path) as bench:
         yield bench
+    engine.close()
 
 
 async def test_a_machine_on_kvm_is_adopted_in_the_middle_of_a_capture(bench: Bench) -> None:

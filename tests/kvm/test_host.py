@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from vmpool.engine.qemu import isolation, probe
+from vmpool.engine.qemu import detection, probe
 from vmpool.model import Accelerator, Transport
 from vmpool.tools import QEMU
 
@@ -14,7 +14,9 @@ pytestmark = pytest.mark.kvm
 
 
 async def test_guests_run_on_kvm() -> None:
-    found = await probe.probe_accelerator(QEMU.name, await asyncio.to_thread(isolation.detect))
+    version = await probe.query_version(QEMU.name)
+    isolated = await asyncio.to_thread(detection.detect, QEMU.name, version)
+    found = await probe.probe_accelerator(QEMU.name, isolated)
     assert found.accelerator is Accelerator.KVM, found.reason
 
 

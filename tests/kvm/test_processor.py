@@ -12,7 +12,7 @@ import pytest
 
 from tests import tiny_guest, tiny_template
 from tests.tiny_template import attachment
-from vmpool.engine.qemu import QemuEngine, isolation
+from vmpool.engine.qemu import QemuEngine, detection
 from vmpool.errors import SnapshotError
 from vmpool.model import MIB, Accelerator, MachineSpec, Transport
 
@@ -72,7 +72,7 @@ async def test_a_template_of_this_host_runs_on_it_and_is_refused_on_a_lesser_one
     qemu = shutil.which("qemu-system-x86_64")
     lesser.write_text(f'#!/bin/sh\nexec {qemu} "$@" -global host-x86_64-cpu.sse4.2=off\n')
     lesser.chmod(0o755)
-    isolated = await asyncio.to_thread(isolation.detect)
+    isolated = await asyncio.to_thread(detection.detect, str(lesser), engine.version)
     with pytest.raises(SnapshotError, match=r": sse4\.2 \(make") as caught:
         await fits(QemuEngine(binary=str(lesser), version=engine.version, isolation=isolated))
     assert caught.value.error_code == "snapshot_processor_unfit"

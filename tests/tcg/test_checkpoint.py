@@ -113,6 +113,7 @@ async def bench(server: UpServer, api: Api) -> AsyncIterator[Bench]:
     template = snapshot.load(state / "snapshots" / status["snapshot"])
     engine = await QemuEngine.detect()
     yield Bench(engine, template, run, kept)
+    engine.close()
     assert not list(run.iterdir())
     run.rmdir()
     for path in kept.iterdir():

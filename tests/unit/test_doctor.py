@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from vmpool import doctor
 from vmpool.cli import diagnosis
-from vmpool.doctor import Finding, State, examination, judgement, virtualization
+from vmpool.doctor import Finding, State, confinement, examination, judgement, virtualization
 from vmpool.doctor.virtualization import EMULATED_HOST_BYTES, Provider
-from vmpool.engine.qemu import probe
-from vmpool.engine.qemu.isolation import Confinement
+from vmpool.engine.qemu import detection, probe
+from vmpool.engine.qemu.jail.wall import Lack, Wall
 from vmpool.engine.qemu.probe import Probe
 from vmpool.errors import HostError
 from vmpool.model import GIB, Accelerator, Processor
@@ -46,9 +46,6 @@ WITHOUT_SVM = Processor(vendor="AuthenticAMD", features=frozenset({"sse2"}))
         (judgement.qemu(None, None), State.MISSING),
         (judgement.tool(TOOLS[1], None), State.MISSING),
         (judgement.tool(TOOLS[1], Path("/x")), State.OK),
-        (judgement.isolation(Confinement.ACCOUNT), State.OK),
-        (judgement.isolation(Confinement.USER_NAMESPACE), State.DEGRADED),
-        (judgement.isolation(Confinement.NONE), State.DEGRADED),
         (virtualization.acceleration(WORKING, HARDWARE), State.OK),
         (virtualization.acceleration(ABSENT, HARDWARE), State.DEGRADED),
         (judgement.vsock(usable=True), State.OK),
@@ -56,7 +53,6 @@ WITHOUT_SVM = Processor(vendor="AuthenticAMD", features=frozenset({"sse2"}))
         (judgement.pagemap_scan(release="6.1", available=False), State.DEGRADED),
         (judgement.access(), State.OK),
         (judgement.access(failure="not permitted"), State.DEGRADED),
-        (judgement.cgroups(unified=False), State.OK),
         (judgement.disk(Path("/s"), 100 * GIB), State.OK),
         (judgement.disk(Path("/s"), 5 * GIB), State.DEGRADED),
         (judgement.disk(Path("/s"), 1 * GIB), State.MISSING),
@@ -73,6 +69,21 @@ WITHOUT_SVM = Processor(vendor="AuthenticAMD", features=frozenset({"sse2"}))
 )
 def test_each_thing_is_judged(finding: Finding, state: State) -> None:
     assert finding.state is state
+
+
+def test_each_wall_is_on_or_off_and_then_it_is_said_why_and_what_to_do() -> None:
+    lack = Lack(wall=Wall.CGROUP, why="version 1", remedy="boot otherwise")
+    *others, last = confinement.walls(set(Wall) - {Wall.CGROUP}, [lack])
+    assert {one.state for one in others} == {State.OK}
+    assert len(others) == len(Wall) - 1
+    assert last.state is State.DEGRADED
+    assert "version 1" in last.detail
+    assert last.remedy == "boot otherwise"
+
+
+def test_a_host_with_nobody_to_run_qemu_as_is_not_fit() -> None:
+    (only,) = confinement.impossible("no ids", "more ids")
+    assert only.state is State.MISSING
 
 
 @pytest.mark.parametrize(
@@ -171,13 +182,13 @@ async def test_this_host_is_examined_in_less_than_two_seconds(tmp_path: Path) ->
 
 
 def test_a_missing_thing_makes_a_host_unhealthy_and_a_degraded_one_does_not() -> None:
-    good, degraded = judgement.cgroups(unified=True), judgement.vsock(usable=False)
+    good, degraded = judgement.access(), judgement.vsock(usable=False)
     assert doctor.healthy([good, degraded])
     assert not doctor.healthy([good, judgement.qemu(None, None)])
 
 
 def test_text_and_document_say_the_same() -> None:
-    findings = [judgement.qemu(None, None), judgement.cgroups(unified=True)]
+    findings = [judgement.qemu(None, None), judgement.access()]
     text = doctor.render_text(findings)
     assert text.splitlines()[0].split() == ["missing", QEMU.name, "not", "found"]
     assert judgement.INSTALL_COMMAND in text
@@ -203,7 +214,8 @@ async def test_a_qemu_that_cannot_be_started_is_a_finding(
     program = tmp_path / "qemu-system-x86_64"
     program.write_bytes(b"\x7fELF")
     program.chmod(0o755)
-    acceleration, ring = await examination._examine_virtualization(program)
+    isolated = detection.detect(str(program), "10.0.2")
+    acceleration, ring = await examination._examine_virtualization(program, isolated)
     assert acceleration.state is ring.state is State.DEGRADED
     assert acceleration.detail
     assert "QEMU emulates no processor with SVM" in ring.detail
@@ -212,7 +224,9 @@ async def test_a_qemu_that_cannot_be_started_is_a_finding(
 _EXAMINE = """
 import asyncio
 from vmpool.doctor import examination
-finding = asyncio.run(examination._examine_access())
+from vmpool.engine.qemu import detection
+isolated = detection.detect("qemu-system-x86_64", "10.0.2")
+finding = asyncio.run(examination._examine_access(isolated))
 print(finding.state, finding.remedy)
 """
 

@@ -139,6 +139,7 @@ async def opened(
         partial, id="template", image="none", spec=spec, processor=processor, created_ns=1
     )
     yield Bench(engine, snapshot.publish(partial, manifest, directory), directory)
+    engine.close()
     shutil.rmtree(directory)
 
 

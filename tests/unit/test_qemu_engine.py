@@ -25,7 +25,7 @@ from vmpool.errors import EngineError, HostError, InvalidRequestError
 from vmpool.model import MIB, Accelerator, Attachment, MachineSpec, SerialAddress, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from vmpool.snapshot import Snapshot
 
@@ -40,8 +40,10 @@ def run() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def engine() -> QemuEngine:
-    return await QemuEngine.detect()
+async def engine() -> AsyncIterator[QemuEngine]:
+    found = await QemuEngine.detect()
+    yield found
+    found.close()
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import pytest
 
 from tests import tiny_guest, tiny_template
 from tests.tiny_template import attachment
-from vmpool.engine.qemu import QemuEngine, command, isolation
+from vmpool.engine.qemu import QemuEngine, command, detection
 from vmpool.errors import HostError, SnapshotError
 from vmpool.model import MIB, Accelerator, MachineSpec, MachineType, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 
 @pytest.fixture
@@ -31,8 +31,10 @@ def run() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def engine() -> QemuEngine:
-    return await QemuEngine.detect()
+async def engine() -> AsyncIterator[QemuEngine]:
+    found = await QemuEngine.detect()
+    yield found
+    found.close()
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def less_able(run: Path, *missing: str) -> QemuEngine:
     program = run / "qemu"
     program.write_text(f'#!/bin/sh\nexec {qemu} "$@" {options}\n')
     program.chmod(0o755)
-    return QemuEngine(binary=str(program), version="", isolation=isolation.detect())
+    return QemuEngine(binary=str(program), version="", isolation=detection.detect(str(program), ""))
 
 
 @pytest.mark.parametrize("machine_type", MachineType)

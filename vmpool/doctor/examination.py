@@ -15,17 +15,19 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmpool.doctor import judgement, virtualization
-from vmpool.doctor.finding import Finding, State
+from vmpool.doctor import confinement, judgement, virtualization
 from vmpool.doctor.virtualization import EXTENSIONS, Provider
-from vmpool.engine.qemu import QemuEngine, isolation, require_access
+from vmpool.engine.qemu import QemuEngine, detection, require_access
 from vmpool.engine.qemu.probe import Probe, probe_accelerator, probe_transport
 from vmpool.errors import EngineError, HostError
 from vmpool.model import MIB, Accelerator, Attachment, MachineSpec, Transport
 from vmpool.tools import QEMU, needed, query_qemu_version
 
 if TYPE_CHECKING:
+    from vmpool.doctor.finding import Finding
+    from vmpool.engine.qemu.isolation import Isolation
     from vmpool.model import Processor
+    from vmpool.tools import Version
 
 PROBE_TIMEOUT = 1.5
 """Seconds; a host that needs longer for a few instructions runs nothing in time."""
@@ -46,21 +48,47 @@ async def examine(*, state: Path, run: Path) -> tuple[Finding, ...]:
     """
     version = await query_qemu_version()
     path = None if version is None else QEMU.find()
+    isolated = await asyncio.to_thread(_isolated, path, version)
     host = await asyncio.to_thread(_examine_host, state)
     return (
         judgement.platform(platform.system(), platform.machine()),
         judgement.python(sys.version_info[:3]),
         judgement.qemu(version, path),
         *(judgement.tool(tool, tool.find()) for tool in needed() if tool is not QEMU),
-        *(() if path is None else await _examine_virtualization(path)),
+        *(() if path is None else await _examine_virtualization(path, isolated)),
+        *_walls(isolated),
         *host,
-        await _examine_access(),
+        await _examine_access(isolated),
         judgement.run_directory(run),
     )
 
 
-async def _examine_virtualization(qemu: Path) -> tuple[Finding, ...]:
-    probe, emulated = await asyncio.gather(_probe(qemu), _query_emulated(qemu))
+def _isolated(qemu: Path | None, version: Version | None) -> Isolation | HostError:
+    """Find out how far a hypervisor can be cut off; changes nothing. Blocks."""
+    binary = QEMU.name if qemu is None else os.fspath(qemu)
+    try:
+        found = detection.detect(binary, ".".join(map(str, version or ())))
+    except HostError as err:
+        return err
+    return detection.limitable(found)
+
+
+def _walls(isolated: Isolation | HostError) -> tuple[Finding, ...]:
+    if isinstance(isolated, HostError):
+        return confinement.impossible(isolated.message, isolated.remedy)
+    return confinement.walls(isolated.walls, isolated.lacks)
+
+
+def _told(isolated: Isolation | HostError) -> Isolation:
+    if isinstance(isolated, HostError):
+        raise isolated
+    return isolated
+
+
+async def _examine_virtualization(
+    qemu: Path, isolated: Isolation | HostError
+) -> tuple[Finding, ...]:
+    probe, emulated = await asyncio.gather(_probe(qemu, isolated), _query_emulated(qemu, isolated))
     transport = await asyncio.to_thread(probe_transport)
     return (
         virtualization.acceleration(probe, await asyncio.to_thread(_provider)),
@@ -73,18 +101,18 @@ async def _examine_virtualization(qemu: Path) -> tuple[Finding, ...]:
     )
 
 
-async def _probe(qemu: Path) -> Probe:
+async def _probe(qemu: Path, isolated: Isolation | HostError) -> Probe:
     """Run a guest of a few instructions."""
     try:
         async with asyncio.timeout(PROBE_TIMEOUT):
-            return await probe_accelerator(str(qemu), isolation.detect())
+            return await probe_accelerator(str(qemu), _told(isolated))
     except TimeoutError:
         return Probe(accelerator=Accelerator.TCG, reason="a guest did not end in time")
     except (EngineError, HostError) as err:
         return Probe(accelerator=Accelerator.TCG, reason=err.message, remedy=err.remedy)
 
 
-async def _query_emulated(qemu: Path) -> Processor | None:
+async def _query_emulated(qemu: Path, isolated: Isolation | HostError) -> Processor | None:
     """Ask QEMU what it can emulate; `None` when it does not say."""
     spec = MachineSpec(
         root=Path(os.devnull),
@@ -95,7 +123,7 @@ async def _query_emulated(qemu: Path) -> Processor | None:
     with tempfile.TemporaryDirectory(prefix="vmpool-") as directory:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
-                engine = QemuEngine(binary=str(qemu), version="", isolation=isolation.detect())
+                engine = QemuEngine(binary=str(qemu), version="", isolation=_told(isolated))
                 return await engine.processor(spec, Attachment(directory=Path(directory)))
         except (EngineError, HostError, TimeoutError):
             return None
@@ -116,34 +144,19 @@ def _provider() -> Provider:
 def _examine_host(state: Path) -> tuple[Finding, ...]:
     """Look at what the kernel says. Blocks."""
     return (
-        _examine_isolation(),
         judgement.vsock(usable=os.access("/dev/vhost-vsock", os.R_OK | os.W_OK)),
         judgement.pagemap_scan(release=platform.release(), available=_has_pagemap_scan()),
-        judgement.cgroups(unified=Path("/sys/fs/cgroup/cgroup.controllers").is_file()),
         judgement.disk(state, shutil.disk_usage(_existing(state)).free),
         judgement.memory(_memory_available_bytes()),
         judgement.descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
     )
 
 
-def _examine_isolation() -> Finding:
-    try:
-        return judgement.isolation(isolation.detect().confinement)
-    except HostError as err:
-        return Finding(
-            name="isolation",
-            purpose="an account without rights, for QEMU to run as",
-            state=State.MISSING,
-            detail=err.message,
-            remedy=err.remedy,
-        )
-
-
-async def _examine_access() -> Finding:
+async def _examine_access(isolated: Isolation | HostError) -> Finding:
     """Copy a page of a process that is cut off as a QEMU is."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT):
-            await require_access(await asyncio.to_thread(isolation.detect))
+            await require_access(_told(isolated))
     except TimeoutError:
         return judgement.access(failure="a process did not start in time", remedy="")
     except (EngineError, HostError) as err:

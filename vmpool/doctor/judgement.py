@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from vmpool.descriptors import NEEDED as DESCRIPTORS_NEEDED
 from vmpool.doctor.finding import Finding, State
-from vmpool.engine.qemu.isolation import Confinement
 from vmpool.model import GIB
 from vmpool.tools import QEMU, QEMU_SINCE
 
@@ -79,24 +78,6 @@ def tool(tool: Tool, path: Path | None) -> Finding:
     )
 
 
-def isolation(confinement: Confinement) -> Finding:
-    """Judge how far a hypervisor can be cut off from the host."""
-    remedies = {
-        Confinement.ACCOUNT: "",
-        Confinement.USER_NAMESPACE: "start vmpool as root, which gives each QEMU a user id "
-        "of its own, without rights",
-        Confinement.NONE: "start vmpool as root, or allow user namespaces: "
-        "sysctl kernel.unprivileged_userns_clone=1",
-    }
-    return Finding(
-        name="isolation",
-        purpose="a guest that breaks out of QEMU finds no rights and no network",
-        state=State.OK if confinement is Confinement.ACCOUNT else State.DEGRADED,
-        detail=confinement.value,
-        remedy=remedies[confinement],
-    )
-
-
 def vsock(*, usable: bool) -> Finding:
     """Judge vhost-vsock by whether its device can be opened."""
     return Finding(
@@ -127,16 +108,6 @@ def access(*, failure: str = "", remedy: str = "") -> Finding:
         state=State.DEGRADED if failure else State.OK,
         detail=failure or "can be copied",
         remedy=(remedy or "start vmpool as root") if failure else "",
-    )
-
-
-def cgroups(*, unified: bool) -> Finding:
-    """Report the version of control groups; either will do."""
-    return Finding(
-        name="cgroups",
-        purpose="limits on what hypervisors use, set by whatever starts vmpool",
-        state=State.OK,
-        detail="version 2" if unified else "version 1",
     )
 
 

@@ -206,6 +206,12 @@ class Engine(Protocol):
     def version(self) -> str:
         """The hypervisor's version, as it stands in `MachineSpec.qemu_version`."""
 
+    def close(self) -> None:
+        """Give back what is kept to start machines with; those that run go on. *Idempotent.*
+
+        It starts none any more. What is not closed is given back when it is no more.
+        """
+
     def shape(self, spec: MachineSpec) -> str:
         """Return a digest of all in the machine of `spec` that a saved state depends on."""
 

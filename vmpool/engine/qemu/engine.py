@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from vmpool import disk
-from vmpool.engine.qemu import adoption, command, hypervisor, isolation, migration, probe, processor
+from vmpool.engine.qemu import adoption, command, detection, hypervisor, migration, probe, processor
 from vmpool.engine.qemu.command import Slot
 from vmpool.engine.qemu.handover import (
     Handover,
@@ -22,6 +22,7 @@ from vmpool.engine.qemu.handover import (
     new_memory,
     open_file,
 )
+from vmpool.engine.qemu.jail.limits import Limits, is_in_memory
 from vmpool.engine.qemu.layers import OVERLAY
 from vmpool.engine.qemu.machine import QemuMachine, QemuShell
 from vmpool.engine.qemu.room import Shared
@@ -30,8 +31,10 @@ from vmpool.model import Accelerator
 from vmpool.snapshot import DISK, MEMORY
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from vmpool.engine.qemu.hypervisor import Hypervisor
-    from vmpool.engine.qemu.isolation import Isolation
+    from vmpool.engine.qemu.isolation import Isolation, Jail
     from vmpool.model import Attachment, Kernel, MachineSpec, Processor
     from vmpool.snapshot import Snapshot
 
@@ -60,7 +63,7 @@ class QemuEngine:
                 nobody to run it as (`account_unfit`).
         """
         version = await probe.query_version(binary)
-        isolated = await asyncio.to_thread(isolation.detect)
+        isolated = await asyncio.to_thread(detection.detect, binary, version)
         return cls(binary=binary, version=version, isolation=isolated)
 
     @property
@@ -73,15 +76,19 @@ class QemuEngine:
         """What every QEMU is cut off from."""
         return self._isolation
 
+    def close(self) -> None:
+        """Give back what is kept to start QEMUs with, as `Engine.close`."""
+        self._isolation.close()
+
     def shape(self, spec: MachineSpec) -> str:
         """Return a digest of the command line's options that a state depends on."""
         return command.shape(spec)
 
     async def processor(self, spec: MachineSpec, at: Attachment) -> Processor:
         """Return what this host can make virtual CPUs, as `Engine.processor`."""
-        with Handover(spec, at) as handover:
+        with Handover(spec, at) as handover, self._jailed(spec, at) as jail:
             argv = command.bare(spec, handover.instance)
-            started = await self._start(argv, handover, self._isolated(spec))
+            started = await self._start(argv, handover, jail)
         try:
             return await processor.offered(started.monitor, spec)
         except EngineError as err:
@@ -101,11 +108,12 @@ class QemuEngine:
         """
         self._require_version(spec)
         memory, scratch = at.directory / MEMORY, at.directory / DISK
-        isolated = self._isolated(spec)
         if spec.disk_bytes:
             await disk.create_scratch(scratch, spec.disk_bytes)
-        with Handover(spec, at) as handover, contextlib.ExitStack() as undo:
-            handover.put(Slot.MEMORY, new_memory(memory, spec.memory_bytes, isolated))
+        with contextlib.ExitStack() as given, contextlib.ExitStack() as undo:
+            handover = given.enter_context(Handover(spec, at))
+            jail = given.enter_context(self._jailed(spec, at))
+            handover.put(Slot.MEMORY, new_memory(memory, spec.memory_bytes, jail))
             handover.put(Slot.KERNEL, open_file(kernel.kernel, os.O_RDONLY))
             handover.put(Slot.INITRD, open_file(kernel.initrd, os.O_RDONLY))
             console = listen_console(at.directory / CONSOLE)
@@ -114,7 +122,7 @@ class QemuEngine:
             if spec.disk_bytes:
                 handover.put(Slot.DISK, open_file(scratch, os.O_RDWR))
             argv = command.boot(spec, handover.instance, kernel.command_line)
-            started = await self._start(argv, handover, isolated)
+            started = await self._start(argv, handover, jail)
             undo.pop_all()
         return QemuMachine(
             started,
@@ -130,7 +138,7 @@ class QemuEngine:
         spec = template.spec
         self._require_version(spec)
         _require_shape(template)
-        with Handover(spec, at) as handover:
+        with Handover(spec, at) as handover, self._jailed(spec, at) as jail:
             handover.put(Slot.MEMORY, open_file(template.memory, os.O_RDONLY))
             if template.disk is not None:
                 overlay = create_file(at.directory / OVERLAY, os.O_RDWR)
@@ -138,7 +146,7 @@ class QemuEngine:
                 handover.put(Slot.DISK, open_file(template.disk, os.O_RDONLY))
                 disk.write_overlay(overlay, spec.disk_bytes)
             argv = command.restore(spec, handover.instance)
-            started = await self._start(argv, handover, self._isolated(spec))
+            started = await self._start(argv, handover, jail)
         try:
             await migration.enable(started.monitor)
         except BaseException as err:
@@ -152,17 +160,18 @@ class QemuEngine:
         """Take over a machine whose manager is gone, as `Engine.adopt`."""
         return await adoption.adopt(self._binary, template, at, self._shared)
 
-    def _isolated(self, spec: MachineSpec) -> Isolation:
-        if spec.accelerator is Accelerator.TCG or command.takes_kvm_descriptor(spec):
-            return self._isolation.for_one()
-        return self._isolation.for_one(kvm_group())
+    def _jailed(self, spec: MachineSpec, at: Attachment) -> AbstractContextManager[Jail]:
+        opens_kvm = spec.accelerator is Accelerator.KVM and not command.takes_kvm_descriptor(spec)
+        in_memory = spec.disk_bytes if is_in_memory(at.directory) else 0
+        most = Limits.of(spec, disk_in_memory_bytes=in_memory)
+        return self._isolation.for_one(most, *((kvm_group(),) if opens_kvm else ()))
 
-    async def _start(self, argv: list[str], handover: Handover, isolated: Isolation) -> Hypervisor:
+    async def _start(self, argv: list[str], handover: Handover, jail: Jail) -> Hypervisor:
         return await hypervisor.start(
             (self._binary, *argv),
             slots=handover.slots,
             directory=handover.directory,
-            isolation=isolated,
+            jail=jail,
             spec=handover.spec,
             cid=handover.instance.cid,
         )

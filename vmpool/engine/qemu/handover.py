@@ -20,7 +20,7 @@ from vmpool.errors import DiskFullError, EngineError, HostError, InvalidRequestE
 from vmpool.model import SerialAddress, Transport, VsockAddress
 
 if TYPE_CHECKING:
-    from vmpool.engine.qemu.isolation import Isolation
+    from vmpool.engine.qemu.isolation import Jail
     from vmpool.model import AgentAddress, Attachment, MachineSpec
 
 AGENT_SOCKET = "agent"
@@ -121,11 +121,11 @@ def listen_console(path: Path) -> Console:
         raise _not_created(path, err) from err
 
 
-def new_memory(path: Path, size_bytes: int, isolated: Isolation) -> int:
+def new_memory(path: Path, size_bytes: int, jail: Jail) -> int:
     """Create the file that is a booting machine's RAM; the descriptor is the caller's.
 
     Args:
-        isolated: Whom it belongs to.
+        jail: Whose account it belongs to.
 
     Raises:
         InvalidRequestError: No file here can be as large; code `machine_too_large`.
@@ -134,9 +134,9 @@ def new_memory(path: Path, size_bytes: int, isolated: Isolation) -> int:
     descriptor = create_file(path, os.O_RDWR)
     try:
         os.ftruncate(descriptor, size_bytes)
-        if isolated.account is not None:
+        if jail.account is not None:
             # QEMU opens it once more through /proc, as whom it runs as.
-            os.fchown(descriptor, isolated.account.uid, -1)
+            os.fchown(descriptor, jail.account.uid, -1)
     except OSError as err:
         os.close(descriptor)
         raise InvalidRequestError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import process as processes
+from vmpool.engine.qemu.jail import cgroup
 from vmpool.engine.qemu.monitor import Monitor
 from vmpool.engine.qemu.output import Output
 from vmpool.engine.qemu.record import Record
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from vmpool.engine.qemu.isolation import Isolation
+    from vmpool.engine.qemu.isolation import Jail
+    from vmpool.engine.qemu.jail.cgroup import Cgroup
     from vmpool.engine.qemu.process import Process
     from vmpool.errors import InfrastructureError
     from vmpool.model import MachineSpec
@@ -59,12 +61,15 @@ class Hypervisor:
         argv: tuple[str, ...],
         output: Output,
         timings: StartTimings,
+        *,
+        group: Cgroup | None = None,
     ) -> None:
         self.process = process
         self.monitor = monitor
         self.timings = timings
         self._argv = argv
         self._output = output
+        self._group = group
 
     async def execute(self, command: str, **arguments: object) -> Any:
         """Run a QMP command, as `Monitor.execute`.
@@ -83,7 +88,7 @@ class Hypervisor:
 
     async def kill(self) -> None:
         """End the process and the session. *Idempotent*, completes when cancelled."""
-        await uninterrupted(_end(self.process, self.monitor, self._output))
+        await uninterrupted(_end(self.process, self.monitor, self._output, self._group))
 
     async def release(self) -> None:
         """Let go of the process, which lives on. *Idempotent*, completes when cancelled."""
@@ -110,7 +115,7 @@ async def start(
     *,
     slots: Mapping[int, int],
     directory: Path,
-    isolation: Isolation,
+    jail: Jail,
     spec: MachineSpec,
     cid: int | None,
 ) -> Hypervisor:
@@ -119,6 +124,7 @@ async def start(
     Args:
         slots: Number in the process → our descriptor; ours to close.
         directory: The machine's own, with the socket `QMP_SOCKET` that is among the slots.
+        jail: What holds it.
         spec: For the record that a later manager finds in `directory`; `cid` likewise.
 
     Raises:
@@ -127,23 +133,32 @@ async def start(
     """
     began = time.perf_counter_ns()
     output = Output.create()
+    group = jail.group(directory)
     try:
-        process = await processes.spawn(argv, slots=slots, log=output.fileno(), isolation=isolation)
+        if group is not None:
+            await uninterrupted(asyncio.to_thread(group.make, jail.limits))
+        process = await processes.spawn(argv, slots=slots, log=output.fileno(), jail=jail)
     except BaseException:
         output.close()
+        await uninterrupted(_remove(group))
         raise
     monitor = Monitor(on_flood=process.send_kill)
     try:
         spawned = time.perf_counter_ns()
         Record.of(process.pid, spec, cid).write(directory)
-        await _connect(monitor, process, directory)
+        # Takes as long as the kernel's other processors; QEMU starts meanwhile.
+        joining = asyncio.ensure_future(_join(group, process))
+        try:
+            await _connect(monitor, process, directory)
+        finally:
+            await uninterrupted(joining)
     except BaseException as err:
-        await uninterrupted(_end(process, monitor, output))
+        await uninterrupted(_end(process, monitor, output, group))
         if isinstance(err, EngineError):
             raise _explained(err, argv, output) from err
         raise
     timings = StartTimings(spawn_ns=spawned - began, monitor_ns=time.perf_counter_ns() - spawned)
-    return Hypervisor(process, monitor, argv, output, timings)
+    return Hypervisor(process, monitor, argv, output, timings, group=group)
 
 
 async def rejoin(
@@ -170,7 +185,8 @@ async def rejoin(
         async with asyncio.timeout(deadline):
             await _connect(monitor, process, directory)
         timings = replace(timings, monitor_ns=time.perf_counter_ns() - began)
-        return Hypervisor(process, monitor, argv, output, timings)
+        group = await asyncio.to_thread(cgroup.of_machine, directory)
+        return Hypervisor(process, monitor, argv, output, timings, group=group)
     except BaseException as err:
         await Hypervisor(process, monitor, argv, output, timings).release()
         if isinstance(err, TimeoutError):
@@ -197,13 +213,24 @@ async def _connect(monitor: Monitor, process: Process, directory: Path) -> None:
         await asyncio.wait((connected, ended))
 
 
-async def _end(process: Process, monitor: Monitor, output: Output) -> None:
+async def _end(process: Process, monitor: Monitor, output: Output, group: Cgroup | None) -> None:
     try:
         await process.kill()
         await monitor.ended()  # its last events are read before the session is closed
     finally:
         output.close()
+        await _remove(group)
         await monitor.close()
+
+
+async def _join(group: Cgroup | None, process: Process) -> None:
+    if group is not None:
+        await asyncio.to_thread(group.add, process.pid)
+
+
+async def _remove(group: Cgroup | None) -> None:
+    if group is not None:
+        await asyncio.to_thread(group.remove)
 
 
 def _reason(event: Mapping[str, Any]) -> str:

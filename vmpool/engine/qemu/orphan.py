@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmpool.engine.qemu import record
 from vmpool.engine.qemu.hypervisor import QMP_SOCKET
+from vmpool.engine.qemu.jail import cgroup
 from vmpool.engine.qemu.monitor import Monitor, dial
 from vmpool.engine.qemu.process import Process
 from vmpool.errors import EngineError
@@ -32,6 +33,14 @@ async def reap(directory: Path) -> bool:
     Raises:
         EngineError: The kernel did not end it in time.
     """
+    ended = await _ended(directory)
+    group = await asyncio.to_thread(cgroup.of_machine, directory)
+    if group is not None:
+        await asyncio.to_thread(group.remove)
+    return ended
+
+
+async def _ended(directory: Path) -> bool:
     found = await asyncio.to_thread(record.read, directory)
     if found is None:
         return await _quit(directory)

@@ -147,7 +147,7 @@ async def _run_guest(binary: str, isolation: Isolation, kvm: int) -> str:
     """Run the guest and return how it failed, empty when it passed."""
     words, log = os.pipe2(os.O_CLOEXEC)
     try:
-        with tempfile.TemporaryFile() as rom_file:
+        with tempfile.TemporaryFile() as rom_file, isolation.for_one() as jail:
             os.fchmod(rom_file.fileno(), 0o444)  # QEMU opens it once more, as another account
             rom_file.write(rom.assemble())
             rom_file.flush()
@@ -155,7 +155,7 @@ async def _run_guest(binary: str, isolation: Isolation, kvm: int) -> str:
                 (binary, *guest_argv(f"kvm,{INTERRUPTS_UNDER_KVM},device=/dev/fdset/3", "host")),
                 slots={3: kvm, 4: rom_file.fileno()},
                 log=log,
-                isolation=isolation,
+                jail=jail,
             )
     except BaseException:
         os.close(words)

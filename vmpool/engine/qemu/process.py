@@ -18,13 +18,14 @@ import threading
 from typing import TYPE_CHECKING
 
 from vmpool.cancellation import uninterrupted
+from vmpool.engine.qemu.jail import calls, limits
 from vmpool.errors import EngineError, HostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import TypeVar
 
-    from vmpool.engine.qemu.isolation import Isolation
+    from vmpool.engine.qemu.isolation import Jail
 
     T = TypeVar("T")
 
@@ -130,10 +131,8 @@ class Process:
         self._ended.set_result(code)
 
 
-async def spawn(
-    argv: Sequence[str], *, slots: Mapping[int, int], log: int, isolation: Isolation
-) -> Process:
-    """Start `argv`, cut off by `isolation`, in a session of its own.
+async def spawn(argv: Sequence[str], *, slots: Mapping[int, int], log: int, jail: Jail) -> Process:
+    """Start `argv`, held by `jail`, in a session of its own.
 
     Args:
         argv: Program, found on PATH, and arguments.
@@ -153,12 +152,10 @@ async def spawn(
             code="qemu_missing",
             remedy="vmpool doctor --install",
         )
-    command = [*isolation.prefix, program, *argv[1:]]
+    command = [*jail.isolation.prefix, program, *argv[1:]]
 
     # A task of its own, which no cancellation reaches between learning the pid and holding it.
-    started = asyncio.ensure_future(
-        _started(lambda: _spawn_isolated(command, slots, log, isolation))
-    )
+    started = asyncio.ensure_future(_started(command, slots, log, jail))
     try:
         return await asyncio.shield(started)
     except asyncio.CancelledError:
@@ -166,9 +163,10 @@ async def spawn(
         raise
 
 
-async def _started(spawn_child: Callable[[], int]) -> Process:
-    pid = await _in_own_thread(spawn_child)
+async def _started(command: list[str], slots: Mapping[int, int], log: int, jail: Jail) -> Process:
+    pid = await _in_own_thread(lambda: _spawn_jailed(command, slots, log, jail))
     try:
+        limits.give_way(pid)
         return Process.open(pid)
     except OSError as err:
         await asyncio.to_thread(_put_down, pid)
@@ -190,18 +188,19 @@ async def _undo(started: asyncio.Future[Process]) -> None:
         await (await started).kill()
 
 
-def _spawn_isolated(
-    command: list[str], slots: Mapping[int, int], log: int, isolation: Isolation
-) -> int:
+def _spawn_jailed(command: list[str], slots: Mapping[int, int], log: int, jail: Jail) -> int:
     try:
-        isolation.enter()
-        # From here on the descriptor table is this thread's own, and goes away with it.
+        calls.unshare(calls.OWN_DIRECTORY | calls.OWN_DESCRIPTORS)
+        # From here on the descriptor table is this thread's own, and goes away with it. Whatever
+        # we inherited ourselves goes no further; the spawn names what does.
+        calls.close_on_exec()
         wanted = {0: os.open(os.devnull, os.O_RDWR), 1: log, 2: log, **slots}
         moved = {
             slot: fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, _ABOVE_SLOTS)
             for slot, ours in wanted.items()
         }
-        return os.posix_spawnp(
+        jail.enter(handed=slots.values())
+        pid = os.posix_spawnp(
             command[0],
             command,
             {"LC_ALL": "C.UTF-8"},  # our environment may hold secrets
@@ -214,6 +213,12 @@ def _spawn_isolated(
         raise EngineError(
             f"cannot start {command[0]!r}: {err.strerror}", argv=tuple(command)
         ) from err
+    try:
+        jail.impose_limits(pid)
+    except BaseException:
+        _put_down(pid)
+        raise
+    return pid
 
 
 async def _in_own_thread(function: Callable[[], T]) -> T:
