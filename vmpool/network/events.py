@@ -60,12 +60,13 @@ class Page:
     """Events from a cursor on.
 
     Attributes:
-        dropped: How many had to make way, of those after the cursor or of all that there were.
+        lost: How many are not kept, of all that there were: they had to make way, or were told
+            too fast to be noted.
         cursor: To go on from.
     """
 
     events: tuple[Event, ...]
-    dropped: int
+    lost: int
     cursor: int
 
 
@@ -81,7 +82,7 @@ class EventLog:
         self._count = count
         self._events: deque[Event] = deque(maxlen=size)
         self._last = 0
-        self._dropped = 0
+        self._lost = 0
         self._news = asyncio.Event()
         self._closed = False
 
@@ -92,16 +93,20 @@ class EventLog:
         now_ns = time.time_ns()
         self._last = max(now_ns // 1000, self._last + 1)
         if len(self._events) == self._events.maxlen:
-            self._dropped += 1
+            self._lost += 1
         self._events.append(Event(cursor=self._last, time_ns=now_ns, denial=denial))
         self._count(denial.rule)
         self._news.set()
+
+    def lose(self) -> None:
+        """Note that something was denied of which no more is known."""
+        self._lost += 1
 
     def since(self, cursor: int) -> Page:
         """Return what is kept of what came after `cursor`; 0 for all."""
         found = tuple(event for event in self._events if event.cursor > cursor)
         last = found[-1].cursor if found else max(cursor, self._last)
-        return Page(events=found, dropped=self._dropped, cursor=last)
+        return Page(events=found, lost=self._lost, cursor=last)
 
     async def follow(self, cursor: int) -> AsyncGenerator[Page]:
         """Yield what is kept of what came after `cursor`, then what comes, until it is closed."""

@@ -34,13 +34,18 @@ class Bucket:
 
     def take(self) -> bool:
         """Take one; tell whether there was one."""
-        now = self._clock()
-        self._level = min(self._burst, self._level + (now - self._filled) * self._rate)
-        self._filled = now
-        if self._level < 1:
+        if self.empty:
             return False
         self._level -= 1
         return True
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is none to take."""
+        now = self._clock()
+        self._level = min(self._burst, self._level + (now - self._filled) * self._rate)
+        self._filled = now
+        return self._level < 1
 
     @property
     def refill_seconds(self) -> float:
