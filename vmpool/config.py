@@ -44,7 +44,7 @@ class PoolSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     ready: Annotated[int, Meta(ge=0, description="Spare clones to keep restored.")] = 2
     total: Annotated[int, Meta(ge=1, description="Clones at most, whatever they are doing.")] = 16
     queue: Annotated[
-        int, Meta(ge=0, description="Callers that may wait for a clone; more are refused.")
+        int, Meta(ge=0, description="Callers of one tenant that may wait for a clone.")
     ] = 256
     parallel_restores: Annotated[int, Meta(ge=1, description="Restores at most at one time.")] = 2
     memory_bytes: Annotated[

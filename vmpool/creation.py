@@ -102,7 +102,7 @@ class Creation:
         loop = asyncio.get_running_loop()
         with self._quotas.take(claim.owner, share):
             self._quotas.pace(claim.owner)
-            clone = await pool.acquire(deadline=loop.time() + wait)
+            clone = await pool.acquire(deadline=loop.time() + wait, party=claim.owner)
             took = time.perf_counter_ns() - began
             sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
             return self._household.admit(sandbox, base_id=status.snapshot, pool=pool, share=share)

@@ -24,7 +24,7 @@ class Limits:
     Attributes:
         ready: Spare clones to keep restored.
         total: Clones at most, whatever they are doing.
-        queue: Callers that may wait for a clone at most.
+        queue: Callers of one tenant that may wait for a clone at most.
         parallel_restores: Restores at most at one time.
         memory_bytes: Memory for all clones together; `None` for no limit but `total`.
         clone_bytes: Memory to count for one clone, at least its guest's RAM: what it can grow to,

@@ -141,7 +141,7 @@ class Pool(Generic[C]):
         """Why clones fail now; `None` once one was restored, or activated, since."""
         return self._trouble.cause
 
-    async def acquire(self, *, deadline: float) -> C:
+    async def acquire(self, *, deadline: float, party: str = "") -> C:
         """Return an activated clone, which is then the caller's to kill and to `release`.
 
         When cancelled, the caller owns nothing: a clone that was offered but never touched goes
@@ -150,9 +150,11 @@ class Pool(Generic[C]):
 
         Args:
             deadline: On the loop's clock; for queue and activation together.
+            party: Who shares a turn: of those who wait, parties are served one after the other,
+                however many of each there are.
 
         Raises:
-            PoolBusyError: Nothing is ready and the queue is full.
+            PoolBusyError: Nothing is ready and the party's queue is full.
             PoolTimeoutError: The deadline passed. Its `__cause__` is what keeps clones from coming.
             CapacityError: `pool_closed`; the pool was closed or withdrawn, before or meanwhile.
         """
@@ -165,7 +167,7 @@ class Pool(Generic[C]):
                 raise self._timed_out()
             member = self._take_ready()
             if member is None:
-                member = await self._offered(enqueue(), deadline)
+                member = await self._offered(enqueue(party), deadline)
             if member is not None and await self._activate(member, deadline):
                 break
             enqueue = self._requeue
@@ -329,21 +331,21 @@ class Pool(Generic[C]):
         error.__cause__ = self.last_error
         return error
 
-    def _enqueue(self) -> Waiter[Member[C]]:
-        if len(self._line) >= self._limits.queue:
+    def _enqueue(self, party: str) -> Waiter[Member[C]]:
+        if self._line.count(party) >= self._limits.queue:
             self._counters["refused"] += 1
             raise PoolBusyError(
                 f"no clone of {self.name!r} is ready and {self._limits.queue} callers wait already",
                 remedy="try again in a moment, or raise the template's limits",
             )
         self._counters["queued"] += 1
-        waiter = self._line.join()
+        waiter = self._line.join(party)
         self._rebalance()
         return waiter
 
-    def _requeue(self) -> Waiter[Member[C]]:
+    def _requeue(self, party: str) -> Waiter[Member[C]]:
         """Queue a caller whose turn it was already: before all others, and never refused."""
-        waiter = self._line.rejoin()
+        waiter = self._line.rejoin(party)
         self._rebalance()
         return waiter
 

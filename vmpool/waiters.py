@@ -8,9 +8,9 @@ it never saw. Nothing here knows what is waited for.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from vmpool.rota import Rota
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -56,39 +56,40 @@ class Waiter(Generic[T]):
 
 
 class Line(Generic[T]):
-    """Waiters, first come, first served."""
+    """Waiters; parties are served in turn, and within a party first come, first served."""
 
     def __init__(self) -> None:
-        self._waiters: deque[Waiter[T]] = deque()
+        self._waiters: Rota[Waiter[T]] = Rota()
 
     def __len__(self) -> int:
         return sum(waiter.waits for waiter in self._waiters)
 
-    def join(self) -> Waiter[T]:
-        """Return a new place at the end."""
+    def count(self, party: str) -> int:
+        """Return how many of a party wait."""
+        return sum(waiter.waits for waiter in self._waiters.of(party))
+
+    def join(self, party: str) -> Waiter[T]:
+        """Return a new place at the end of a party's line."""
         waiter = Waiter[T]()
-        self._waiters.append(waiter)
+        self._waiters.append(party, waiter)
         return waiter
 
-    def rejoin(self) -> Waiter[T]:
-        """Return a new place at the head, for a caller whose turn it was already."""
+    def rejoin(self, party: str) -> Waiter[T]:
+        """Return a new place at the head of all, for a caller whose turn it was already."""
         waiter = Waiter[T]()
-        self._waiters.appendleft(waiter)
+        self._waiters.prepend(party, waiter)
         return waiter
 
     def leave(self, waiter: Waiter[T]) -> None:
         """Give up a place. *Idempotent.*"""
-        with suppress(ValueError):
-            self._waiters.remove(waiter)
+        self._waiters.remove(waiter)
 
     def offer(self, thing: T) -> bool:
         """Offer `thing` to the first who waits; false when nobody does."""
-        while self._waiters:
-            if self._waiters.popleft().offer(thing):
-                return True
-        return False
+        return self._waiters.serve(lambda waiter: waiter.offer(thing))
 
     def fail(self, error: Callable[[], Exception]) -> None:
         """Decide for an error of their own for all who wait."""
-        while self._waiters:
-            self._waiters.popleft().fail(error())
+        for waiter in self._waiters:
+            waiter.fail(error())
+        self._waiters = Rota()

@@ -6,6 +6,7 @@ All in virtual time: `settle` lets everything happen that can, `pass_time` moves
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -92,6 +93,27 @@ async def test_waiters_are_served_in_the_order_in_which_they_came() -> None:
             for number in range(6):
                 callers.create_task(caller(number))
     assert served == list(range(6))
+
+
+@virtual
+async def test_a_tenants_crowd_keeps_no_other_tenant_waiting() -> None:
+    maker = Maker()
+    served: list[str] = []
+    async with pool_of(maker, replace(ONE, queue=20)) as pool:
+
+        async def caller(party: str) -> None:
+            clone = await pool.acquire(deadline=soon(), party=party)
+            served.append(party)
+            await end(pool, clone)
+
+        async with asyncio.TaskGroup() as callers:
+            for party in ["crowd"] * 20 + ["alone"] * 2:
+                callers.create_task(caller(party))
+            await settle()
+            with pytest.raises(PoolBusyError):
+                await pool.acquire(deadline=soon(), party="crowd")
+    assert len(served) == 22
+    assert max(at for at, party in enumerate(served) if party == "alone") <= 4
 
 
 @virtual
