@@ -3,7 +3,8 @@
 Made once, in a mount namespace that nobody is in: a small file system in memory that holds nothing
 but the places that the host's files are mounted on, one by one. The namespace is reached by its
 descriptor alone, so that the host's own mounts are never touched and nothing is left when whoever
-holds it is killed. Each QEMU gets a copy of it, and in it a /proc that shows itself alone.
+holds it is killed. Each QEMU gets a copy of it, and in it a /proc where it finds its descriptors
+and no process but its own.
 
 What is mounted is the very file, whatever later takes its path: an upgrade of the host's QEMU
 does not change what a running server starts.
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from vmpool.engine.qemu.jail.contents import Contents
 
 _PROC = "/proc"
-# Nothing of the kernel's and no process of others, should it ever show a namespace with some.
+# Nothing of the kernel's, and of processes those of one's own account: each QEMU has another.
 _PROC_OPTIONS = "hidepid=invisible,subset=pid"
 _SHELL = "mode=755,size=1m"  # of places to mount on
 
@@ -65,7 +66,7 @@ class Root:
 
     @staticmethod
     def mount_proc() -> None:
-        """Mount /proc for the children of the calling thread, which entered and has own mounts.
+        """Mount /proc for the calling thread, which entered and then took mounts of its own.
 
         Raises:
             HostError: The kernel refused; `isolation_failed`.
