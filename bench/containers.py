@@ -9,7 +9,8 @@ import shutil
 from asyncio.subprocess import DEVNULL, PIPE
 from typing import TYPE_CHECKING
 
-from bench.peer import LINE, UnavailableError, run_line, tried
+from bench.line import LINE
+from bench.peer import UnavailableError, run_line, tried
 from vmpool.model import new_id
 
 if TYPE_CHECKING:

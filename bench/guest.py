@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from qemu.qmp import QMPClient, QMPError
 
-from bench.peer import FIRST_OUTPUT, LINE, OUTPUT, START_TIMEOUT, UnavailableError
+from bench.line import FIRST_OUTPUT, LINE, OUTPUT
+from bench.peer import START_TIMEOUT, UnavailableError
 from vmpool.agent import connect
 from vmpool.errors import EngineError, InfrastructureError
 from vmpool.model import AGENT_PORT_NAME, MIB, Accelerator, Code, Output, SerialAddress, new_id

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import msgspec
 
-from bench.peer import LINE
+from bench.line import LINE
 from vmpool.errors import InfrastructureError
 
 if TYPE_CHECKING:

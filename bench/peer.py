@@ -18,20 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.line import FIRST_OUTPUT, OUTPUT
 from bench.subject import Subject
 from vmpool.errors import InfrastructureError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from os import PathLike
-
-LINE = "print(6*7)"
-"""What everybody runs."""
-
-OUTPUT = b"42\n"
-
-FIRST_OUTPUT = "first output"
-"""The phase that peers are compared by: from nothing, or from the request, to the output."""
 
 START_TIMEOUT = 90.0
 """Seconds after which a start has failed: a guest that boots under emulation takes up to 20."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bench.line import LINE
 from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
 from bench.measurements.floors import HTTP
-from bench.peer import LINE
 from bench.resting import emptied, settle
 from bench.sandboxes import held, run_code
 from vmpool.errors import VmpoolError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bench.line import LINE
 from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
-from bench.peer import LINE
 from bench.resting import emptied, settle
 from bench.sandboxes import ask, held, run_code
 from vmpool.errors import VmpoolError

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench import peers
+from bench.line import FIRST_OUTPUT
 from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
-from bench.peer import FIRST_OUTPUT, Arena, Peer, Start, UnavailableError
+from bench.peer import Arena, Peer, Start, UnavailableError
 from bench.peers import python
 from vmpool.errors import VmpoolError
 from vmpool.model import new_id

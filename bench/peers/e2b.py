@@ -15,16 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
-from bench.peer import (
-    FIRST_OUTPUT,
-    LINE,
-    OUTPUT,
-    START_TIMEOUT,
-    Clock,
-    Peer,
-    UnavailableError,
-    tried,
-)
+from bench.line import FIRST_OUTPUT, LINE, OUTPUT
+from bench.peer import START_TIMEOUT, Clock, Peer, UnavailableError, tried
 from vmpool.errors import InfrastructureError
 
 if TYPE_CHECKING:

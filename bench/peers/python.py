@@ -6,7 +6,8 @@ import contextlib
 import shutil
 from typing import TYPE_CHECKING
 
-from bench.peer import LINE, Peer, UnavailableError, run_line, tried
+from bench.line import LINE
+from bench.peer import Peer, UnavailableError, run_line, tried
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
-from bench.peer import FIRST_OUTPUT, LINE, OUTPUT, Clock, Peer
+from bench.line import FIRST_OUTPUT, LINE, OUTPUT
+from bench.peer import Clock, Peer
 from bench.resting import emptied, settle
 from bench.stand import EMPTY
 from vmpool.errors import InfrastructureError
