@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from vmpool.egress import NetworkPolicy
 from vmpool.model import GUEST_MAC
 from vmpool.network import firewall, names, namespace, plan
-from vmpool.network.addressing import GATEWAY, GUEST
+from vmpool.network.addressing import GATEWAY, GATEWAY_MAC, GUEST
 from vmpool.network.namespace import Namespace
 from vmpool.network.slots import Slot
 
@@ -66,7 +66,8 @@ def wired_slot(policy: NetworkPolicy) -> Iterator[WiredSlot]:
         _ip(
             slot,
             "link set lo up",
-            f"link add tap type veth peer name eth0 address {GUEST_MAC} netns {guest}",
+            f"link add tap address {GATEWAY_MAC} type veth"
+            f" peer name eth0 address {GUEST_MAC} netns {guest}",
             f"link add name up type veth peer name eth0 netns {internet}",
             f"addr add {GATEWAY}/30 dev tap",
             f"addr add {OUTSIDE}/32 dev up",
@@ -74,6 +75,7 @@ def wired_slot(policy: NetworkPolicy) -> Iterator[WiredSlot]:
             "link set dev up up",
             "route add 192.0.2.0/24 dev up",
         )
+        namespace.call_in(made[1], lambda: _set("ipv6/conf/all/disable_ipv6", 1))
         _ip(
             guest,
             f"addr add {GUEST}/30 dev eth0",
@@ -87,14 +89,15 @@ def wired_slot(policy: NetworkPolicy) -> Iterator[WiredSlot]:
             "link set eth0 up",
             f"route add {OUTSIDE}/32 dev eth0",
         )
-        namespace.call_in(made[0], _forward)
+        namespace.call_in(made[0], lambda: _set("ipv4/ip_forward", 1))
         found = Slot(0, made[0], OUTSIDE, -1)
         found.enforce(policy)
         yield WiredSlot(found, made[1], made[2], policy)
 
 
-def _forward() -> None:
-    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")  # of the thread's namespace
+def _set(setting: str, value: int) -> None:
+    """Set something of the namespace that the thread is in."""
+    Path("/proc/sys/net", setting).write_text(str(value))
 
 
 def _ip(name: str, *commands: str) -> None:

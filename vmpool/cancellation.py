@@ -7,12 +7,21 @@ its own; this module knows neither what is finished nor how long that takes.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
+
+
+class Closable(Protocol):
+    """What is held until it is closed."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
 
 T = TypeVar("T")
+C = TypeVar("C", bound=Closable)
 
 
 async def uninterrupted(work: Awaitable[T]) -> T:
@@ -32,3 +41,14 @@ async def uninterrupted(work: Awaitable[T]) -> T:
         task.exception()  # retrieved: the cancellation is what the caller learns
         raise cancelled
     return task.result()
+
+
+async def opened(make: Callable[[], C]) -> C:
+    """Call what opens something in a thread; what it opened for nobody any more is closed."""
+    making = asyncio.ensure_future(asyncio.to_thread(make))
+    try:
+        return await uninterrupted(making)
+    except asyncio.CancelledError:
+        if not making.cancelled() and making.exception() is None:
+            making.result().close()
+        raise

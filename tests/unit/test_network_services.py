@@ -13,7 +13,7 @@ import struct
 import time
 from contextlib import aclosing
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 import dns.message
@@ -25,7 +25,8 @@ from tests.dns_server import Zone
 from tests.wired_slot import OTHER_SERVER, SERVER, WiredSlot, wired_slot
 from vmpool.egress import Destination, NetworkMode, NetworkPolicy, Ports, Protocol
 from vmpool.errors import ConflictError, HostError
-from vmpool.network.addressing import GATEWAY
+from vmpool.model import GUEST_MAC
+from vmpool.network.addressing import GATEWAY, GATEWAY_MAC
 from vmpool.network.capture import CaptureLimits
 from vmpool.network.events import Denial, EventLog
 from vmpool.network.namespace import Namespace, socket_in
@@ -70,6 +71,13 @@ class Bed:
         made = socket_in(self.wired.guest, socket.AF_INET, kind)
         made.setblocking(False)
         return made
+
+    def send_frame(self, kind: int, packet: bytes) -> None:
+        """Send what no guest of ours would."""
+        ends = (bytes.fromhex(mac.replace(":", "")) for mac in (GATEWAY_MAC, GUEST_MAC))
+        with socket_in(self.wired.guest, socket.AF_PACKET, socket.SOCK_RAW) as link:
+            link.bind(("eth0", 0))
+            link.send(b"".join(ends) + kind.to_bytes(2) + packet)
 
     async def connect(self, address: IPv4Address, port: int) -> None:
         """Connect as the guest does."""
@@ -160,6 +168,23 @@ async def test_the_gateway_serves_names_and_nothing_else(bed: Bed) -> None:
     assert (await bed.denial("gateway")).port == 22
 
 
+async def test_what_is_sent_over_ipv6_is_told(bed: Bed) -> None:
+    everybody = IPv6Address("ff02::1")
+    bed.send_frame(0x86DD, b"\x60" + bytes(5) + b"\x3a\xff" + bytes(16) + everybody.packed)
+    denial = await bed.denial("ipv6")
+    assert (denial.protocol, denial.destination) == ("icmpv6", everybody)
+
+
+async def test_what_is_sent_from_another_address_is_told(bed: Bed) -> None:
+    header = b"\x45\0\0\x1c\0\0\0\0\x40\x11\0\0" + b"\x0a\0\0\1" + SERVER.packed
+    total = sum(struct.unpack("!10H", header))
+    checksum = 0xFFFF - (total & 0xFFFF) - (total >> 16)
+    header = header[:10] + checksum.to_bytes(2) + header[12:]
+    bed.send_frame(0x0800, header + b"\x9c\x40\0\x35\0\x08\0\0")
+    denial = await bed.denial("spoofed")
+    assert (denial.protocol, denial.destination, denial.port) == ("udp", SERVER, 53)
+
+
 async def test_rules_are_replaced_for_names_too(bed: Bed) -> None:
     bed.zone.add(f"example.org 300 IN A {OTHER_SERVER}")
     policy = NetworkPolicy(
@@ -218,8 +243,8 @@ async def test_a_capture_ends_at_its_size(bed: Bed) -> None:
 
 async def test_a_capture_ends_with_its_time(bed: Bed) -> None:
     limits = CaptureLimits(size_bytes=1 << 20, seconds=0.01)
-    async with bed.services.capture(limits) as capture:
-        assert len([piece async for piece in capture.pieces()]) == 1
+    async with asyncio.timeout(30), bed.services.capture(limits) as capture:
+        assert [piece async for piece in capture.pieces()]
 
 
 async def test_one_capture_runs_at_a_time(bed: Bed) -> None:

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from vmpool.cancellation import opened
 from vmpool.errors import HostError
 from vmpool.network import plan
 from vmpool.network.namespace import socket_in
@@ -148,7 +149,7 @@ async def capturing(namespace: Namespace, limits: CaptureLimits) -> AsyncIterato
     Raises:
         HostError: `network_failed`; the slot is gone, or the kernel refused.
     """
-    source = await asyncio.to_thread(_attach, namespace)
+    source = await opened(lambda: _attach(namespace))
     with contextlib.closing(source):
         yield Capture(source, limits)
 

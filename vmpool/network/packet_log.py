@@ -7,14 +7,13 @@ of a packet the first bytes come. They are a guest's: they are looked at, never 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import os
 import socket
 import struct
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from vmpool.errors import HostError
 from vmpool.network import plan
@@ -23,7 +22,8 @@ from vmpool.network.namespace import socket_in
 from vmpool.network.pacing import Bucket, PacedReader
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
 
     from vmpool.network.namespace import Namespace
 
@@ -50,41 +50,53 @@ _NAMES: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}  # IANA's numbers
 _WITH_PORTS: Final = frozenset({6, 17})
 
 
-@contextlib.asynccontextmanager
-async def told(
-    namespace: Namespace, note: Callable[[Denial], None], *, lost: Callable[[], None]
-) -> AsyncIterator[None]:
-    """Be told of denied packets for the time of a block; their names are not known here.
+class PacketLog:
+    """Tells of denied packets, from entering to leaving; their names are not known here.
 
     Args:
-        lost: Is told when there was more than could be told, each time.
-
-    Raises:
-        HostError: `network_failed`; the kernel did not take the group.
+        source: As `listen` returns it; the log's to close once it was entered.
+        note: Told each denial.
+        lose: Told when there was more than could be told, each time.
     """
-    source = await asyncio.to_thread(_listen, namespace)
-    with contextlib.closing(source):
+
+    def __init__(
+        self, source: socket.socket, note: Callable[[Denial], None], *, lose: Callable[[], None]
+    ) -> None:
+        self._source = source
+        self._note = note
+        self._lose = lose
+        self._reader: PacedReader | None = None
+
+    def __enter__(self) -> Self:
+        """Begin to tell."""
         bucket = Bucket(rate=RATE, burst=BURST, clock=asyncio.get_running_loop().time)
+        self._reader = PacedReader(self._source.fileno(), self._read, bucket, on_pause=self._lose)
+        return self
 
-        def read() -> bool:
-            try:
-                data = source.recv(_DATAGRAM_BYTES)
-            except BlockingIOError:
-                return False
-            except OSError as err:
-                if err.errno != errno.ENOBUFS:
-                    log.warning("cannot read what a firewall denied: %s", err.strerror)
-                lost()
-                return err.errno == errno.ENOBUFS
-            for denial in denials(data):
-                note(denial)
-            return True
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Tell no more."""
+        if self._reader is not None:
+            self._reader.close()
+        self._source.close()
 
-        reader = PacedReader(source.fileno(), read, bucket, on_pause=lost)
+    def _read(self) -> bool:
         try:
-            yield
-        finally:
-            reader.close()
+            data = self._source.recv(_DATAGRAM_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError as err:
+            if err.errno != errno.ENOBUFS:
+                log.warning("cannot read what a firewall denied: %s", err.strerror)
+            self._lose()
+            return err.errno == errno.ENOBUFS
+        for denial in denials(data):
+            self._note(denial)
+        return True
 
 
 def denials(data: bytes) -> Iterator[Denial]:
@@ -119,8 +131,12 @@ def _denial(packet: bytes, rule: str) -> Denial | None:
     )
 
 
-def _listen(namespace: Namespace) -> socket.socket:
-    """Return a socket that the kernel tells of a namespace's denied packets. Blocks."""
+def listen(namespace: Namespace) -> socket.socket:
+    """Return a socket that the kernel tells of a namespace's denied packets. Blocks.
+
+    Raises:
+        HostError: `network_failed`; the kernel did not take the group.
+    """
     try:
         source = socket_in(namespace, socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
         try:

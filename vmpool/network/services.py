@@ -6,17 +6,18 @@ before the slot is given back.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Self
 
+from vmpool.cancellation import opened
 from vmpool.errors import ConflictError, HostError
 from vmpool.network import packet_log
 from vmpool.network.addressing import GATEWAY
 from vmpool.network.capture import capturing
 from vmpool.network.namespace import call_in
+from vmpool.network.packet_log import PacketLog
 from vmpool.network.permission import Permission
 from vmpool.network.resolver import Resolver
 
@@ -73,21 +74,20 @@ class Services:
         Raises:
             HostError: `network_failed`; the slot is gone, or the kernel refused.
         """
+        sockets = await opened(self._open)
+        resolver = Resolver(
+            datagrams=sockets.datagrams,
+            listener=sockets.listener,
+            permission=self._permission,
+            upstream=self._upstream,
+            open_addresses=self._open_addresses,
+            events=self.events,
+        )
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(
-                packet_log.told(self._namespace, self._note, lost=self.events.lose)
-            )
-            datagrams, listener = await asyncio.to_thread(self._bind)
-            self._resolver = await stack.enter_async_context(
-                Resolver(
-                    datagrams=datagrams,
-                    listener=listener,
-                    permission=self._permission,
-                    upstream=self._upstream,
-                    open_addresses=self._open_addresses,
-                    events=self.events,
-                )
-            )
+            stack.callback(sockets.close)
+            told = PacketLog(sockets.denials, self._note, lose=self.events.lose)
+            stack.enter_context(told)
+            self._resolver = await stack.enter_async_context(resolver)
             stack.callback(self._end_capture)
             self._stack = stack.pop_all()
         return self
@@ -138,27 +138,46 @@ class Services:
             name = self._resolver.name_of(denial.destination)
         self.events.add(replace(denial, name=name))
 
-    def _bind(self) -> tuple[socket.socket, socket.socket]:
-        """Return the resolver's sockets. Blocks."""
+    def _open(self) -> _Sockets:
+        """Open all that is needed. Blocks."""
 
         def bind() -> tuple[socket.socket, socket.socket]:
-            with contextlib.ExitStack() as opened:
+            with contextlib.ExitStack() as undo:
                 bound = []
                 for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-                    one = opened.enter_context(socket.socket(socket.AF_INET, kind))
+                    one = undo.enter_context(socket.socket(socket.AF_INET, kind))
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     one.bind((str(GATEWAY), PORT))
                     one.setblocking(False)
                     bound.append(one)
                 bound[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
                 bound[1].listen(_BACKLOG)
-                opened.pop_all()
+                undo.pop_all()
             return bound[0], bound[1]
 
+        denials = packet_log.listen(self._namespace)
         try:
-            return call_in(self._namespace, bind)
+            return _Sockets(denials, *call_in(self._namespace, bind))
         except OSError as err:
+            denials.close()
             raise HostError(
                 f"cannot answer names in {self._namespace.name!r}: {err.strerror}",
                 code="network_failed",
             ) from err
+        except BaseException:
+            denials.close()
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Sockets:
+    """What the services of a slot listen on."""
+
+    denials: socket.socket
+    datagrams: socket.socket
+    listener: socket.socket
+
+    def close(self) -> None:
+        """Close them. *Idempotent.*"""
+        for each in (self.denials, self.datagrams, self.listener):
+            each.close()

@@ -69,7 +69,7 @@ class Server:
         known = port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16
         if not known or not _is_address(host):
             raise HostError(
-                f"network.resolvers has {text!r}, not an address, with or without a port",
+                f"network.dns has {text!r}, not an address, with or without a port",
                 code="invalid_settings",
                 remedy="write it like 192.0.2.53 or [2001:db8::53]:5353",
             )
