@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
 
+from vmpool.engine.qemu import answers
 from vmpool.errors import EngineError
 
 if TYPE_CHECKING:
@@ -102,6 +103,10 @@ class _FloodError(QMPError):
     """Ends the library's reader from within."""
 
 
+class _MalformedError(QMPError):
+    """Ends it likewise."""
+
+
 class Monitor:
     """A QMP session; whoever makes it calls `close`.
 
@@ -137,28 +142,32 @@ class Monitor:
             raise EngineError(f"QEMU did not come up: {err}", code="qemu_died") from err
 
     async def execute(self, command: str, **arguments: object) -> Any:
-        """Run a QMP command and return its value.
+        """Run a QMP command and return its value, as far as `answers` knows that somebody reads it.
 
         `_` in the names of arguments stands for `-`. If this is interrupted, whether the command
         took effect is unknown.
 
         Raises:
             EngineError: QEMU refused the command (`qmp_refused`), did not answer (`qemu_silent`),
-                or is gone (`qemu_died`).
+                or not as it does (`qmp_malformed`), or is gone (`qemu_died`).
         """
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT):
-                return await self._client.execute(command, named or None)
+                answer = await self._client.execute(command, named or None)
         except TimeoutError as err:
             raise EngineError(f"QEMU did not answer {command!r}", code="qemu_silent") from err
         except ExecuteError as err:
             raise EngineError(f"QEMU refused {command!r}: {err}", code="qmp_refused") from err
         except QMPError as err:
             raise EngineError(f"QEMU went away at {command!r}", code="qemu_died") from err
+        return answers.checked(command, answer)
 
-    async def add_descriptor(self, descriptor: int, fdset: int) -> None:
+    async def add_descriptor(self, descriptor: int, fdset: int) -> int:
         """Give QEMU a copy of `descriptor` under the name `/dev/fdset/<fdset>`.
+
+        Returns:
+            Its number in QEMU.
 
         Raises:
             EngineError: As `execute`.
@@ -221,7 +230,10 @@ class Monitor:
 
     def _sift(self, event: Mapping[str, Any]) -> bool:
         """Tell the library's reader whether to keep an event; end it when there are too many."""
-        name = event["event"]
+        name = event.get("event")
+        if not answers.is_event(name, event.get("data", {})):
+            self._on_flood()
+            raise _MalformedError("an event that QEMU does not send")
         if name not in _EXPECTED:
             self._unasked += 1
             if self._unasked > UNASKED_LIMIT:
@@ -234,5 +246,7 @@ class Monitor:
         """End the session; QEMU lives on. *Idempotent*, and well after QEMU's death."""
         if self._client.runstate is Runstate.IDLE:
             return
-        with contextlib.suppress(QMPError, EOFError, OSError):
+        # The library raises here what ended its reader, such as the RecursionError of an answer
+        # that is nested too deep: of a hostile QEMU anything, and none of it matters any more.
+        with contextlib.suppress(Exception):
             await self._client.disconnect()

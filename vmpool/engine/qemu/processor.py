@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from vmpool.engine.qemu.answers import malformed
 from vmpool.errors import HostError
 from vmpool.model import Accelerator, Processor
 
@@ -51,6 +52,8 @@ async def of_guest(monitor: Monitor) -> Processor:
     # No guest has more than the model that has all; which of it this one has, only its CPU knows.
     names = _features(await _expand(monitor, "max"))
     vendor, *values = await asyncio.gather(value("vendor"), *map(value, names))
+    if not isinstance(vendor, str):
+        raise malformed("qom-get", "no vendor")
     features = frozenset(name for name, has in zip(names, values, strict=True) if has)
     return Processor(vendor=vendor, features=features)
 
@@ -84,4 +87,6 @@ async def _expand(monitor: Monitor, model: str) -> dict[str, Any]:
     what = {"type": "static", "model": {"name": model}}
     answer = await monitor.execute("query-cpu-model-expansion", **what)
     properties: dict[str, Any] = answer["model"]["props"]
+    if not isinstance(properties.get("vendor"), str):
+        raise malformed("query-cpu-model-expansion", "no vendor")
     return properties
