@@ -36,16 +36,31 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """Where a delta's pages lie in a file, which nobody writes to as long as anyone maps it.
+
+    Attributes:
+        file: Descriptor, open for reading; whoever made the delta closes it.
+        offset: Of the first page, in bytes.
+    """
+
+    file: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
     """Pages of a guest, and where they belong.
 
     Attributes:
         spans: In ascending order, whole pages, none empty and none twice.
         data: What lies there, one behind the other; writable, and nobody's to write.
+        extent: The same in a file, for whoever can map it; `None` when it is in none.
     """
 
     spans: Sequence[Span]
     data: memoryview
+    extent: Extent | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -128,21 +143,18 @@ def opened(path: Path, memory_bytes: int) -> Iterator[Delta]:
     Raises:
         SnapshotError: It is none, or of another machine; code `snapshot_damaged`.
     """
-    mapped, spans, begin = _mapped(path, memory_bytes)
-    with mapped, memoryview(mapped) as whole, whole[begin:] as data:
-        yield Delta(spans=spans, data=data)
-
-
-def _mapped(path: Path, memory_bytes: int) -> tuple[mmap.mmap, list[Span], int]:
-    """Return the file, mapped, its index, and where its pages begin."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            spans, begin = _read_index(file.fileno(), size, memory_bytes)
+    with contextlib.ExitStack() as held:
+        try:
+            file = held.enter_context(path.open("rb", buffering=0)).fileno()
+            size = os.fstat(file).st_size
+            spans, begin = _read_index(file, size, memory_bytes)
             # Writable, and none of that reaches the file: it is how its address is told.
-            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY), spans, begin
-    except OSError as err:
-        raise _damaged(err.strerror or "it cannot be read") from err
+            mapped = held.enter_context(mmap.mmap(file, size, access=mmap.ACCESS_COPY))
+        except OSError as err:
+            raise _damaged(err.strerror or "it cannot be read") from err
+        whole = held.enter_context(memoryview(mapped))
+        data = held.enter_context(whole[begin:])
+        yield Delta(spans=spans, data=data, extent=Extent(file=file, offset=begin))
 
 
 def _read_index(descriptor: int, size: int, memory_bytes: int) -> tuple[list[Span], int]:

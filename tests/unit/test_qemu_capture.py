@@ -20,8 +20,8 @@ from msgspec import structs
 
 from tests import tiny_guest, watch
 from vmpool import snapshot
-from vmpool.delta import PAGE_BYTES
-from vmpool.engine.qemu import QemuEngine, QemuMachine, capture, pagemap, sparse
+from vmpool.delta import PAGE_BYTES, Delta
+from vmpool.engine.qemu import QemuEngine, QemuMachine, capture, huge, inlay, pagemap, sparse
 from vmpool.errors import DiskFullError, EngineError, HostError, SnapshotError
 from vmpool.model import MIB, Accelerator, Attachment, MachineSpec, MachineType, Transport
 from vmpool.snapshot import Snapshot
@@ -216,14 +216,7 @@ async def test_children_are_loaded_from_what_is_lent(
         own = await taken.lend()
         assert (own is None) == (limit == 5 * PAGE)
         assert (partial / snapshot.PAGES).exists() == (own is None)
-        files = {
-            path.name: snapshot.FileRecord(size_bytes=0, digest="") for path in partial.iterdir()
-        }
-        manifest = structs.replace(
-            bench.template.manifest, files=files, base=bench.template.as_base
-        )
-        state = Snapshot(directory=partial, manifest=manifest, delta=own)
-        children = [await bench.restored(state) for _ in range(2)]
+        children = [await bench.restored(lent(bench, partial, own)) for _ in range(2)]
         assert bench.engine._shared.room.taken_bytes >= min(limit, 12 * MIB)
     assert bench.engine._shared.room.taken_bytes == 0
     for child, childs in children:
@@ -231,6 +224,61 @@ async def test_children_are_loaded_from_what_is_lent(
         assert childs.count == parents.count
         await child.kill()
     await parent.kill()
+
+
+@pytest.mark.parametrize("way", ["mapped", "refused", "unshared"])
+async def test_children_share_what_they_do_not_write_and_their_children_have_all_of_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    def refused(*_: object) -> int:
+        raise PermissionError(1, "no")
+
+    match way:
+        case "refused":
+            monkeypatch.setattr(inlay, "lay", refused)
+        case "unshared":
+            monkeypatch.setattr(huge, "create", refused)
+    parent, parents = await bench.restored(bench.template)
+    stretches = {FREE: 4 * MIB, FREE + 8 * MIB: 16 * PAGE, FREE + 9 * MIB: PAGE}
+    written = {offset: os.urandom(size) for offset, size in stretches.items()}
+    for offset, data in written.items():
+        parents.write(offset, data)
+    partial = snapshot.begin(bench.directory)
+    async with parent.capture(partial) as taken:
+        await taken.take()
+        state = lent(bench, partial, await taken.lend())
+        children = [await bench.restored(state) for _ in range(2)]
+    await parent.kill()
+    for child, childs in children:
+        found = pagemap.find_mappings(child.pid, bench.template.memory, MEMORY_BYTES)
+        inlaid = [each.end - each.start for each in found if each.inlaid]
+        assert inlaid == ([4 * MIB, 16 * PAGE] if way == "mapped" else [])
+        for offset, data in written.items():
+            assert childs.read(offset, len(data)) == data
+    (child, childs), (other, others) = children
+    childs.write(FREE + PAGE, b"the child's")
+    assert others.read(FREE, 4 * MIB) == written[FREE]
+    checkpoint, dirty_bytes = await bench.captured(child)
+    assert dirty_bytes >= sum(stretches.values())
+    grandchild, grandchilds = await bench.restored(checkpoint)
+    await child.kill()
+    checkpoint.remove()
+    for offset, data in written.items():
+        wanted = bytearray(data)
+        if offset == FREE:
+            wanted[PAGE : PAGE + 11] = b"the child's"
+        assert grandchilds.read(offset, len(data)) == wanted
+    assert grandchilds.count == others.count
+    for machine in (other, grandchild):
+        await machine.kill()
+
+
+def lent(bench: Bench, directory: Path, own: Delta | None) -> Snapshot:
+    files = {
+        path.name: snapshot.FileRecord(size_bytes=0, digest="") for path in directory.iterdir()
+    }
+    manifest = structs.replace(bench.template.manifest, files=files, base=bench.template.as_base)
+    return Snapshot(directory=directory, manifest=manifest, delta=own)
 
 
 async def test_a_child_of_pages_that_are_damaged_is_refused_and_gone(bench: Bench) -> None:

@@ -143,7 +143,7 @@ MAPS = (
 CRUMBS = b"".join(
     b"%x-%x rw-p %x fe:00 12    /s/a b/memory\n"
     % (0x7F0000000000 + 2 * offset, 0x7F0000000000 + 2 * offset + PAGE_BYTES, offset)
-    for offset in range(0, 257 * PAGE_BYTES, PAGE_BYTES)
+    for offset in range(0, 514 * PAGE_BYTES, PAGE_BYTES)
 )
 
 
@@ -154,17 +154,65 @@ def test_mappings_come_in_the_order_of_the_guests_memory() -> None:
     )
 
 
+INLAID = (
+    b"7f0000000000-7f0000002000 rw-p 00000000 fe:00 12    /s/a b/memory\n"
+    b"7f0000002000-7f0000003000 rw-p 00007000 fe:00 13    /s/pages\n"
+    b"7f0000003000-7f0000004000 rw-p 00000000 00:09 14    /#4 (deleted)\n"
+    b"7f0000004000-7f0000006000 rw-p 00004000 fe:00 12    /s/a b/memory\n"
+    b"7f0000006000-7f0000007000 rw-p 00000000 00:00 0     [anon]\n"
+)
+
+
+def test_pages_of_a_checkpoint_are_known_by_lying_between_two_pieces_of_the_template() -> None:
+    start = 0x7F0000000000
+    assert pagemap.parse_mappings(INLAID, "/s/a b/memory", 0x6000) == (
+        Mapping(start=start, end=start + 0x2000, offset=0),
+        Mapping(start=start + 0x2000, end=start + 0x3000, offset=0x2000, inlaid=True),
+        Mapping(start=start + 0x3000, end=start + 0x4000, offset=0x3000, inlaid=True),
+        Mapping(start=start + 0x4000, end=start + 0x6000, offset=0x4000),
+    )
+
+
+def test_all_pages_of_a_checkpoint_count_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = Private(tmp_path / "memory")
+    private.write(40)
+    other = tmp_path / "other"
+    other.write_bytes(bytes(8 * PAGE_BYTES))
+    library = ctypes.CDLL(None)
+    library.mmap.restype = ctypes.c_void_p
+    with other.open("rb") as file:
+        address = ctypes.c_void_p(private.start + 10 * PAGE_BYTES)
+        fixed = mmap.MAP_PRIVATE | 0x10
+        asked = (ctypes.c_size_t(8 * PAGE_BYTES), 3, fixed, file.fileno(), ctypes.c_long(0))
+        assert library.mmap(address, *asked) == address.value
+    mappings = pagemap.find_mappings(os.getpid(), private.path, PAGES * PAGE_BYTES)
+    scanned = pagemap.find_written(os.getpid(), mappings)
+    monkeypatch.setattr(pagemap, "_PAGEMAP_SCAN", 0xC06066FF)  # no such request
+    for spans in (scanned, pagemap.find_written(os.getpid(), mappings)):
+        assert private.pages_of(spans) == {*range(10, 18), 40}
+    private.memory.close()
+
+
 @pytest.mark.parametrize(
     ("maps", "size"),
     [
         pytest.param(b"", 0x6000, id="none"),
         pytest.param(MAPS, 0x7000, id="too-short"),
         pytest.param(MAPS, 0x4000, id="too-long"),
-        pytest.param(CRUMBS, 257 * PAGE_BYTES, id="crumbs"),
+        pytest.param(CRUMBS, 514 * PAGE_BYTES, id="crumbs"),
         pytest.param(MAPS + MAPS.splitlines()[0] + b"\n", 0x6000, id="twice"),
         pytest.param(MAPS.replace(b"rw-p", b"rw-s"), 0x6000, id="shared"),
         pytest.param(MAPS.replace(b" 00004000 ", b" 00005000 "), 0x6000, id="a-gap"),
         pytest.param(MAPS.replace(b" 00004000 ", b" 00003000 "), 0x6000, id="an-overlap"),
+        pytest.param(INLAID.replace(b"0003000-7", b"0003800-7"), 0x6000, id="a-hole"),
+        pytest.param(
+            INLAID.replace(b"-7f0000004000 rw-p", b"-7f0000004800 rw-p"), 0x6000, id="lap"
+        ),
+        pytest.param(INLAID.replace(b"4000 rw-p 00000000", b"4000 rw-s 00000000"), 0x6000, id="s"),
+        pytest.param(INLAID.replace(b" 00004000 ", b" 00005000 "), 0x7000, id="shifted"),
+        pytest.param(INLAID, 0x7000, id="none-behind"),
     ],
 )
 def test_a_process_that_maps_memory_in_another_way_is_not_believed(maps: bytes, size: int) -> None:

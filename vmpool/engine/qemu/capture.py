@@ -149,7 +149,12 @@ class QemuCapture:
         await self._in_thread(self._write_rest)
         lent = self._buffer.view(self._pending_bytes)
         self._held.callback(lent.release)
-        return Delta(spans=pagemap.to_memory(self._spans, self._mappings), data=lent)
+        file = self._buffer.file
+        return Delta(
+            spans=pagemap.to_memory(self._spans, self._mappings),
+            data=lent,
+            extent=None if file is None else delta.Extent(file=file, offset=0),
+        )
 
     async def _in_thread(self, step: Callable[[], None]) -> None:
         # Not cut short: what the thread works on must not be given back meanwhile.

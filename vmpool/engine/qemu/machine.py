@@ -6,15 +6,14 @@ Both are one process; a shell becomes a machine when it has loaded a state.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 from typing import TYPE_CHECKING
 
-from vmpool import delta
 from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import command, migration, nic, processor, sparse
 from vmpool.engine.qemu.capture import QemuCapture
+from vmpool.engine.qemu.graft import graft
 from vmpool.engine.qemu.handover import create_file, open_file
 from vmpool.engine.qemu.layers import Layers
 from vmpool.errors import ConflictError, DiskFullError, EngineError, SnapshotError
@@ -70,7 +69,7 @@ class QemuShell:
                 await self._layers.stack(snapshot.layers)
             if snapshot.manifest.base is not None:
                 # Before the devices: they look into memory as they are loaded.
-                await uninterrupted(asyncio.to_thread(self._fill, snapshot))
+                await graft(self._hypervisor, self._template, snapshot, self._shared.turn)
             await self._receive(snapshot)
         except BaseException as err:
             await self._hypervisor.kill()
@@ -97,15 +96,6 @@ class QemuShell:
     async def kill(self) -> None:
         """End QEMU; return when it is reaped. *Idempotent.*"""
         await self._hypervisor.kill()
-
-    def _fill(self, snapshot: Snapshot) -> None:
-        """Put a checkpoint's pages where this QEMU has its template's."""
-        with contextlib.ExitStack() as held:
-            size = self._template.spec.memory_bytes
-            own = snapshot.delta or held.enter_context(delta.opened(snapshot.pages, size))
-            mappings = pagemap.find_mappings(self.pid, self._template.memory, size)
-            places = pagemap.to_process(own.spans, mappings)
-            pages.put(self.pid, places, own.data, self._shared.turn)
 
     async def _receive(self, snapshot: Snapshot) -> None:
         try:
@@ -173,6 +163,16 @@ class QemuMachine:
         try:
             return await processor.of_guest(self._hypervisor.monitor)
         except EngineError as err:
+            raise self._hypervisor.explained(err) from err
+
+    async def pause(self) -> None:
+        """Stop the virtual CPUs. *Idempotent.*"""
+        await self._hypervisor.execute("stop")
+
+    async def resume(self) -> None:
+        """Let the virtual CPUs run. *Idempotent.*"""
+        await self._hypervisor.execute("cont")
+
     async def connect(self, tap: int) -> None:
         """Give the guest a network, as `Machine.connect`."""
         if self._spec.nic is Nic.NONE:
@@ -194,16 +194,6 @@ class QemuMachine:
             await nic.unplug(self._hypervisor.monitor)
         except EngineError as err:
             raise self._hypervisor.explained(err) from err
-
-            raise self._hypervisor.explained(err) from err
-
-    async def pause(self) -> None:
-        """Stop the virtual CPUs. *Idempotent.*"""
-        await self._hypervisor.execute("stop")
-
-    async def resume(self) -> None:
-        """Let the virtual CPUs run. *Idempotent.*"""
-        await self._hypervisor.execute("cont")
 
     async def save(self, directory: Path) -> None:
         """Save a booted machine, as `Machine.save`; QEMU has ended when this returns.

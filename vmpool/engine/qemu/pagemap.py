@@ -41,22 +41,27 @@ _ENTRY = struct.Struct("<Q")
 _ENTRY_PRESENT, _ENTRY_SWAPPED, _ENTRY_FILE = 1 << 63, 1 << 62, 1 << 61
 _ENTRIES = 64 << 10
 
-_MAPPINGS_MOST = 256  # a QEMU maps a guest's memory in one; each page is looked up among them
+# A QEMU maps a guest's memory in one, which `INLAID_MOST` cut up; pages are looked up among them.
+INLAID_MOST = 256
+_MAPPINGS_MOST = 2 * INLAID_MOST + 1
 _MAPS_LIMIT_BYTES = 4 << 20  # a QEMU has some hundred mappings of about a hundred bytes each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mapping:
-    """A private mapping of a part of the template's memory file.
+    """A private mapping of a part of the guest's memory.
 
     Attributes:
         start: Address in the process; `end` likewise.
         offset: Of `start` in the guest's memory.
+        inlaid: Whether a checkpoint's pages lie there, all of which differ from the template; the
+            template's file otherwise.
     """
 
     start: int
     end: int
     offset: int
+    inlaid: bool = False
 
 
 def find_mappings(pid: int, memory: Path, size_bytes: int) -> tuple[Mapping, ...]:
@@ -89,22 +94,52 @@ def parse_mappings(maps: bytes, memory: str, size_bytes: int) -> tuple[Mapping, 
             `memory_unmapped`.
     """
     wanted = os.fsencode(memory).replace(b"\n", b"\\012")  # the one byte that is escaped there
-    found = []
+    found: list[Mapping] = []
+    others: dict[int, int] = {}
     for line in maps.splitlines():
         fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[5] == wanted and fields[1].endswith(b"p"):
-            start, _, end = fields[0].partition(b"-")
-            found.append(Mapping(start=int(start, 16), end=int(end, 16), offset=int(fields[2], 16)))
+        if len(fields) == 6 and fields[1].endswith(b"p"):
+            start, end = (int(number, 16) for number in fields[0].split(b"-"))
+            if fields[5] == wanted:
+                found.append(Mapping(start=start, end=end, offset=int(fields[2], 16)))
+            else:
+                others[start] = end
     found.sort(key=lambda mapping: mapping.offset)
+    whole: list[Mapping] = []
     reached = 0
     for mapping in found:
+        if whole and mapping.offset > reached:
+            whole += _inlaid(whole[-1], mapping, others)
+            reached = mapping.offset
         if mapping.offset != reached:
             break
+        whole.append(mapping)
         reached += mapping.end - mapping.start
     else:
-        if reached == size_bytes and len(found) <= _MAPPINGS_MOST:
-            return tuple(found)
-    raise EngineError(
+        if reached == size_bytes and len(whole) <= _MAPPINGS_MOST:
+            return tuple(whole)
+    raise _unmapped()
+
+
+def _inlaid(before: Mapping, after: Mapping, others: dict[int, int]) -> list[Mapping]:
+    """Return what lies between two mappings of the template, without a gap.
+
+    Args:
+        others: Where mappings of other files begin, and where they end.
+    """
+    found: list[Mapping] = []
+    shift = before.offset - before.start
+    start = before.end
+    while start < after.start and start in others and len(found) < _MAPPINGS_MOST:
+        found.append(Mapping(start=start, end=others[start], offset=start + shift, inlaid=True))
+        start = others[start]
+    if start != after.start or after.start + shift != after.offset:
+        raise _unmapped()
+    return found
+
+
+def _unmapped() -> EngineError:
+    return EngineError(
         "QEMU does not map its template's memory once and whole", code="memory_unmapped"
     )
 
@@ -166,6 +201,9 @@ def _scan(descriptor: int, mappings: tuple[Mapping, ...]) -> list[Span]:
     regions = (ctypes.c_uint64 * (3 * _REGIONS))()
     spans: list[Span] = []
     for mapping in mappings:
+        if mapping.inlaid:
+            spans.append((mapping.start, mapping.end))
+            continue
         start = mapping.start
         while start < mapping.end:
             argument = bytearray(
@@ -189,6 +227,9 @@ def _scan(descriptor: int, mappings: tuple[Mapping, ...]) -> list[Span]:
 def _read(descriptor: int, mappings: tuple[Mapping, ...]) -> list[Span]:
     spans: list[Span] = []
     for mapping in mappings:
+        if mapping.inlaid:
+            spans.append((mapping.start, mapping.end))
+            continue
         for start in range(mapping.start, mapping.end, _ENTRIES * PAGE_BYTES):
             pages = min(_ENTRIES, (mapping.end - start) // PAGE_BYTES)
             entries = os.pread(descriptor, pages * _ENTRY.size, start // PAGE_BYTES * _ENTRY.size)

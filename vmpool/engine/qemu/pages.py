@@ -11,18 +11,21 @@ import array
 import contextlib
 import ctypes
 import itertools
+import logging
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from vmpool.engine.qemu import huge
 from vmpool.engine.qemu.pagemap import unreadable
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Iterator, Sequence
 
     from vmpool.engine.qemu.pagemap import Span
+
+log = logging.getLogger(__name__)
 
 _IOV_MAX = 1024  # linux/uio.h: UIO_MAXIOV
 _MADV_POPULATE_WRITE = 23  # asm-generic/mman-common.h
@@ -32,7 +35,6 @@ _THREADS = 2
 """More of them share a memory that two can fill."""
 
 _WORTH_SHARING_BYTES = 4 << 20
-_TURN_BYTES = 64 << 20
 
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
 _READ, _WRITE = _LIBRARY.process_vm_readv, _LIBRARY.process_vm_writev
@@ -51,11 +53,20 @@ class Buffer:
 
     Args:
         size_bytes: A multiple of the page size, not 0.
+
+    Attributes:
+        file: What holds it, open for reading, for others to map; they keep it when it is closed
+            here. `None` where only a copy can be had quickly.
     """
 
     def __init__(self, size_bytes: int) -> None:
-        self._memory = _populated(size_bytes)
         self.size_bytes = size_bytes
+        self.file: int | None = None
+        try:
+            self._memory, self.file = _populated_file(size_bytes)
+        except OSError as err:
+            log.debug("no memory to share: %s", err)
+            self._memory = _populated(size_bytes)
 
     def view(self, size_bytes: int) -> memoryview:
         """Return the first `size_bytes`, to be released before `close`."""
@@ -73,49 +84,51 @@ class Buffer:
         if size > self.size_bytes:
             raise ValueError(f"{self.size_bytes} bytes are too few")
         with self.view(size) as target:
-            _copy(_READ, pid, spans, target)
+            _copy(_READ, pid, spans, places(spans, target))
         return size
 
     def close(self) -> None:
         """Give the memory back. *Idempotent.*"""
         self._memory.close()
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
 
 
-def put(pid: int, spans: Sequence[Span], data: memoryview, turn: threading.Lock) -> None:
-    """Copy `data` to `spans` of the process `pid`. Blocks.
+def put(pid: int, spans: Sequence[Span], here: Sequence[Span]) -> None:
+    """Copy our memory to `spans` of the process `pid`. Blocks.
 
     Args:
-        data: Writable, though nothing is written to it: only such memory tells its address.
-        turn: Held while a part is copied, and given to others between two.
+        here: Where what belongs to each lies with us, as `places`.
 
     Raises:
         EngineError: The process is gone; code `qemu_died`.
         HostError: `memory_unreadable`; this process may not, or nothing is there.
     """
-    done = 0
-    for part in batches(spans, _TURN_BYTES):
-        size = min(_TURN_BYTES, len(data) - done)
-        with turn, data[done : done + size] as here:
-            _copy(_WRITE, pid, part, here)
-        done += size
+    _copy(_WRITE, pid, spans, here)
 
 
-def _copy(call: Callable[..., int], pid: int, spans: Sequence[Span], local: memoryview) -> None:
-    """Copy between the process's `spans` and `local`, which is as long as they are together."""
-    if not spans:
-        return
-    address = _address(local)
-    shares = _THREADS if len(local) >= _WORTH_SHARING_BYTES else 1
-    share = -(-len(local) // shares // mmap.PAGESIZE) * mmap.PAGESIZE
-    parts = list(batches(spans, share))
-    begins = [address + number * share for number in range(len(parts))]
+def places(spans: Sequence[Span], data: memoryview) -> list[Span]:
+    """Return where in our memory what belongs to `spans` lies, one behind the other.
+
+    Args:
+        data: Writable, though nothing need be written to it: only such memory tells its address.
+            To be kept as long as the places are used.
+    """
+    sizes = (end - start for start, end in spans)
+    return list(itertools.pairwise(itertools.accumulate(sizes, initial=_address(data))))
+
+
+def _copy(call: Callable[..., int], pid: int, spans: Sequence[Span], here: Sequence[Span]) -> None:
+    """Copy between the process's `spans` and our own, each as long as its counterpart."""
+    size = sum(end - start for start, end in here)
+    shares = _THREADS if size >= _WORTH_SHARING_BYTES else 1
+    share = max(-(-size // shares // mmap.PAGESIZE), 1) * mmap.PAGESIZE
+    parts = list(zip(batches(spans, share), batches(here, share), strict=True))
     with ThreadPoolExecutor(max_workers=shares, thread_name_prefix="vmpool-pages") as threads:
-        here = parts.pop()
-        others = [
-            threads.submit(_copy_part, call, pid, part, begin)
-            for part, begin in zip(parts, begins, strict=False)
-        ]
-        _copy_part(call, pid, here, begins[-1])
+        others = [threads.submit(_copy_part, call, pid, *part) for part in parts[1:]]
+        for part in parts[:1]:
+            _copy_part(call, pid, *part)
         for other in others:
             other.result()
 
@@ -126,22 +139,46 @@ def _address(memory: memoryview | mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-def _copy_part(call: Callable[..., int], pid: int, spans: Sequence[Span], address: int) -> None:
+def _copy_part(
+    call: Callable[..., int], pid: int, spans: Sequence[Span], here: Sequence[Span]
+) -> None:
     for first in range(0, len(spans), _IOV_MAX):
-        part = spans[first : first + _IOV_MAX]
-        size = sum(end - start for start, end in part)
-        local = array.array("Q", (address, size))
-        remote = array.array(
-            "Q", itertools.chain.from_iterable((start, end - start) for start, end in part)
-        )
+        local = _vector(here[first : first + _IOV_MAX])
+        remote = _vector(spans[first : first + _IOV_MAX])
+        count = len(remote) // 2
         copied = call(
-            *(pid, local.buffer_info()[0], 1),
-            *(remote.buffer_info()[0], len(part), 0),
+            *(pid, local.buffer_info()[0], count),
+            *(remote.buffer_info()[0], count, 0),
         )
-        if copied != size:
+        if copied != sum(remote[1::2]):
             number = ctypes.get_errno() if copied < 0 else _EFAULT  # cut short
             raise unreadable(pid, OSError(number, os.strerror(number)))
-        address += size
+
+
+def _vector(spans: Sequence[Span]) -> array.array[int]:
+    """Return spans as the kernel takes them: where each begins, and how long it is."""
+    return array.array(
+        "Q", itertools.chain.from_iterable((start, end - start) for start, end in spans)
+    )
+
+
+def _populated_file(size_bytes: int) -> tuple[mmap.mmap, int]:
+    """Return memory that others can map, and a descriptor to read it by.
+
+    Raises:
+        OSError: There is none here.
+    """
+    with contextlib.ExitStack() as held:
+        written = huge.create(size_bytes)
+        held.callback(os.close, written)
+        memory = mmap.mmap(written, size_bytes, flags=mmap.MAP_SHARED)
+        held.callback(memory.close)
+        if _ADVISE(_address(memory), size_bytes, _MADV_POPULATE_WRITE) != 0:
+            raise OSError(ctypes.get_errno(), "its pages cannot be had at once")
+        read = os.open(f"/proc/self/fd/{written}", os.O_RDONLY | os.O_CLOEXEC)
+        held.pop_all()
+        os.close(written)
+        return memory, read
 
 
 def _populated(size_bytes: int) -> mmap.mmap:

@@ -1,15 +1,14 @@
 """Room: what copies of all machines share, so that many at once do not take a host down.
 
 Memory of this process, where who comes first is served first: one that wants much is not passed by
-others that want little. And turns at copying into machines, which takes all that memory can give:
-taken one behind the other, the first is done in a part of the time.
+others that want little. And turns at giving machines their pages, which takes all that a processor
+and its memory can give: taken one behind the other, the first is done in a part of the time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -70,8 +69,8 @@ class Shared:
     """What the copies of one engine's machines share.
 
     Attributes:
-        turn: Held by the thread that copies into a machine.
+        turn: Held by who gives a machine its pages, and given to others now and then.
     """
 
     room: Room = field(default_factory=Room)
-    turn: threading.Lock = field(default_factory=threading.Lock)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
