@@ -50,6 +50,7 @@ OWNERS = {
     "multidict": ("vmpool.api*",),  # aiohttp's own type of headers and queries
     "prometheus_client": ("vmpool.metrics*",),
     "qemu": ("vmpool.engine.qemu.monitor",),
+    "pyroute2": ("vmpool.network.links",),
     "sqlite_utils": ("vmpool.journal", "vmpool.store.*"),
     "traitlets": ("vmpool_agent.notebook",),  # IPython's settings
 }

@@ -39,6 +39,7 @@ class Branching:
         self._quotas = means.quotas
         self._store = means.store
         self._metrics = means.metrics
+        self._connecting = means.connecting
 
     async def keep(self, holding: Holding, name: str | None) -> Checkpoint:
         """Keep the state that a running sandbox is in. *Not idempotent.*
@@ -73,6 +74,8 @@ class Branching:
                 key=sandbox.clone.key,
                 clock_offset_ns=sandbox.clock_offset_ns,
                 env=sandbox.claim.env,
+                secrets=sandbox.claim.secrets,
+                network=sandbox.claim.network,
             )
             try:
                 await uninterrupted(self._vault.keep(kept))
@@ -112,6 +115,11 @@ class Branching:
                     identity=lambda _: Identity.known(who.hostname, who.machine_id),
                     policy=Waking(rng=claim.rng, clock=claim.clock, saved_ns=to.saved_ns),
                 )
+                try:
+                    await self._connecting.connect(sandbox, clone, was=to.network)
+                except BaseException:
+                    await self._household.kill(holding, clone)
+                    raise
                 await uninterrupted(self._commit_move(holding, clone))
             finally:
                 if sandbox.state is SandboxState.ROLLING_BACK:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from vmpool.egress import NetworkMode
 from vmpool.errors import HostError
 from vmpool.lifecycle import OnStop
 from vmpool.model import GIB, MIB
@@ -123,6 +124,23 @@ class ApiSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
             " hold as much as is left for the others. At least twice `requests.body_bytes`."
         ),
     ] = 256 * MIB
+    domain: Annotated[
+        str,
+        Meta(
+            description="Domain below which ports of sandboxes have names, `8000-ID.DOMAIN`; with"
+            " the port that clients use, if it is not the usual one.",
+            pattern=r"^([a-z0-9.-]+(:[0-9]{1,5})?)?$",
+            max_length=200,
+        ),
+    ] = ""
+    port_connections: Annotated[
+        int,
+        Meta(ge=1, le=192, description="Connections to the ports of one sandbox at one time."),
+    ] = 128
+    port_silence: Annotated[
+        Seconds,
+        Meta(description="Time after which a connection to a port is given up that says nothing."),
+    ] = 600.0
 
 
 class CheckpointSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -145,23 +163,6 @@ class CheckpointSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True
     ] = 64 * GIB
 
 
-class DeadlineSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """`[deadlines]`: when a machine that does not answer is given up."""
-
-    boot: Annotated[
-        Seconds, Meta(description="An image's boot and warm-up, when a template is made.")
-    ] = 300.0
-    restore: Annotated[Seconds, Meta(description="One restore, all phases together.")] = 60.0
-    hello: Annotated[Seconds, Meta(description="The agent's first answer after a restore.")] = 5.0
-    identify: Annotated[Seconds, Meta(description="A clone's identity, confirmed.")] = 10.0
-    warm: Annotated[Seconds, Meta(description="A clone's first, trivial execution.")] = 30.0
-    activate: Annotated[
-        Seconds, Meta(description="A ready clone's answer when it is given to a caller.")
-    ] = 2.0
-    kill: Annotated[Seconds, Meta(description="The end of a machine that was killed.")] = 10.0
-    drain: Annotated[
-        Seconds, Meta(description="Requests under way, when a server hands over to the next.")
-    ] = 30.0
 Most = Annotated[int, Meta(ge=0)] | Literal["unlimited"]
 
 
@@ -200,6 +201,48 @@ class TenantSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
         )
 
 
+class NetworkSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """`[network]`: what sandboxes are connected to; see networks.md."""
+
+    default: Annotated[
+        NetworkMode, Meta(description="Mode of a sandbox that asks for none; `/v1/run` has `none`.")
+    ] = NetworkMode.NONE
+    range: Annotated[
+        str,
+        Meta(description="Addresses between this host and its sandboxes; nobody else's here."),
+    ] = "10.213.0.0/16"
+    ready: Annotated[
+        int, Meta(ge=0, description="Slots to have made ahead, once a sandbox has a network.")
+    ] = 2
+    dns: Annotated[
+        list[str],
+        Meta(description="Servers to ask on behalf of sandboxes; empty for those of the host."),
+    ] = []
+    capture_bytes: Annotated[
+        Size, Meta(description="Size of a file of captured packets at most.")
+    ] = 100 * MIB
+    capture_seconds: Annotated[
+        Seconds, Meta(description="Time that a capture of packets goes on at most.")
+    ] = 600.0
+
+
+class DeadlineSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """`[deadlines]`: when a machine that does not answer is given up."""
+
+    boot: Annotated[
+        Seconds, Meta(description="An image's boot and warm-up, when a template is made.")
+    ] = 300.0
+    restore: Annotated[Seconds, Meta(description="One restore, all phases together.")] = 60.0
+    hello: Annotated[Seconds, Meta(description="The agent's first answer after a restore.")] = 5.0
+    identify: Annotated[Seconds, Meta(description="A clone's identity, confirmed.")] = 10.0
+    warm: Annotated[Seconds, Meta(description="A clone's first, trivial execution.")] = 30.0
+    activate: Annotated[
+        Seconds, Meta(description="A ready clone's answer when it is given to a caller.")
+    ] = 2.0
+    kill: Annotated[Seconds, Meta(description="The end of a machine that was killed.")] = 10.0
+    drain: Annotated[
+        Seconds, Meta(description="Requests under way, when a server hands over to the next.")
+    ] = 30.0
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -239,6 +282,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     checkpoints: CheckpointSettings = CheckpointSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     templates: Annotated[
+    network: NetworkSettings = NetworkSettings()
         dict[str, PoolSettings], Meta(description="Pools of single templates, by name.")
     ] = {}
 

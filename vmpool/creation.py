@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vmpool.egress import UNCONNECTED, NetworkPolicy
 from vmpool.errors import InvalidRequestError
 from vmpool.lifecycle import AutoResume, EndReason, OnExpiry
 from vmpool.model import ClockPolicy, Rng, Unique, Waking, new_id
@@ -37,6 +38,7 @@ class CreateRequest:
         auto_resume: Whether a request wakes it when it is paused.
         rng: How its randomness comes about, and `clock` its time.
         ticket: Of a request that may be sent again, as in `store.Answers`; empty for one that may
+        network: What it may reach; `None` for what a checkpoint's sandbox might, or else nothing.
             not.
     """
 
@@ -53,6 +55,7 @@ class CreateRequest:
     clock: ClockPolicy = ClockPolicy.NOW
     ticket: bytes = field(default=b"", repr=False)
 
+    network: NetworkPolicy | None = None
 
 class Creation:
     """Makes sandboxes."""
@@ -64,6 +67,7 @@ class Creation:
         self._quotas = means.quotas
         self._forking = forking
 
+        self._connecting = means.connecting
     async def create(self, request: CreateRequest, owner: str) -> Sandbox:
         """Make a sandbox, journaled. *Not idempotent*; on failure and cancellation there is none.
 
@@ -79,7 +83,7 @@ class Creation:
             kept = self._vault.find(request.checkpoint, owner=owner)
             return (await self._forking.sprout(kept, _claim(request, owner, of=kept))).sandbox
         holding = await self.hold(_claim(request, owner), request.wait)
-        await self._prepare(holding)
+        await self.prepare(holding)
         await self._household.record(holding)
         return holding.sandbox
 
@@ -107,8 +111,8 @@ class Creation:
             sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
             return self._household.admit(sandbox, base_id=status.snapshot, pool=pool, share=share)
 
-    async def _prepare(self, holding: Holding) -> None:
-        """Have a clone of a pool come by randomness and time as it was asked for; or end it.
+    async def prepare(self, holding: Holding) -> None:
+        """Have a clone of a pool come by its network, randomness and time as asked; or end it.
 
         Clones are restored before anybody asks, so they come with what most want.
         """
@@ -116,6 +120,9 @@ class Creation:
         if (claim.rng, claim.clock) == (Unique(), ClockPolicy.NOW):
             return
         try:
+            await self._connecting.connect(sandbox, sandbox.clone)
+            if (claim.rng, claim.clock) == (Unique(), ClockPolicy.NOW):
+                return
             base = (await self._catalogue.lineage(holding.base_id)).snapshot
             saved_ns = base.manifest.created_ns
             async with sandbox.attended():
@@ -142,4 +149,5 @@ def _claim(request: CreateRequest, owner: str, *, of: Checkpoint | None = None) 
         clock=request.clock,
         parent_checkpoint_id=None if of is None else of.id,
         ticket=request.ticket,
+        network=request.network or (UNCONNECTED if of is None else of.network),
     )

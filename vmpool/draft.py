@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vmpool.config import PoolSettings
 from vmpool.entry import Entry
 from vmpool.errors import InvalidRequestError
-from vmpool.model import MIB, Accelerator, MachineSpec
+from vmpool.model import MIB, Accelerator, MachineSpec, Nic
 from vmpool.policy import Limits
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def _spec(
         vcpus=vcpus,
         disk_bytes=disk_bytes,
         cpu_model=ground.settings.cpu_model or _all_of(ground.accelerator),
+        nic=Nic.VIRTIO,
         qemu_version=ground.engine.version,
     )
     return replace(spec, shape=ground.engine.shape(spec))

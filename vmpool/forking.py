@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vmpool import checkpoint, faults
 from vmpool.cancellation import uninterrupted
+from vmpool.egress import NetworkPolicy
 from vmpool.errors import InfrastructureError, PoolBusyError, VmpoolError
 from vmpool.lifecycle import EndReason
 from vmpool.model import DEFAULT_USER, ClockPolicy, Identity, Rng, Unique, Waking, new_id
@@ -49,6 +50,7 @@ class ForkRequest:
         env: On top of the parent's.
         files: Guest path to content, written before anyone is told of a child.
         rng: How their randomness comes about, and `clock` their time.
+        network: What they may reach; `None` for what the parent may.
         ticket: As of a `CreateRequest`.
     """
 
@@ -60,6 +62,7 @@ class ForkRequest:
     rng: Rng = field(default_factory=Unique)
     clock: ClockPolicy = ClockPolicy.NOW
     ticket: bytes = field(default=b"", repr=False)
+    network: NetworkPolicy | None = None
 
 
 class Forking:
@@ -71,6 +74,7 @@ class Forking:
         self._nursery = means.nursery
         self._vault = means.vault
         self._quotas = means.quotas
+        self._connecting = means.connecting
 
     async def fork(self, holding: Holding, request: ForkRequest) -> list[Sandbox | VmpoolError]:
         """Make children of a running sandbox; an operation of `Household`. *Not idempotent.*
@@ -89,7 +93,12 @@ class Forking:
         parent = holding.running()
         machine = parent.clone
         lineage = await self._catalogue.lineage(holding.base_id)
-        seedling = _Seedling(key=machine.key, claim=_claim(parent, request), files=request.files)
+        seedling = _Seedling(
+            key=machine.key,
+            claim=_claim(parent, request),
+            was=parent.claim.network,
+            files=request.files,
+        )
         await self._quotas.refresh()
         with contextlib.ExitStack() as undo:
             faults.reach("fork.begun")
@@ -148,7 +157,7 @@ class Forking:
             took = time.perf_counter_ns() - began
             sandbox = Sandbox(id=id, clone=clone, claim=claim, acquire_ns=took)
             holding = self._hold(sandbox, lineage, room)
-        return await self._furnish(holding, {})
+        return await self._furnish(holding, {}, was=kept.network)
 
     async def _birth(
         self,
@@ -179,7 +188,7 @@ class Forking:
         took = time.perf_counter_ns() - began
         sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
         holding = self._hold(sandbox, lineage, room)
-        await self._furnish(holding, seedling.files)
+        await self._furnish(holding, seedling.files, was=seedling.was)
         faults.reach("fork.recorded")
         return sandbox
 
@@ -195,11 +204,14 @@ class Forking:
         room.give_back()
         return holding
 
-    async def _furnish(self, holding: Holding, files: dict[str, bytes]) -> Holding:
-        """Furnish and journal a sandbox; or end it."""
+    async def _furnish(
+        self, holding: Holding, files: dict[str, bytes], *, was: NetworkPolicy
+    ) -> Holding:
+        """Connect, furnish and journal a sandbox; or end it."""
         sandbox = holding.sandbox
         try:
             for path, content in files.items():
+            await self._connecting.connect(sandbox, sandbox.clone, was=was)
                 async with sandbox.attended() as agent:
                     await agent.write_file(path, _once(content), user=DEFAULT_USER)
         except BaseException:
@@ -235,10 +247,12 @@ class _Seedling:
     Attributes:
         key: What the agent in the state obeys.
     """
+        was: What the state's guest might reach.
 
     key: bytes = field(repr=False)
     claim: Claim
     files: dict[str, bytes] = field(repr=False)
+    was: NetworkPolicy
 
 
 def _claim(parent: Sandbox, request: ForkRequest) -> Claim:
@@ -254,6 +268,7 @@ def _claim(parent: Sandbox, request: ForkRequest) -> Claim:
         parent_checkpoint_id=None,
         ticket=request.ticket,
     )
+        network=parent.claim.network if request.network is None else request.network,
 
 
 def _reserve_all(undo: contextlib.ExitStack, pool: Pool[Clone], count: int) -> list[Place[Clone]]:

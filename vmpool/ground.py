@@ -12,6 +12,7 @@ from vmpool.engine import Engine
 from vmpool.image import Library
 from vmpool.metrics import Metrics
 from vmpool.model import Accelerator, Transport
+from vmpool.network.network import Network
 from vmpool.quotas import Quotas
 from vmpool.store import Store
 from vmpool.trust import Custody
@@ -41,3 +42,4 @@ class Ground:
     deadlines: RestoreDeadlines
     custody: Custody
     restores: asyncio.Semaphore
+    network: Network

@@ -9,6 +9,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+from vmpool import egress
 from vmpool.clone import Clone
 from vmpool.lifecycle import SandboxState
 from vmpool.pool import Pool
@@ -92,6 +93,7 @@ class Holding:
             parent_checkpoint_id=claim.parent_checkpoint_id,
             ticket=claim.ticket,
         )
+            network=egress.text(claim.network),
 
 
 def recalled(row: SandboxRow, clone: Clone | None) -> Sandbox:
@@ -113,6 +115,7 @@ def recalled(row: SandboxRow, clone: Clone | None) -> Sandbox:
         parent_checkpoint_id=row.parent_checkpoint_id,
     )
     past = Past(
+        network=egress.parse(row.network),
         access_hash=row.access_hash,
         created_ns=row.created_ns,
         deadline_ns=row.deadline_ns,

@@ -15,6 +15,7 @@ from vmpool import run
 from vmpool.auditing import BY, Auditing
 from vmpool.branching import Branching
 from vmpool.cancellation import uninterrupted
+from vmpool.connecting import Connecting
 from vmpool.creation import CreateRequest, Creation
 from vmpool.errors import CapacityError, InvalidRequestError, VmpoolError
 from vmpool.expiry import Expiry
@@ -24,6 +25,7 @@ from vmpool.household import Household
 from vmpool.lifecycle import AutoResume, EndReason, OnExpiry, OnStop, SandboxState
 from vmpool.means import Means
 from vmpool.model import new_id
+from vmpool.networks import Networks
 from vmpool.nursery import Nursery
 from vmpool.pausing import Pausing
 from vmpool.ports import Ports
@@ -88,8 +90,10 @@ class Host:
             deadlines=ground.deadlines,
             spares=ground.settings.checkpoints.waiting,
         )
+        connecting = Connecting(ground.network, ground.store)
         means = Means(
             household=self._household,
+            connecting=connecting,
             catalogue=catalogue,
             nursery=self._nursery,
             vault=vault,
@@ -100,6 +104,7 @@ class Host:
         for count in (self._household.usage, vault.usage):
             self.quotas.count(count)
         self.ports = Ports(ground.store, self._household)
+        self.networks = Networks(connecting, self._household, self._auditing)
         self._pausing, self._branching = Pausing(means), Branching(means)
         self._forking = Forking(means)
         self._creation = Creation(means, self._forking)
@@ -142,10 +147,13 @@ class Host:
         """
         self._require_taking()
         timeout = self.settings.requests.sandbox_timeout_most
-        claim = Claim(template=request.template, owner=owner, timeout=timeout)
+        claim = Claim(
+            template=request.template, owner=owner, timeout=timeout, network=request.network
+        )
         holding = await self._creation.hold(claim, request.wait)
         outcome = "cancelled"
         try:
+            await self._creation.prepare(holding)
             answer = await run.run(holding.sandbox, request)
             outcome = "ok"
         except VmpoolError as err:
@@ -373,7 +381,7 @@ class Host:
         await self.catalogue.release_base(kept.base_id)
 
     def export_checkpoint(
-        self, id_or_name: str, *, owner: str, cargo: Cargo
+        self, id_or_name: str, *, owner: str, cargo: Cargo, confidence: Confidence = Confidence.KEEP
     ) -> AsyncGenerator[bytes, None]:
         """Return what yields a checkpoint as one compressed file, as `Shipping.export`.
 
@@ -453,22 +461,16 @@ class Host:
     async def close(self) -> None:
         """End or leave every sandbox that runs, and wait for all that was begun. *Idempotent.*
 
-        Paused ones stay as they are; so do all after `hand_over`, or as the settings say. Only
-        after the pools were closed: whoever gets a clone meanwhile would keep it. Goes on to its
-        end when cancelled, and raises then; takes no longer than two kill timeouts.
+        Paused ones stay; so do all after `hand_over`, or as the settings say. Only after the pools:
+        whoever gets a clone meanwhile would keep it. Goes on to its end when cancelled, for no
+        longer than two kill timeouts.
         """
         keep = self._draining or self.settings.on_stop is OnStop.KEEP
         await self._household.close(OnStop.KEEP if keep else OnStop.KILL)
         await uninterrupted(self._nursery.close())
 
     def audit(
-        self,
-        owner: str,
-        action: str,
-        subject: str,
-        detail: dict[str, str],
-        *,
-        outcome: str = "ok",
+        self, owner: str, action: str, subject: str, detail: dict[str, str], *, outcome: str = "ok"
     ) -> None:
         """Write who did what into the journal, behind the answer.
 

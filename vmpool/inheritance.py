@@ -14,8 +14,9 @@ import logging
 import shutil
 from typing import TYPE_CHECKING
 
-from vmpool import clone
+from vmpool import clone, egress
 from vmpool.cancellation import uninterrupted
+from vmpool.connecting import Connecting
 from vmpool.engine import qemu
 from vmpool.errors import EngineError, GuestError, StoreError, VmpoolError
 from vmpool.lifecycle import EndReason, SandboxState
@@ -137,6 +138,8 @@ class Inheritance:
             deadlines=self._ground.deadlines,
         )
         try:
+            connecting = Connecting(self._ground.network, self._ground.store)
+            await connecting.reconnect(egress.parse(row.network), adopted)
             await host.take_over(row, adopted)
         except BaseException:
             await uninterrupted(adopted.release())

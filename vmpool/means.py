@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vmpool.catalogue import Catalogue
+from vmpool.connecting import Connecting
 from vmpool.household import Household
 from vmpool.metrics import Metrics
 from vmpool.nursery import Nursery
@@ -20,6 +21,7 @@ class Means:
     household: Household
     catalogue: Catalogue
     nursery: Nursery
+    connecting: Connecting
     vault: Vault
     store: Store
     metrics: Metrics

@@ -75,6 +75,9 @@ class Metrics:
         self._quota_refusals = self._count(
             "vmpool_quota_refusals", "Requests over a tenant's quota.", ["resource"]
         )
+        self._denials = self._count(
+            "vmpool_network_denials", "What guests were denied on the network.", ["rule"]
+        )
 
     def watch_pool(
         self, template: str, census: Callable[[], Census], counters: Callable[[], Mapping[str, int]]
@@ -153,6 +156,14 @@ class Metrics:
         """Record that a tenant was refused for having as much of something as it may."""
         self._quota_refusals.labels(resource).inc()
 
+    def network_denied(self, rule: str) -> None:
+        """Record a denial, by the rule as its event has it; the rules of callers count as one."""
+        self._denials.labels(rule.partition(" ")[0]).inc()
+
+    def watch_network(self, slots: Callable[[], Mapping[str, int]]) -> None:
+        """Show from now on how many network slots are in each state."""
+        self._registry.register(_Slots(slots))
+
     def render(self) -> bytes:
         """Return everything in Prometheus's text format, of `CONTENT_TYPE`."""
         return generate_latest(self._registry)
@@ -213,3 +224,18 @@ class _Sandboxes(Collector):
         for purpose, size_bytes in self._checkpoints().items():
             kept.add_metric([purpose], size_bytes)
         yield from (there, kept)
+
+
+class _Slots(Collector):
+    """Network slots of this host."""
+
+    def __init__(self, slots: Callable[[], Mapping[str, int]]) -> None:
+        self._slots = slots
+
+    def collect(self) -> Iterator[Metric]:
+        gauge = GaugeMetricFamily(
+            "vmpool_network_slots", "Network slots, by state.", labels=["state"]
+        )
+        for state, number in self._slots().items():
+            gauge.add_metric([state], number)
+        yield gauge

@@ -25,6 +25,7 @@ from vmpool.host import Host, HostFacts
 from vmpool.image import Library
 from vmpool.inheritance import Inheritance
 from vmpool.metrics import Metrics
+from vmpool.network.network import Network
 from vmpool.quotas import Quotas
 from vmpool.store import Store
 from vmpool.tools import QEMU
@@ -87,6 +88,9 @@ async def open_host(
             opened.callback(base.engine.close)
         metrics = Metrics()
         quotas = Quotas(settings.tenants.quota, store.tenants.quotas, metrics)
+        network = Network(settings.state, settings.network, on_denial=metrics.network_denied)
+        opened.push_async_callback(network.close)
+        metrics.watch_network(lambda: network.tally)
         ground = Ground(
             engine=base.engine,
             accelerator=base.facts.accelerator,
@@ -101,6 +105,7 @@ async def open_host(
             deadlines=_deadlines(settings),
             custody=custody,
             restores=asyncio.Semaphore(max(2, os.cpu_count() or 1)),
+            network=network,
         )
         catalogue = Catalogue(ground)
         vault = Vault(checkpoints, store, quotas, custody)
@@ -114,6 +119,8 @@ async def open_host(
         async with inheritance.surveyed(host):
             await catalogue.restore_saved(progress=progress)
             await inheritance.settle(host)
+        await network.reap()
+        await network.begin()
         for id in bases:  # of what ended as its server did, or was lost with it
             await catalogue.release_base(id)
         yield host

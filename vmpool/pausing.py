@@ -45,6 +45,7 @@ class Pausing:
         self._quotas = means.quotas
         self._store = means.store
         self._metrics = means.metrics
+        self._connecting = means.connecting
 
     async def pause(self, holding: Holding) -> None:
         """Save a sandbox and end its machine. *Idempotent.*
@@ -95,6 +96,8 @@ class Pausing:
             key=sandbox.clone.key,
             clock_offset_ns=sandbox.clock_offset_ns,
             env=sandbox.claim.env,
+            secrets=sandbox.claim.secrets,
+            network=sandbox.claim.network,
         )
         try:
             await self._store.checkpoints.pause(
@@ -168,6 +171,7 @@ class Pausing:
             self._household.disregard(holding)
             try:
                 clone = await self._woken(sandbox, kept, lineage)
+                await self._connected(holding, clone, kept)
             except BaseException:
                 place.give_up()
                 self._stay_paused(holding)
@@ -192,6 +196,14 @@ class Pausing:
                 saved_ns=kept.saved_ns,
             ),
         )
+
+    async def _connected(self, holding: Holding, clone: Clone, kept: Checkpoint) -> None:
+        """Give a new machine its network; or end it."""
+        try:
+            await self._connecting.connect(holding.sandbox, clone, was=kept.network)
+        except BaseException:
+            await self._household.kill(holding, clone)
+            raise
 
     async def _commit_resume(
         self,

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vmpool.egress import UNCONNECTED, NetworkPolicy
 from vmpool.errors import ConflictError, GuestError, GuestFileError
 from vmpool.model import (
     Code,
@@ -52,6 +53,7 @@ class RunRequest:
         result_limit_bytes: For all results together; what is over is cut and said.
         file_limit_bytes: For all collected files together.
         wait: Seconds to wait for a clone when none is ready.
+        network: What it may reach.
     """
 
     template: str
@@ -63,6 +65,7 @@ class RunRequest:
     result_limit_bytes: int
     file_limit_bytes: int
     wait: float
+    network: NetworkPolicy = UNCONNECTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

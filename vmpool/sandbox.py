@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vmpool.clone import RestoreTimings
+from vmpool.egress import UNCONNECTED, NetworkPolicy
 from vmpool.errors import ConflictError, GuestError, NotFoundError
 from vmpool.lifecycle import (
     AutoResume,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from vmpool.clone import Clone
     from vmpool.errors import InfrastructureError, VmpoolError
     from vmpool.model import Code, Command, TerminalSize
+    from vmpool.network.events import EventLog
 
 CAUSE_TIMEOUT = 3.0
 """Seconds to wait for the word of what a guest died of, before its loss is all that is told."""
@@ -64,6 +66,7 @@ class Claim:
         parent_checkpoint_id: The checkpoint that it was made from.
         ticket: Of the request that it is made for, when that may be sent again.
     """
+        network: What it may reach.
 
     template: str
     owner: str
@@ -80,6 +83,7 @@ class Claim:
     ticket: bytes = field(default=b"", repr=False)
 
 
+    network: NetworkPolicy = UNCONNECTED
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
     """What is known of a sandbox that another server made.
@@ -136,6 +140,7 @@ class Sandbox:
         paused_ns: Since when it is paused; `None` while it has a machine.
     """
 
+        denials: What its guest was denied on the network; `None` when it never had one.
     def __init__(
         self,
         *,
@@ -166,6 +171,8 @@ class Sandbox:
         self._visitors = 0
         self._quiet_since = time.monotonic()
         self._env = {"VMPOOL_SANDBOX_ID": id, "VMPOOL_TEMPLATE": claim.template} | claim.env
+        connection = None if clone is None else clone.connection
+        self.denials: EventLog | None = None if connection is None else connection.events
 
     @property
     def state(self) -> SandboxState:
@@ -410,6 +417,8 @@ class Sandbox:
         return self._stay
 
 
+        if self.denials is not None:
+            self.denials.close()
 UNTIMED = RestoreTimings(
     spawn_ns=0, load_ns=0, resume_ns=0, hello_ns=0, identify_ns=0, warm_ns=0, rest_ns=0
 )

@@ -16,8 +16,9 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vmpool import faults, snapshot
+from vmpool import egress, faults, snapshot
 from vmpool.cancellation import uninterrupted
+from vmpool.egress import UNCONNECTED, NetworkPolicy
 from vmpool.errors import ConflictError, InvalidRequestError, NotFoundError
 from vmpool.quota import Usage
 from vmpool.store import CheckpointRow, Purpose
@@ -52,7 +53,8 @@ class Checkpoint:
         size_bytes: Of its files; layers of disk that it shares with others count in each.
         key: What the agent in it obeys.
         saved_ns: What the guest's clock said.
-        env: Environment of everything that ran in the sandbox.
+        env: Environment of everything that ran in the sandbox; `secrets` are on top of it.
+        network: What that might reach.
     """
 
     id: str
@@ -68,6 +70,8 @@ class Checkpoint:
     key: bytes = field(repr=False)
     saved_ns: int
     env: dict[str, str] = field(default_factory=dict, repr=False)
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    network: NetworkPolicy = UNCONNECTED
 
     @classmethod
     def of(cls, row: CheckpointRow) -> Checkpoint:
@@ -86,6 +90,8 @@ class Checkpoint:
             key=row.agent_key,
             saved_ns=row.saved_ns,
             env=row.env,
+            secrets=row.secrets,
+            network=egress.parse(row.network),
         )
 
     @property
@@ -105,6 +111,8 @@ class Checkpoint:
             dirty_bytes=self.dirty_bytes,
             size_bytes=self.size_bytes,
             env=self.env,
+            secrets=self.secrets,
+            network=egress.text(self.network),
         )
 
 
@@ -350,6 +358,8 @@ def checkpoint_of(
     key: bytes,
     clock_offset_ns: int,
     env: dict[str, str],
+    secrets: dict[str, str],
+    network: NetworkPolicy,
 ) -> Checkpoint:
     """Return what was saved of a sandbox as a checkpoint.
 
@@ -372,4 +382,6 @@ def checkpoint_of(
         key=key,
         saved_ns=manifest.created_ns + clock_offset_ns,
         env=env,
+        secrets=secrets,
+        network=network,
     )

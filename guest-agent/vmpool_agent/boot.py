@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import socket
-import struct
 from pathlib import Path
 
+from vmpool_agent import ethernet
 from vmpool_agent.reactor import report
 from vmpool_agent.system import mount
 
@@ -24,9 +22,6 @@ _MOUNTS = (
 )
 _MS_NOSUID = 2  # sys/mount.h
 _MS_NODEV = 4
-_SIOCGIFFLAGS = 0x8913  # linux/sockios.h
-_SIOCSIFFLAGS = 0x8914
-_IFF_UP = 1
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
     "stdin": "/proc/self/fd/0",
@@ -36,7 +31,7 @@ _DEVICE_LINKS = {
 
 
 def boot() -> None:
-    """Mount what is not mounted, bring up the loopback; what fails is reported and passed over."""
+    """Mount what is not mounted, bring up the network; what fails is reported and passed over."""
     os.umask(0o022)
     os.environ.clear()
     for source, target, kind, options in _MOUNTS:
@@ -47,10 +42,11 @@ def boot() -> None:
     for name, target in _DEVICE_LINKS.items():
         with contextlib.suppress(FileExistsError):
             Path("/dev", name).symlink_to(target)
-    try:
-        _raise_loopback()
-    except OSError:
-        report("bringing up lo failed")
+    for step in (ethernet.raise_loopback, ethernet.settle):
+        try:
+            step()
+        except OSError:
+            report(f"{step.__name__} failed")
 
 
 def say(line: str) -> None:
@@ -68,11 +64,3 @@ def _mount_once(source: str, target: str, kind: str, options: str) -> None:
     if not os.path.ismount(target):
         flags = _MS_NOSUID if kind == "devtmpfs" or target == "/dev/pts" else _MS_NOSUID | _MS_NODEV
         mount(source, target, kind, flags, options)
-
-
-def _raise_loopback() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        request = struct.pack("16sH14x", b"lo", 0)
-        answer = fcntl.ioctl(control, _SIOCGIFFLAGS, request)
-        flags = struct.unpack_from("H", answer, 16)[0] | _IFF_UP
-        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags))

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from vmpool.api.network_bodies import Network
 from vmpool.model import DEFAULT_USER
 
 _NO_NUL = "^[^\\u0000]*$"
@@ -84,6 +85,7 @@ class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     timeout: Seconds | None = None
     wait: Annotated[float, Meta(ge=0)] | None = None
 
+    network: Network | None = None
 
 class Exec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to run in a sandbox; exactly one of `code` and `argv`."""

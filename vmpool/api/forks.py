@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmpool.api import problem, sandbox_bodies, views
 from vmpool.api.limits import check_arguments, check_path
+from vmpool.api.networks import policy_of
 from vmpool.api.route import Call, answer
 from vmpool.api.task import content_of, rng_of
 from vmpool.errors import VmpoolError
@@ -38,6 +39,7 @@ async def fork(call: Call, body: sandbox_bodies.Fork) -> web.Response:
         rng=rng_of(body.rng),
         clock=ClockPolicy(body.clock),
         ticket=call.ticket,
+        network=None if body.network is None else policy_of(body.network),
     )
     began_ns = time.perf_counter_ns()
     found = await call.host.fork(call.request.match_info["id"], request, owner=call.caller.owner)

@@ -20,6 +20,8 @@ from vmpool.api.checkpoint_routes import CHECKPOINT_ROUTES
 from vmpool.api.context_routes import CONTEXT_ROUTES
 from vmpool.api.file_routes import FILE_ROUTES
 from vmpool.api.idempotency import takes_once
+from vmpool.api.network_routes import NETWORK_ROUTES
+from vmpool.api.port_routes import PORT_ROUTES
 from vmpool.api.process_routes import PROCESS_ROUTES
 from vmpool.api.route import Answer, Route, reads, takes
 

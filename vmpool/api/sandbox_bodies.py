@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from vmpool.api.bodies import Env, FileContent, GuestPath, Metadata, Name, Problem, Receipt, Seconds
+from vmpool.api.network_bodies import Network
 
 CheckpointName = Annotated[
     str,
@@ -50,6 +51,7 @@ class CreateSandbox(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rng: RngPolicy = "unique"
     clock: ClockPolicy = "now"
 
+    network: Network | None = None
 
 class SetTimeout(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds from now until the sandbox's deadline; shortens as well as extends."""
@@ -94,6 +96,7 @@ class Fork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     clock: ClockPolicy = "now"
 
 
+    network: Network | None = None
 class ListSandboxesQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which sandboxes; `metadata` is `key=value`, may be repeated, and all must match."""
 

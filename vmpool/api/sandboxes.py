@@ -8,8 +8,10 @@ from aiohttp import web
 
 from vmpool.api import bodies, sandbox_bodies, views
 from vmpool.api.limits import check_arguments, check_path
+from vmpool.api.networks import policy_of
 from vmpool.api.route import Call, answer
 from vmpool.api.task import content_of, rng_of, stdin_of, task_of
+from vmpool.egress import UNCONNECTED, NetworkPolicy
 from vmpool.host import CreateRequest
 from vmpool.lifecycle import AutoResume, OnExpiry
 from vmpool.model import ClockPolicy
@@ -34,6 +36,7 @@ async def run(call: Call, body: bodies.Run) -> web.Response:
         result_limit_bytes=published.output_bytes,
         file_limit_bytes=published.returned_files_bytes,
         wait=_wait(call, body.wait),
+        network=UNCONNECTED if body.network is None else policy_of(body.network),
     )
     outcome = await call.host.run(request, owner=call.caller.owner)
     call.host.metrics.execution(*views.outcome(outcome.exited))
@@ -61,6 +64,7 @@ async def create(call: Call, body: sandbox_bodies.CreateSandbox) -> web.Response
         rng=rng_of(body.rng),
         clock=ClockPolicy(body.clock),
         ticket=call.ticket,
+        network=_network(call, body),
     )
     return answer(views.made(await call.host.create(request, owner=call.caller.owner)), status=201)
 
@@ -118,6 +122,14 @@ def _wait(call: Call, wait: float | None) -> float:
 
 
 def _place(sandbox: Sandbox) -> tuple[int, str]:
+def _network(call: Call, body: sandbox_bodies.CreateSandbox) -> NetworkPolicy | None:
+    if body.network is not None:
+        return policy_of(body.network)
+    if body.checkpoint is not None:
+        return None  # as the checkpoint has it
+    return NetworkPolicy(mode=call.host.settings.network.default)
+
+
     """Return where a sandbox stands in lists; stable while others come and go."""
     return sandbox.created_ns, sandbox.id
 

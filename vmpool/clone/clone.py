@@ -12,6 +12,7 @@ from msgspec import structs
 
 from vmpool.cancellation import uninterrupted
 from vmpool.clone.introduction import identify, require_clock
+from vmpool.clone.plug import Plug
 from vmpool.errors import GuestError
 from vmpool.model import Identity
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from vmpool.engine import Machine
     from vmpool.errors import InfrastructureError
     from vmpool.model import IdentityReceipt, Waking
+    from vmpool.network.connection import Connection
 
 OBITUARY_TIMEOUT = 1.0
 """Seconds that a hypervisor may outlive its guest's agent and still count as the cause."""
@@ -50,6 +52,7 @@ class Clone:
         self.directory = directory
         self._papers = papers
         self._deadlines = deadlines
+        self.connection: Connection | None = None
 
     @property
     def key(self) -> bytes:
@@ -112,6 +115,35 @@ class Clone:
         self._papers = structs.replace(self._papers, receipt=receipt, clock_offset_ns=offset_ns)
         await asyncio.to_thread(self._papers.write, self.directory)
 
+    async def join(self, connection: Connection) -> None:
+        """Plug a network in; from then on the connection is the clone's. *Not idempotent.*
+
+        Raises:
+            ConflictError: `nic_missing`; the connection is still the caller's, here and below.
+            EngineError: The hypervisor refused or failed.
+            HostError, DiskFullError: Nothing could be noted of it.
+        """
+        # Noted first: a slot that a machine has and no directory names would be cleared away.
+        await asyncio.to_thread(Plug(slot=connection.number).write, self.directory)
+        await self.machine.connect(connection.tap)
+        connection.given()
+        self.connection = connection
+
+    def rejoin(self, connection: Connection) -> None:
+        """Hold the connection that the machine has already."""
+        self.connection = connection
+
+    async def leave(self) -> None:
+        """Pull the network out and give it back. *Idempotent.*
+
+        Raises:
+            EngineError: The hypervisor failed; call `kill()`.
+        """
+        await self.machine.disconnect()
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            await connection.close()
+
     async def wait_dead(self) -> None:
         """Return once the machine has ended or the agent link is lost."""
         waits = [
@@ -145,9 +177,13 @@ class Clone:
 
     async def _let_go(self) -> None:
         await self.agent.close()
+        if self.connection is not None:
+            await self.connection.release()
         await self.machine.release()
 
     async def _end(self) -> None:
         await self.agent.close()
         await self.machine.kill()
+        if self.connection is not None:
+            await self.connection.close()
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)

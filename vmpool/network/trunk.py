@@ -7,7 +7,6 @@ Everything here blocks for some tens of milliseconds.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ from vmpool.network.namespace import HOME, Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +32,6 @@ class Trunk:
     tag: str
     within: Range
     home: Namespace = HOME
-
-    @classmethod
-    def of(cls, state: Path, within: Range) -> Trunk:
-        """Return the trunk of the host instance that has a state directory."""
-        digest = hashlib.sha256(os.fsencode(state.resolve())).hexdigest()
-        return cls(tag=digest[:6], within=within)
 
     @property
     def router(self) -> Namespace:

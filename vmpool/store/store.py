@@ -210,6 +210,15 @@ class Store:
             if cursor.rowcount == 0:
                 raise _unknown_sandbox(sandbox_id)
             db.execute(
+    async def set_network(self, sandbox_id: str, policy: str) -> None:
+        """Note another policy of a sandbox's network, as `egress.text` has it. *Idempotent.*
+
+        Raises:
+            NotFoundError: `sandbox_not_found`.
+        """
+        sql = "UPDATE sandboxes SET network = ? WHERE id = ?"
+        await self._change_sandbox(sandbox_id, sql, [policy, sandbox_id])
+
                 "DELETE FROM checkpoints WHERE sandbox_id = ? AND purpose = 'pause'", [sandbox_id]
             )
 

@@ -12,7 +12,16 @@ import os
 from typing import TYPE_CHECKING
 
 from vmpool import disk
-from vmpool.engine.qemu import adoption, command, detection, hypervisor, migration, probe, processor
+from vmpool.engine.qemu import (
+    adoption,
+    command,
+    detection,
+    hypervisor,
+    migration,
+    nic,
+    probe,
+    processor,
+)
 from vmpool.engine.qemu.command import Slot
 from vmpool.engine.qemu.handover import (
     Handover,
@@ -27,7 +36,7 @@ from vmpool.engine.qemu.layers import OVERLAY
 from vmpool.engine.qemu.machine import QemuMachine, QemuShell
 from vmpool.engine.qemu.room import Shared
 from vmpool.errors import EngineError, SnapshotError
-from vmpool.model import Accelerator
+from vmpool.model import Accelerator, Nic
 from vmpool.snapshot import DISK, MEMORY
 
 if TYPE_CHECKING:
@@ -124,7 +133,7 @@ class QemuEngine:
             argv = command.boot(spec, handover.instance, kernel.command_line)
             started = await self._start(argv, handover, jail)
             undo.pop_all()
-        return QemuMachine(
+        machine = QemuMachine(
             started,
             spec,
             at.directory,
@@ -132,6 +141,8 @@ class QemuEngine:
             shared=self._shared,
             console=console,
         )
+        await _without_carrier(machine, started)
+        return machine
 
     async def prepare(self, template: Snapshot, at: Attachment) -> QemuShell:
         """Start a waiting hypervisor, as `Engine.prepare`."""
@@ -191,3 +202,16 @@ def _require_shape(template: Snapshot) -> None:
             code="snapshot_unfit",
             remedy="make the template again",
         )
+
+
+async def _without_carrier(machine: QemuMachine, started: Hypervisor) -> None:
+    """Have a guest boot that is connected to nothing and knows it; on failure it is gone."""
+    if machine.spec.nic is Nic.NONE:
+        return
+    try:
+        await nic.pull_down(started.monitor)
+    except BaseException as err:
+        await machine.kill()
+        if isinstance(err, EngineError):
+            raise started.explained(err) from err
+        raise
