@@ -45,6 +45,7 @@ OWNERS = {
     "click": ("vmpool.cli*",),
     "cryptography": ("vmpool.trust.keys",),
     "dns": ("vmpool.network.*",),  # the resolver, its decisions and the servers that it asks
+    "h11": ("vmpool.api.exchange",),  # what servers in guests say
     "idna": ("vmpool.network.names",),
     "msgspec": ("vmpool*",),
     "multidict": ("vmpool.api*",),  # aiohttp's own type of headers and queries

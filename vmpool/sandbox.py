@@ -307,17 +307,27 @@ class Sandbox:
         While it is lent, the sandbox is not idle.
 
         Raises:
+            VmpoolError: As `lent`.
+        """
+        async with self.lent() as agent:
+            with self.used():
+                yield agent
+
+    @contextlib.asynccontextmanager
+    async def lent(self) -> AsyncIterator[Agent]:
+        """Lend the agent as `attended` does, to one who says himself when the sandbox is used.
+
+        Raises:
             NotFoundError: `sandbox_ended` when the sandbox is no more, or ends meanwhile.
             ConflictError: `sandbox_paused` when it is paused, or is meanwhile;
                 `sandbox_rolled_back` when its machine made way for another.
             InfrastructureError: The guest died, and of what.
         """
         stay = self._present()
-        with self.used():
-            try:
-                yield stay.clone.agent
-            except GuestError as err:
-                raise await stay.cause_of(err) from err
+        try:
+            yield stay.clone.agent
+        except GuestError as err:
+            raise await stay.cause_of(err) from err
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vmpool import run
 from vmpool.agent.contexts import ContextInfo, Language
 from vmpool.agent.watches import ChangeKind, FileChange
 from vmpool.clone import RestoreTimings
 from vmpool.errors import GuestError, InvalidRequestError, NotFoundError
+from vmpool.exposure import Exposure
 from vmpool.lifecycle import EndReason
 from vmpool.metrics import Metrics
 from vmpool.model import (
@@ -30,6 +31,7 @@ from vmpool.model import (
     Transport,
     new_id,
 )
+from vmpool.ports import Ports
 from vmpool.sandbox import Claim, Sandbox
 from vmpool.scope import Role
 from vmpool.store import Purpose, TokenRow
@@ -223,6 +225,16 @@ _TOKEN_ROW = TokenRow(
 )
 
 
+class PaperExposures:
+    """Remembers nothing of who may reach what."""
+
+    async def find(self, _: str) -> Exposure:
+        return Exposure()
+
+    async def save(self, *_: Any) -> None:
+        """Write nothing down."""
+
+
 class PaperHost:
     """What the API asks of a host, without machines, pools and journal."""
 
@@ -237,6 +249,12 @@ class PaperHost:
         self.draining = False
         self._live: dict[str, Sandbox] = {}
         self._ended: dict[str, str] = {}
+        paper: Any = SimpleNamespace(exposures=PaperExposures())
+        self.ports = Ports(paper, cast("Any", self))
+
+    def living(self, id: str) -> Any:
+        sandbox = self._live.get(id)
+        return None if sandbox is None else SimpleNamespace(sandbox=sandbox)
 
     async def find(self, token: str) -> Any:
         return _TOKEN_ROW if token == TOKEN else None

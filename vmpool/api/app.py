@@ -22,8 +22,10 @@ from vmpool.api.door import DOOR, Door
 from vmpool.api.idempotency import LEDGER, Ledger
 from vmpool.api.intake import continue_later
 from vmpool.api.limits import Limits
+from vmpool.api.reach import Reach
 from vmpool.api.route import Call, Route
 from vmpool.api.routes import ROUTES
+from vmpool.api.traffic import CONNECTIONS, Connections
 from vmpool.config import Address
 from vmpool.errors import HostError
 
@@ -83,6 +85,10 @@ def make_app(host: Host) -> web.Application:
         ROUTES, limits, admission=admission, version=status.VERSION
     )
     gate = Gate(host, admission)
+    app[CONNECTIONS] = Connections(host.settings.api)
+    reach = Reach(host, limits, gate)
+    app.middlewares.append(reach.middleware())
+    reach.mount(app)
     for route in ROUTES:
         app.router.add_route(
             route.method,

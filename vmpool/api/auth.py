@@ -13,6 +13,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from vmpool.api.fronts import by_host
 from vmpool.config import Address
 from vmpool.errors import ForbiddenError, HostError, UnauthorizedError
 from vmpool.sandbox import Sandbox
@@ -107,8 +108,13 @@ class Gate:
         self._admission = admission
         self._recent: dict[bytes, tuple[TokenRow, float]] = {}
 
-    async def admit(self, request: web.Request, access: Access) -> Caller:
+    async def admit(
+        self, request: web.Request, access: Access, *, sandbox_id: str | None = None
+    ) -> Caller:
         """Return who is calling.
+
+        Args:
+            sandbox_id: The sandbox that is asked for, where the path does not name it.
 
         Raises:
             UnauthorizedError: `token_missing` or `token_invalid`.
@@ -116,13 +122,14 @@ class Gate:
                 without tokens.
         """
         if self._admission is Admission.LOOPBACK:
-            _refuse_browsers(request)
+            _refuse_browsers(request, self._host.settings.api.domain)
             return Caller(owner=LOCAL, scopes=frozenset(Scope))
         if access is Access.OPEN:
             return Caller(owner="")
         token = _bearer(request)
         if access is Access.SANDBOX:
-            sandbox = await self._host.sandbox_by_access_token(request.match_info["id"], token)
+            id = sandbox_id or request.match_info["id"]
+            sandbox = await self._host.sandbox_by_access_token(id, token)
             if sandbox is not None:
                 return Caller(owner=sandbox.owner, sandbox=sandbox)
         row = await self._row(token)
@@ -171,14 +178,14 @@ def _bearer(request: web.Request) -> str:
     return token
 
 
-def _refuse_browsers(request: web.Request) -> None:
+def _refuse_browsers(request: web.Request, domain: str) -> None:
     """Refuse what a web page could make a browser send to this machine.
 
     A page of another site gives itself away by `Origin`; one whose name was made to resolve to
-    127.0.0.1 (DNS rebinding) by `Host`.
+    127.0.0.1 (DNS rebinding) by `Host`. Names of ports below our own `domain` lead to those alone.
     """
     authority = request.headers.get("Host", "")
-    if not _is_loopback(_host_of(authority)):
+    if not _is_loopback(_host_of(authority)) and by_host(authority, domain) is None:
         raise ForbiddenError(
             f"host {authority[:200]!r} is not this machine's own name",
             code="foreign_host",

@@ -40,6 +40,8 @@ REQUEST_ID: Final = web.RequestKey("request_id", str)
 OWNER: Final = web.RequestKey("owner", str)
 CODE: Final = web.RequestKey("code", str)
 BEGUN: Final = web.RequestKey("begun", bool)
+ROUTE: Final = web.RequestKey("route", str)
+"""What a request is counted as, where the router does not know."""
 
 CLIENT_LEFT: Final = 499
 """What the log and the metrics show for a request whose client went away; nobody receives it."""
@@ -178,4 +180,4 @@ def _translate(error: web.HTTPException) -> VmpoolError:
 def _route_of(request: web.Request) -> str:
     """Return the path's pattern: an id in a metric's label would make a series of its own."""
     resource = request.match_info.route.resource
-    return "unmatched" if resource is None else resource.canonical
+    return request.get(ROUTE) or ("unmatched" if resource is None else resource.canonical)

@@ -96,7 +96,7 @@ async def read_content(request: web.Request, limits: Limits) -> AsyncGenerator[b
             `unsupported_media_type` when it is packed otherwise than with gzip.
         CallerError: `body_timeout` when the client stopped sending, or sends a trickle.
     """
-    received = _read(request, limits)
+    received = read_as_sent(request, limits)
     packed = compression.is_packed(request)
     async with (
         aclosing(received),
@@ -106,7 +106,8 @@ async def read_content(request: web.Request, limits: Limits) -> AsyncGenerator[b
             yield chunk
 
 
-async def _read(request: web.Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+async def read_as_sent(request: web.Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+    """Yield a body of any size in chunks, packed or not, as `read_content`."""
     await _continue(request)
     loop = asyncio.get_running_loop()
     received, waited = 0, 0.0

@@ -39,6 +39,8 @@ _PATH_PARAMETERS: Final[Json] = {
         "description": "A checkpoint's id or name",
     },
     "pid": {"type": "integer", "minimum": 1, "maximum": 4194304, "description": "A process's id"},
+    "port": {"type": "integer", "minimum": 1, "maximum": 65535},
+    "token": {"type": "string", "pattern": "^[a-z0-9]{1,64}$", "description": "A token's id"},
 }
 
 _UPLOADS: Final[Json] = {

@@ -116,6 +116,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *PROCESS_ROUTES,
     *CONTEXT_ROUTES,
     *FILE_ROUTES,
+    *PORT_ROUTES,
     Route(
         method="GET",
         path="/v1/templates",

@@ -5,7 +5,7 @@ from vmpool.store.audit import AuditFilter, AuditRow
 from vmpool.store.rows import CheckpointRow, ImageRow, Purpose, SandboxRow, TemplateRow
 from vmpool.store.store import Store
 from vmpool.store.tenants import LOCAL, TenantRow
-from vmpool.store.tokens import TokenRow
+from vmpool.store.tokens import TokenRow, is_token
 
 __all__ = [
     "LOCAL",
@@ -21,4 +21,5 @@ __all__ = [
     "TemplateRow",
     "TenantRow",
     "TokenRow",
+    "is_token",
 ]

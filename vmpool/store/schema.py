@@ -102,4 +102,9 @@ SCHEMA = (
         "ALTER TABLE checkpoints ADD COLUMN network TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE checkpoints ADD COLUMN secrets BLOB NOT NULL DEFAULT x''",
     ),
+    (
+        """CREATE TABLE exposures (
+            sandbox_id TEXT PRIMARY KEY REFERENCES sandboxes (id) ON DELETE CASCADE,
+            value TEXT NOT NULL) STRICT""",
+    ),
 )

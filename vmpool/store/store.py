@@ -23,6 +23,7 @@ from vmpool.store import rows
 from vmpool.store.answers import Answers
 from vmpool.store.audit import KEEP_AUDIT, Audit
 from vmpool.store.checkpoints import Checkpoints
+from vmpool.store.exposures import Exposures
 from vmpool.store.rows import ImageRow, SandboxRow, TemplateRow
 from vmpool.store.schema import SCHEMA
 from vmpool.store.tenants import Tenants
@@ -57,6 +58,7 @@ class Store:
         tokens: Who may use the server.
         audit: Who did what.
         checkpoints: The states that sandboxes were in, and the turns between them.
+        exposures: Who may reach which of their ports.
         answers: What was told to whoever may ask again.
 
     All verbs raise `StoreError` and `DiskFullError` as `Journal.run` does.
@@ -68,6 +70,7 @@ class Store:
         self.tokens = Tokens(self._journal, now_ns)
         self.audit = Audit(self._journal, now_ns)
         self.checkpoints = Checkpoints(self._journal)
+        self.exposures = Exposures(self._journal)
         self.answers = Answers(self._journal, now_ns)
         self._now_ns = now_ns
         self._grown = 0

@@ -82,7 +82,7 @@ class Tokens:
 
     async def find(self, token: str) -> TokenRow | None:
         """Return the row of a good token; `None` for one that is unknown, revoked or malformed."""
-        if TOKEN_PATTERN.fullmatch(token) is None:
+        if not is_token(token):
             return None
         wanted, now_ns = _hash(token), self._now_ns()
 
@@ -123,6 +123,11 @@ class Tokens:
             lambda db: [*db.table("tokens").rows_where(order_by="created_ns, id")]
         )
         return [_token(row) for row in rows]
+
+
+def is_token(text: str) -> bool:
+    """Whether it looks like a token, good or not."""
+    return TOKEN_PATTERN.fullmatch(text) is not None
 
 
 def _hash(token: str) -> bytes:

@@ -1,0 +1,115 @@
+"""Ports: what may be reached of the sandboxes of a host, and by whom.
+
+It finds the sandbox that a token or nothing at all opens a port of, and writes down who may. How a
+port is reached, and what is spoken there, is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from vmpool.exposure import TrafficToken, digest_of
+from vmpool.model import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmpool.exposure import Exposure
+    from vmpool.household import Household
+    from vmpool.sandbox import Sandbox
+    from vmpool.store import Store
+
+TOKEN_PREFIX = "vmt_"  # noqa: S105 -- what tells one from others, no secret
+
+
+class Ports:
+    """The ports of all sandboxes of a host."""
+
+    def __init__(self, store: Store, household: Household) -> None:
+        self._store = store
+        self._household = household
+        self._known: WeakKeyDictionary[Sandbox, Exposure] = WeakKeyDictionary()
+        self._changing = asyncio.Lock()
+
+    async def exposure(self, sandbox: Sandbox) -> Exposure:
+        """Return who may reach what of a sandbox.
+
+        Raises:
+            StoreError: The journal cannot be read.
+        """
+        known = self._known.get(sandbox)
+        if known is None:
+            found = await self._store.exposures.find(sandbox.id)
+            known = self._known.setdefault(sandbox, found)  # a change may have come before
+        return known
+
+    async def opened_by(self, token: str, *, sandbox_id: str, port: int) -> Sandbox | None:
+        """Return the sandbox when a traffic token of its own opens the port.
+
+        Raises:
+            StoreError: The journal cannot be read.
+        """
+        holding = self._household.living(sandbox_id)
+        if holding is None or not (await self.exposure(holding.sandbox)).admits(token, port):
+            return None
+        return holding.sandbox
+
+    async def open_to_all(self, *, sandbox_id: str, port: int) -> Sandbox | None:
+        """Return the sandbox when everybody may reach the port.
+
+        Raises:
+            StoreError: The journal cannot be read.
+        """
+        holding = self._household.living(sandbox_id)
+        if holding is None or not (await self.exposure(holding.sandbox)).is_public(port):
+            return None
+        return holding.sandbox
+
+    async def publish(self, sandbox: Sandbox, port: int | None, *, public: bool) -> Exposure:
+        """Let everybody reach a port from now on, or nobody without a token. *Idempotent.*
+
+        Args:
+            port: `None` for all.
+
+        Raises:
+            CapacityError: `ports_full`.
+            StoreError, DiskFullError: The journal could not take it; nothing has changed.
+        """
+        return await self._change(sandbox, lambda it: it.publishing(port, public=public))
+
+    async def add_token(self, sandbox: Sandbox, port: int | None) -> tuple[str, TrafficToken]:
+        """Make a token that opens a port and return it, this once. *Not idempotent.*
+
+        Args:
+            port: `None` for all.
+
+        Raises:
+            CapacityError: `traffic_tokens_full`.
+            StoreError, DiskFullError: The journal could not take it; there is no token.
+        """
+        token = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        row = TrafficToken(
+            id=new_id(), port=port, digest=digest_of(token), created_ns=time.time_ns()
+        )
+        await self._change(sandbox, lambda it: it.adding(row))
+        return token, row
+
+    async def revoke_token(self, sandbox: Sandbox, token_id: str) -> None:
+        """Make a token useless; what was begun with it goes on. *Not idempotent.*
+
+        Raises:
+            NotFoundError: `traffic_token_not_found`.
+            StoreError, DiskFullError: The journal could not take it; the token is good.
+        """
+        await self._change(sandbox, lambda it: it.without(token_id))
+
+    async def _change(self, sandbox: Sandbox, change: Callable[[Exposure], Exposure]) -> Exposure:
+        async with self._changing:
+            changed = change(await self.exposure(sandbox))
+            await self._store.exposures.save(sandbox.id, changed)
+            self._known[sandbox] = changed
+        return changed
