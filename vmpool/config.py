@@ -279,10 +279,11 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     pool: PoolSettings = PoolSettings()
     api: ApiSettings = ApiSettings()
     requests: RequestSettings = RequestSettings()
+    tenants: TenantSettings = TenantSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
-    templates: Annotated[
     network: NetworkSettings = NetworkSettings()
+    templates: Annotated[
         dict[str, PoolSettings], Meta(description="Pools of single templates, by name.")
     ] = {}
 
@@ -297,7 +298,6 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
 
     def pool_of(self, template: str) -> PoolSettings:
         """Return the pool settings of a template."""
-    tenants: TenantSettings = TenantSettings()
         return self.templates.get(template, self.pool)
 
 
