@@ -43,15 +43,15 @@ OWNERS = {
     "aiohttp": ("vmpool.api*", "vmpool.cli*", "vmpool.client*"),  # the server's edge, and clients'
     "backports": ("vmpool.parcel.*",),  # zstd
     "click": ("vmpool.cli*",),
-    "cryptography": ("vmpool.trust.keys",),
+    "cryptography": ("vmpool.trust.keys", "vmpool.trust.sealing"),
     "dns": ("vmpool.network.*",),  # the resolver, its decisions and the servers that it asks
     "h11": ("vmpool.api.exchange",),  # what servers in guests say
     "idna": ("vmpool.network.names",),
     "msgspec": ("vmpool*",),
     "multidict": ("vmpool.api*",),  # aiohttp's own type of headers and queries
     "prometheus_client": ("vmpool.metrics*",),
-    "qemu": ("vmpool.engine.qemu.monitor",),
     "pyroute2": ("vmpool.network.links",),
+    "qemu": ("vmpool.engine.qemu.monitor",),
     "sqlite_utils": ("vmpool.journal", "vmpool.store.*"),
     "traitlets": ("vmpool_agent.notebook",),  # IPython's settings
 }

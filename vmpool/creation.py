@@ -32,13 +32,14 @@ class CreateRequest:
         template: What it is restored from; empty when `checkpoint` says that.
         checkpoint: Id or name of a checkpoint to go on from; `None` for a template.
         timeout: Seconds until its time is up.
+        secrets: Like `env`, and told to nobody.
         wait: Seconds to wait for a clone when none is ready; for a checkpoint nobody waits.
         on_expiry: What becomes of it when its time is up, or it was idle for too long.
         idle_timeout: Seconds that it may be idle; `None` for no limit.
         auto_resume: Whether a request wakes it when it is paused.
         rng: How its randomness comes about, and `clock` its time.
-        ticket: Of a request that may be sent again, as in `store.Answers`; empty for one that may
         network: What it may reach; `None` for what a checkpoint's sandbox might, or else nothing.
+        ticket: Of a request that may be sent again, as in `store.Answers`; empty for one that may
             not.
     """
 
@@ -48,14 +49,15 @@ class CreateRequest:
     wait: float
     metadata: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict, repr=False)
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
     on_expiry: OnExpiry = OnExpiry.KILL
     idle_timeout: float | None = None
     auto_resume: AutoResume = AutoResume.NEVER
     rng: Rng = field(default_factory=Unique)
     clock: ClockPolicy = ClockPolicy.NOW
+    network: NetworkPolicy | None = None
     ticket: bytes = field(default=b"", repr=False)
 
-    network: NetworkPolicy | None = None
 
 class Creation:
     """Makes sandboxes."""
@@ -65,9 +67,9 @@ class Creation:
         self._catalogue = means.catalogue
         self._vault = means.vault
         self._quotas = means.quotas
+        self._connecting = means.connecting
         self._forking = forking
 
-        self._connecting = means.connecting
     async def create(self, request: CreateRequest, owner: str) -> Sandbox:
         """Make a sandbox, journaled. *Not idempotent*; on failure and cancellation there is none.
 
@@ -117,8 +119,6 @@ class Creation:
         Clones are restored before anybody asks, so they come with what most want.
         """
         sandbox, claim = holding.sandbox, holding.sandbox.claim
-        if (claim.rng, claim.clock) == (Unique(), ClockPolicy.NOW):
-            return
         try:
             await self._connecting.connect(sandbox, sandbox.clone)
             if (claim.rng, claim.clock) == (Unique(), ClockPolicy.NOW):
@@ -142,12 +142,13 @@ def _claim(request: CreateRequest, owner: str, *, of: Checkpoint | None = None) 
         timeout=request.timeout,
         metadata=request.metadata,
         env=request.env if of is None else of.env | request.env,
+        secrets=request.secrets if of is None else of.secrets | request.secrets,
         on_expiry=request.on_expiry,
         idle_timeout=request.idle_timeout,
         auto_resume=request.auto_resume,
         rng=request.rng,
         clock=request.clock,
         parent_checkpoint_id=None if of is None else of.id,
-        ticket=request.ticket,
         network=request.network or (UNCONNECTED if of is None else of.network),
+        ticket=request.ticket,
     )

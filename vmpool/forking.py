@@ -47,7 +47,7 @@ class ForkRequest:
         count: How many, at least one.
         timeout: Seconds until a child's time is up.
         metadata: Theirs alone.
-        env: On top of the parent's.
+        env: On top of the parent's; `secrets` likewise.
         files: Guest path to content, written before anyone is told of a child.
         rng: How their randomness comes about, and `clock` their time.
         network: What they may reach; `None` for what the parent may.
@@ -58,11 +58,12 @@ class ForkRequest:
     timeout: float
     metadata: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict, repr=False)
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
     files: dict[str, bytes] = field(default_factory=dict, repr=False)
     rng: Rng = field(default_factory=Unique)
     clock: ClockPolicy = ClockPolicy.NOW
-    ticket: bytes = field(default=b"", repr=False)
     network: NetworkPolicy | None = None
+    ticket: bytes = field(default=b"", repr=False)
 
 
 class Forking:
@@ -73,8 +74,8 @@ class Forking:
         self._catalogue = means.catalogue
         self._nursery = means.nursery
         self._vault = means.vault
-        self._quotas = means.quotas
         self._connecting = means.connecting
+        self._quotas = means.quotas
 
     async def fork(self, holding: Holding, request: ForkRequest) -> list[Sandbox | VmpoolError]:
         """Make children of a running sandbox; an operation of `Household`. *Not idempotent.*
@@ -210,8 +211,8 @@ class Forking:
         """Connect, furnish and journal a sandbox; or end it."""
         sandbox = holding.sandbox
         try:
-            for path, content in files.items():
             await self._connecting.connect(sandbox, sandbox.clone, was=was)
+            for path, content in files.items():
                 async with sandbox.attended() as agent:
                     await agent.write_file(path, _once(content), user=DEFAULT_USER)
         except BaseException:
@@ -246,13 +247,13 @@ class _Seedling:
 
     Attributes:
         key: What the agent in the state obeys.
-    """
         was: What the state's guest might reach.
+    """
 
     key: bytes = field(repr=False)
     claim: Claim
-    files: dict[str, bytes] = field(repr=False)
     was: NetworkPolicy
+    files: dict[str, bytes] = field(repr=False)
 
 
 def _claim(parent: Sandbox, request: ForkRequest) -> Claim:
@@ -262,13 +263,14 @@ def _claim(parent: Sandbox, request: ForkRequest) -> Claim:
         timeout=request.timeout,
         metadata=request.metadata,
         env=parent.claim.env | request.env,
+        secrets=parent.claim.secrets | request.secrets,
         rng=request.rng,
         clock=request.clock,
         parent_id=parent.id,
         parent_checkpoint_id=None,
+        network=parent.claim.network if request.network is None else request.network,
         ticket=request.ticket,
     )
-        network=parent.claim.network if request.network is None else request.network,
 
 
 def _reserve_all(undo: contextlib.ExitStack, pool: Pool[Clone], count: int) -> list[Place[Clone]]:

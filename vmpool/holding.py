@@ -87,13 +87,14 @@ class Holding:
             clock=claim.clock,
             clock_offset_ns=sandbox.clock_offset_ns,
             env=claim.env,
+            secrets=claim.secrets,
             access_hash=sandbox.access_hash,
             receipt=sandbox.receipt,
             parent_id=claim.parent_id,
             parent_checkpoint_id=claim.parent_checkpoint_id,
             ticket=claim.ticket,
-        )
             network=egress.text(claim.network),
+        )
 
 
 def recalled(row: SandboxRow, clone: Clone | None) -> Sandbox:
@@ -106,6 +107,7 @@ def recalled(row: SandboxRow, clone: Clone | None) -> Sandbox:
         timeout=row.timeout,
         metadata=row.metadata,
         env=row.env,
+        secrets=row.secrets,
         on_expiry=row.on_expiry,
         idle_timeout=row.idle_timeout,
         auto_resume=row.auto_resume,
@@ -113,9 +115,9 @@ def recalled(row: SandboxRow, clone: Clone | None) -> Sandbox:
         clock=row.clock,
         parent_id=row.parent_id,
         parent_checkpoint_id=row.parent_checkpoint_id,
+        network=egress.parse(row.network),
     )
     past = Past(
-        network=egress.parse(row.network),
         access_hash=row.access_hash,
         created_ns=row.created_ns,
         deadline_ns=row.deadline_ns,

@@ -31,7 +31,7 @@ from vmpool.pausing import Pausing
 from vmpool.ports import Ports
 from vmpool.quota import share_of
 from vmpool.sandbox import Claim, Sandbox, paused
-from vmpool.shipping import Cargo, Shipping
+from vmpool.shipping import Cargo, Confidence, Shipping
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -390,7 +390,7 @@ class Host:
         """
         kept = self._vault.find(id_or_name, owner=owner)
         self.audit(owner, "checkpoint.export", kept.id, {"cargo": cargo.value})
-        return self._shipping.export(kept, cargo)
+        return self._shipping.export(kept, cargo, confidence)
 
     async def import_checkpoint(
         self,

@@ -275,7 +275,7 @@ class Command:
     """
 
     argv: tuple[str, ...]
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict, repr=False)
     cwd: str | None = None
     user: str = DEFAULT_USER
     timeout: float | None = None
@@ -291,7 +291,7 @@ class Code:
     """
 
     source: str
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict, repr=False)
     cwd: str | None = None
     user: str = DEFAULT_USER
     timeout: float | None = None

@@ -58,6 +58,7 @@ class Claim:
         timeout: Seconds from the making until its time is up.
         metadata: The holder's own words, shown in lists, never interpreted.
         env: Environment of everything that runs in it; an execution's own goes on top.
+        secrets: The same, on top of `env`; shown to nobody, and sealed where they are kept.
         on_expiry: What becomes of it when its time is up or it was idle for too long.
         idle_timeout: Seconds that it may be idle; `None` for no limit.
         auto_resume: Whether a request wakes it when it is paused.
@@ -65,14 +66,15 @@ class Claim:
         parent_id: The sandbox that it was forked from.
         parent_checkpoint_id: The checkpoint that it was made from.
         ticket: Of the request that it is made for, when that may be sent again.
-    """
         network: What it may reach.
+    """
 
     template: str
     owner: str
     timeout: float
     metadata: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict, repr=False)
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
     on_expiry: OnExpiry = OnExpiry.KILL
     idle_timeout: float | None = None
     auto_resume: AutoResume = AutoResume.NEVER
@@ -81,9 +83,9 @@ class Claim:
     parent_id: str | None = None
     parent_checkpoint_id: str | None = None
     ticket: bytes = field(default=b"", repr=False)
-
-
     network: NetworkPolicy = UNCONNECTED
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
     """What is known of a sandbox that another server made.
@@ -138,9 +140,9 @@ class Sandbox:
         created_ns: Unix time; `deadline_ns` likewise, but while it is paused its time stands still
             at `paused_ns`.
         paused_ns: Since when it is paused; `None` while it has a machine.
+        denials: What its guest was denied on the network; `None` when it never had one.
     """
 
-        denials: What its guest was denied on the network; `None` when it never had one.
     def __init__(
         self,
         *,
@@ -169,10 +171,11 @@ class Sandbox:
         self._stay = None if clone is None else Stay(clone)
         self._clone = clone
         self._visitors = 0
-        self._quiet_since = time.monotonic()
-        self._env = {"VMPOOL_SANDBOX_ID": id, "VMPOOL_TEMPLATE": claim.template} | claim.env
         connection = None if clone is None else clone.connection
         self.denials: EventLog | None = None if connection is None else connection.events
+        self._quiet_since = time.monotonic()
+        self._env = {"VMPOOL_SANDBOX_ID": id, "VMPOOL_TEMPLATE": claim.template}
+        self._env |= claim.env | claim.secrets
 
     @property
     def state(self) -> SandboxState:
@@ -414,6 +417,8 @@ class Sandbox:
         if self._stay is not None:
             unknown = self.end_reason is EndReason.CRASHED and self._death is None
             self._stay.end(None if unknown else self.loss)
+        if self.denials is not None:
+            self.denials.close()
 
     def reaped(self) -> None:
         """Note that its clone is gone, after `end`."""
@@ -427,8 +432,6 @@ class Sandbox:
         return self._stay
 
 
-        if self.denials is not None:
-            self.denials.close()
 UNTIMED = RestoreTimings(
     spawn_ns=0, load_ns=0, resume_ns=0, hello_ns=0, identify_ns=0, warm_ns=0, rest_ns=0
 )

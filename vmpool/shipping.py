@@ -50,6 +50,15 @@ class Cargo(StrEnum):
     """The files of its base too; whoever imports it has its image."""
 
 
+class Confidence(StrEnum):
+    """Whether the memory of a sandbox that was told secrets goes into a parcel."""
+
+    KEEP = "keep"
+    """It does not: the export is refused."""
+    SHARE = "share"
+    """It does, and whoever has the parcel has them."""
+
+
 class Shipping:
     """Exports and imports the checkpoints of a host."""
 
@@ -58,13 +67,26 @@ class Shipping:
         self._catalogue = catalogue
         self._vault = vault
 
-    async def export(self, kept: Checkpoint, cargo: Cargo) -> AsyncGenerator[bytes, None]:
+    async def export(
+        self, kept: Checkpoint, cargo: Cargo, confidence: Confidence
+    ) -> AsyncGenerator[bytes, None]:
         """Yield a checkpoint as a parcel; it is not removed meanwhile.
 
+        The secrets that its sandbox was told are not in the parcel's words, in any case; what the
+        guest's memory has of them is in its memory.
+
         Raises:
+            ConflictError: `checkpoint_secret`; its sandbox was told secrets, which are to be kept.
             NotFoundError: `checkpoint_not_found`; it was removed before.
             SnapshotError: `base_missing`, or it is damaged.
         """
+        if kept.secrets and confidence is Confidence.KEEP:
+            raise ConflictError(
+                f"checkpoint {kept.id!r} is of a sandbox that was told secrets, and its memory may"
+                " hold them",
+                code="checkpoint_secret",
+                remedy="export it with its secrets, to who may have them: --with-secrets",
+            )
         with self._vault.lent(kept, to="export"):
             state = await self._vault.load(kept)
             assert state.manifest.base is not None

@@ -80,12 +80,13 @@ class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     files: dict[GuestPath, FileContent] = {}
     return_files: Annotated[list[GuestPath], Meta(max_length=256)] = []
     env: Env = {}
+    secrets: Env = {}
     cwd: GuestPath | None = None
     user: Account = DEFAULT_USER
     timeout: Seconds | None = None
     wait: Annotated[float, Meta(ge=0)] | None = None
-
     network: Network | None = None
+
 
 class Exec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to run in a sandbox; exactly one of `code` and `argv`."""
@@ -96,6 +97,7 @@ class Exec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     stdin: str | None = None
     stdin_base64: Base64 | None = None
     env: Env = {}
+    secrets: Env = {}
     cwd: GuestPath | None = None
     user: Account = DEFAULT_USER
     timeout: Seconds | None = None

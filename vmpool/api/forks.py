@@ -29,17 +29,18 @@ async def fork(call: Call, body: sandbox_bodies.Fork) -> web.Response:
     published = call.limits.published
     timeout = published.sandbox_seconds_default if body.timeout is None else body.timeout
     call.limits.check_timeout(timeout, published.sandbox_seconds)
-    check_arguments((), body.env)
+    check_arguments((), body.env | body.secrets)
     request = ForkRequest(
         count=body.count,
         timeout=timeout,
         metadata=body.metadata,
         env=body.env,
+        secrets=body.secrets,
         files={check_path(path): content_of(path, file) for path, file in body.files.items()},
         rng=rng_of(body.rng),
         clock=ClockPolicy(body.clock),
-        ticket=call.ticket,
         network=None if body.network is None else policy_of(body.network),
+        ticket=call.ticket,
     )
     began_ns = time.perf_counter_ns()
     found = await call.host.fork(call.request.match_info["id"], request, owner=call.caller.owner)

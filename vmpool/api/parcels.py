@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 from vmpool.api import intake, outflow, views
 from vmpool.api.route import Call, answer
 from vmpool.api.sandbox_bodies import CheckpointName
-from vmpool.host import Cargo
+from vmpool.shipping import Cargo, Confidence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -20,9 +20,14 @@ MEDIA: Final = "application/zstd"
 
 
 class ExportQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What goes along: the checkpoint alone, or the snapshot that it is the difference from too."""
+    """What goes along: the checkpoint alone, or the snapshot that it is the difference from too.
+
+    Attributes:
+        secrets: `share` to have one also of a sandbox that was told secrets, with its memory.
+    """
 
     cargo: Literal["delta", "with_base"] = "delta"
+    secrets: Literal["keep", "share"] = "keep"
 
 
 class ImportQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,6 +47,7 @@ async def send(call: Call, query: ExportQuery) -> web.StreamResponse:
         call.request.match_info["checkpoint"],
         owner=call.caller.owner,
         cargo=Cargo(query.cargo),
+        confidence=Confidence(query.secrets),
     )
     async with aclosing(pieces):
         first = await anext(pieces)  # what can be refused is, before the answer begins

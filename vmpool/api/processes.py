@@ -25,7 +25,7 @@ from vmpool.errors import (
 from vmpool.model import DEFAULT_USER, Attached
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from vmpool.agent.processes import Attachment
     from vmpool.api.route import Call
@@ -165,7 +165,7 @@ async def list_all(call: Call, _: bodies.Nothing) -> web.Response:
     sandbox = await call.sandbox()
     async with sandbox.attended() as agent:
         listed = await agent.processes.list()
-    return answer(ProcessList(processes=[_view(each) for each in listed]))
+    return answer(ProcessList(processes=[_view(each, sandbox.claim.secrets) for each in listed]))
 
 
 async def follow(call: Call, query: AttachQuery) -> web.StreamResponse:
@@ -311,12 +311,14 @@ def _size(size: WindowSize) -> TerminalSize:
     return model.TerminalSize(rows=size.rows, cols=size.cols)
 
 
-def _view(process: ProcessInfo) -> ProcessAnswer:
+def _view(process: ProcessInfo, secrets: Collection[str]) -> ProcessAnswer:
+    """Return a process as it is told; of secrets it was begun with not even the names."""
+    env = {k: v for k, v in process.env.items() if k not in secrets}
     return ProcessAnswer(
         pid=process.pid,
         tag=None if process.tag is None else views.printable(process.tag),
         argv=[views.printable(word) for word in process.argv],
-        env={views.printable(k): views.printable(v) for k, v in process.env.items()},
+        env={views.printable(k): views.printable(v) for k, v in env.items()},
         cwd=None if process.cwd is None else views.printable(process.cwd),
         user=views.printable(process.user),
         pty=None

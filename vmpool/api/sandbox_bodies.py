@@ -44,14 +44,15 @@ class CreateSandbox(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     timeout: Seconds | None = None
     metadata: Metadata = {}
     env: Env = {}
+    secrets: Env = {}
     wait: Annotated[float, Meta(ge=0)] | None = None
     on_expiry: OnExpiry = "kill"
     idle_timeout: Seconds | None = None
     auto_resume: bool = False
     rng: RngPolicy = "unique"
     clock: ClockPolicy = "now"
-
     network: Network | None = None
+
 
 class SetTimeout(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds from now until the sandbox's deadline; shortens as well as extends."""
@@ -91,12 +92,13 @@ class Fork(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     timeout: Seconds | None = None
     metadata: Metadata = {}
     env: Env = {}
+    secrets: Env = {}
     files: dict[GuestPath, FileContent] = {}
     rng: RngPolicy = "unique"
     clock: ClockPolicy = "now"
-
-
     network: Network | None = None
+
+
 class ListSandboxesQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which sandboxes; `metadata` is `key=value`, may be repeated, and all must match."""
 

@@ -48,7 +48,7 @@ async def create(call: Call, body: sandbox_bodies.CreateSandbox) -> web.Response
     published = call.limits.published
     timeout = published.sandbox_seconds_default if body.timeout is None else body.timeout
     call.limits.check_timeout(timeout, published.sandbox_seconds)
-    check_arguments((), body.env)
+    check_arguments((), body.env | body.secrets)
     if body.idle_timeout is not None:
         call.limits.check_timeout(body.idle_timeout, published.sandbox_seconds)
     request = CreateRequest(
@@ -57,14 +57,15 @@ async def create(call: Call, body: sandbox_bodies.CreateSandbox) -> web.Response
         timeout=timeout,
         metadata=body.metadata,
         env=body.env,
+        secrets=body.secrets,
         wait=_wait(call, body.wait),
         on_expiry=OnExpiry(body.on_expiry),
         idle_timeout=body.idle_timeout,
         auto_resume=AutoResume.ON_REQUEST if body.auto_resume else AutoResume.NEVER,
         rng=rng_of(body.rng),
         clock=ClockPolicy(body.clock),
-        ticket=call.ticket,
         network=_network(call, body),
+        ticket=call.ticket,
     )
     return answer(views.made(await call.host.create(request, owner=call.caller.owner)), status=201)
 
@@ -121,7 +122,6 @@ def _wait(call: Call, wait: float | None) -> float:
     return wait
 
 
-def _place(sandbox: Sandbox) -> tuple[int, str]:
 def _network(call: Call, body: sandbox_bodies.CreateSandbox) -> NetworkPolicy | None:
     if body.network is not None:
         return policy_of(body.network)
@@ -130,6 +130,7 @@ def _network(call: Call, body: sandbox_bodies.CreateSandbox) -> NetworkPolicy | 
     return NetworkPolicy(mode=call.host.settings.network.default)
 
 
+def _place(sandbox: Sandbox) -> tuple[int, str]:
     """Return where a sandbox stands in lists; stable while others come and go."""
     return sandbox.created_ns, sandbox.id
 

@@ -28,13 +28,14 @@ def task_of(body: Run | Exec, limits: Limits) -> Command | Code:
     timeout = published.execution_seconds_default if body.timeout is None else body.timeout
     limits.check_timeout(timeout, published.execution_seconds)
     cwd = None if body.cwd is None else check_path(body.cwd)
+    env = body.env | body.secrets
     has_stdin = body.stdin is not None or body.stdin_base64 is not None
     match body.code, body.argv:
         case str(code), None if body.language == "python":
             check_code(code)
-            check_arguments((), body.env)
+            check_arguments((), env)
             return Code(
-                source=code, env=body.env, cwd=cwd, user=body.user, timeout=timeout, stdin=has_stdin
+                source=code, env=env, cwd=cwd, user=body.user, timeout=timeout, stdin=has_stdin
             )
         case str(code), None:
             argv: tuple[str, ...] = ("/bin/bash", "-l", "-c", code)
@@ -42,10 +43,8 @@ def task_of(body: Run | Exec, limits: Limits) -> Command | Code:
             argv = tuple(arguments)
         case _:
             raise InvalidRequestError("give exactly one of 'code' and 'argv'")
-    check_arguments(argv, body.env)
-    return Command(
-        argv=argv, env=body.env, cwd=cwd, user=body.user, timeout=timeout, stdin=has_stdin
-    )
+    check_arguments(argv, env)
+    return Command(argv=argv, env=env, cwd=cwd, user=body.user, timeout=timeout, stdin=has_stdin)
 
 
 def rng_of(policy: RngPolicy) -> Rng:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmpool.cli.confidence import secret_option, secrets_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -47,6 +49,7 @@ def birth_options(command: Callable[..., None]) -> Callable[..., None]:
                 metavar="NAME=VALUE",
                 help="Variable for all in it. Repeatable.",
             ),
+            secret_option("Variable for all in it that is told to nobody"),
             click.option(
                 "-m",
                 "--metadata",
@@ -75,12 +78,15 @@ def birth_body(
     *,
     timeout: float | None,
     env: tuple[str, ...],
+    secrets: tuple[str, ...],
     metadata: tuple[str, ...],
     rng: str | dict[str, int] | None,
     clock: str | None,
 ) -> dict[str, Any]:
     """Return what the options say, as a request has it."""
     body: dict[str, Any] = {"env": pairs("env", env), "metadata": pairs("metadata", metadata)}
+    if secrets:
+        body["secrets"] = secrets_of(secrets)
     return body | given(timeout=timeout, rng=rng, clock=clock)
 
 

@@ -28,15 +28,23 @@ _local_path = click.Path(path_type=Path, allow_dash=True)
     flag_value="with_base",
     help="Put the template's snapshot in too, for a host that has only its image.",
 )
-def export(remote: Remote, *, checkpoint: str, file: Path, cargo: str | None) -> None:
+@click.option(
+    "--with-secrets",
+    "secrets",
+    flag_value="share",
+    help="Write it also when its sandbox was told secrets: its memory may hold them.",
+)
+def export(
+    remote: Remote, *, checkpoint: str, file: Path, cargo: str | None, secrets: str | None
+) -> None:
     """Write a checkpoint to one compressed file, - for stdout.
 
-    Whoever has the file has all that was in the sandbox's memory, its secrets among that.
+    Whoever has the file has all that was in the sandbox's memory.
 
     \b
       vmpool checkpoint export before-training training.vmpool
     """
-    path = remotes.path("checkpoints", checkpoint, "export", cargo=cargo)
+    path = remotes.path("checkpoints", checkpoint, "export", cargo=cargo, secrets=secrets)
     with remote.open("GET", path) as answer, local_files.writing(file) as target:
         for chunk in remotes.chunks(answer):
             target.write(chunk)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from vmpool.cli.confidence import secret_option, secrets_of
 from vmpool.cli.report import ExitCode
 from vmpool.errors import InvalidRequestError
 
@@ -41,6 +42,7 @@ _OPTIONS = (
         metavar="NAME[=VALUE]",
         help="Set a variable; without a value it has the one that it has here. Repeatable.",
     ),
+    secret_option("Set a variable that is told to nobody"),
     click.option("-w", "--cwd", metavar="PATH", help="Working directory; an absolute path."),
     click.option("-u", "--user", metavar="NAME", help="Account in the guest."),
     click.option(
@@ -66,6 +68,7 @@ def task_body(
     code_file: Path | None,
     language: str,
     env: Sequence[str],
+    secrets: tuple[str, ...],
     cwd: str | None,
     user: str | None,
     timeout: float | None,
@@ -81,6 +84,7 @@ def task_body(
         )
     body: dict[str, Any] = {"env": dict(map(variable, env)), "cwd": cwd, "user": user}
     body["timeout"] = timeout
+    body["secrets"] = secrets_of(secrets) or None
     if argv:
         body["argv"] = list(argv)
     else:

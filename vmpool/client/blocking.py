@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from vmpool.client.asynchronous import AsyncClient
 from vmpool.client.blocking_files import Files
+from vmpool.client.blocking_network import Network
 from vmpool.client.blocking_processes import Processes
 from vmpool.client.portal import Portal, entered, iterated
 from vmpool.errors import VmpoolError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from vmpool.client.checkpoints import AsyncCheckpoints, Cargo
+    from vmpool.client.checkpoints import AsyncCheckpoints, Cargo, Confidence
     from vmpool.client.contexts import AsyncContext, AsyncContexts, ContextInfo
     from vmpool.client.events import Event
     from vmpool.client.execution import AsyncExecution, AsyncInteraction
@@ -155,6 +156,7 @@ class Sandbox:
         self.files = Files(portal, behind.files)
         self.processes = Processes(portal, behind.processes)
         self.contexts = Contexts(portal, behind.contexts)
+        self.network = Network(portal, behind.network)
         self._portal = portal
         self._behind = behind
 
@@ -259,9 +261,10 @@ class Checkpoints:
         target: Path | str,
         *,
         cargo: Cargo = "delta",
+        secrets: Confidence = "keep",
     ) -> None:
         """As `AsyncCheckpoints.export_to`."""
-        self._portal.call(self._behind.export_to(checkpoint, target, cargo=cargo))
+        self._portal.call(self._behind.export_to(checkpoint, target, cargo=cargo, secrets=secrets))
 
     def import_from(
         self, source: Path | str, *, name: str | None = None, trust: str | None = None

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Cargo = Literal["delta", "with_base"]
 """What goes along with an exported checkpoint."""
 
+Confidence = Literal["keep", "share"]
+"""Whether a checkpoint is exported whose sandbox was told secrets."""
+
 PAGE = 100
 """Checkpoints that are asked for at once."""
 
@@ -83,6 +86,7 @@ class AsyncCheckpoints:
         target: Path | str,
         *,
         cargo: Cargo = "delta",
+        secrets: Confidence = "keep",
     ) -> None:
         """Write one as one compressed file, which is replaced when all is there.
 
@@ -92,13 +96,17 @@ class AsyncCheckpoints:
             checkpoint: Its id or its name.
             target: A file of this host.
             cargo: `with_base` for a server that has not the template's snapshot, but its image.
+            secrets: `share` to have it also when its sandbox was told secrets, with its memory.
 
         Raises:
             NotFoundError: `checkpoint_not_found`.
+            ConflictError: `checkpoint_secret`; its sandbox was told secrets.
             InvalidRequestError: `file_unwritable`.
             VmpoolError: The server refused or was lost.
         """
-        path = path_of("checkpoints", reference_of(checkpoint), "export", cargo=cargo)
+        path = path_of(
+            "checkpoints", reference_of(checkpoint), "export", cargo=cargo, secrets=secrets
+        )
         async with self._connection.open(Request(method="GET", path=path)) as response:
             with replacing(Path(target)) as file:
                 async for chunk in self._connection.chunks(response):
@@ -118,7 +126,7 @@ class AsyncCheckpoints:
                 the server must trust it already.
 
         Raises:
-            ForbiddenError: The token's role is not `admin`.
+            ForbiddenError: `scope_missing`; the token has not the scope `operator`.
             InvalidRequestError: `file_unreadable`, `parcel_damaged`.
             ConflictError: `checkpoint_exists`.
             VmpoolError: The server refused or was lost.

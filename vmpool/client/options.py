@@ -21,6 +21,7 @@ class TaskOptions(TypedDict, total=False):
         argv: A program and its arguments, in place of code.
         language: Of the code; `python` runs in a fork of the warm interpreter.
         env: Environment variables.
+        secrets: More of them, which are told to nobody and kept nowhere.
         cwd: Working directory; the account's home if left out.
         user: Account in the guest.
         timeout: Seconds until the process group is killed.
@@ -29,6 +30,7 @@ class TaskOptions(TypedDict, total=False):
     argv: Sequence[str]
     language: Literal["python", "bash"]
     env: Mapping[str, str]
+    secrets: Mapping[str, str]
     cwd: str
     user: str
     timeout: float
@@ -102,6 +104,7 @@ class ChildOptions(TypedDict, total=False):
         metadata: Words of yours to find it by.
         env: Environment variables of everything that runs in it; a child's own come on top of its
             parent's.
+        secrets: The same, told to nobody, and sealed where the server keeps them.
         rng: Where its random numbers come from: fresh (`unique`, unless something else is said), a
             seed, or as they would have come in the parent (`preserve`).
         clock: What time it is in it: `now`, or when its state was saved (`frozen-at-snapshot`).
@@ -110,6 +113,7 @@ class ChildOptions(TypedDict, total=False):
     timeout: float
     metadata: Mapping[str, str]
     env: Mapping[str, str]
+    secrets: Mapping[str, str]
     rng: Literal["unique", "preserve"] | Seed
     clock: Literal["now", "frozen-at-snapshot"]
 

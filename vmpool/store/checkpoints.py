@@ -8,7 +8,7 @@ synced.
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmpool.errors import ConflictError, NotFoundError
 from vmpool.journal import Durability
@@ -22,20 +22,22 @@ if TYPE_CHECKING:
     from vmpool.journal import Journal
     from vmpool.model import IdentityReceipt
     from vmpool.store.rows import CheckpointRow
+    from vmpool.trust.sealing import Sealing
 
 
 class Checkpoints:
     """The checkpoints of a journal; all verbs raise as `Journal.run` does."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, sealing: Sealing) -> None:
         self._journal = journal
+        self._sealing = sealing
 
     async def all(self) -> list[CheckpointRow]:
         """Return all checkpoints, the oldest first."""
         found = await self._journal.run(
             lambda db: list(db.table("checkpoints").rows_where(order_by="created_ns, id"))
         )
-        return [rows.checkpoint(row) for row in found]
+        return [rows.checkpoint(row, self._sealing) for row in found]
 
     async def record(self, checkpoint: CheckpointRow) -> None:
         """Record a checkpoint that is there. *Not idempotent.*
@@ -43,7 +45,8 @@ class Checkpoints:
         Raises:
             ConflictError: `checkpoint_exists`; its owner has one of that name.
         """
-        await self._journal.run(lambda db: _insert(db, checkpoint), Durability.POWER_CUT)
+        columns = rows.checkpoint_columns(checkpoint, self._sealing)
+        await self._journal.run(lambda db: _insert(db, columns), Durability.POWER_CUT)
 
     async def remove(self, id: str) -> None:
         """Forget a checkpoint. *Idempotent.*"""
@@ -56,8 +59,10 @@ class Checkpoints:
             NotFoundError: `sandbox_not_found`; it does not run. Nothing was recorded.
         """
 
+        columns = rows.checkpoint_columns(checkpoint, self._sealing)
+
         def pause(db: Database) -> None:
-            _insert(db, checkpoint)
+            _insert(db, columns)
             _change(
                 db,
                 """UPDATE sandboxes SET state = 'paused', checkpoint_id = ?, deadline_ns = ?,
@@ -126,14 +131,14 @@ class Checkpoints:
         )
 
 
-def _insert(db: Database, checkpoint: CheckpointRow) -> None:
+def _insert(db: Database, columns: dict[str, Any]) -> None:
     try:
-        db.table("checkpoints").insert(rows.checkpoint_columns(checkpoint))
+        db.table("checkpoints").insert(columns)
     except sqlite3.IntegrityError as err:
         if "checkpoints.name" not in str(err):
             raise
         raise ConflictError(
-            f"there is a checkpoint {checkpoint.name!r} already",
+            f"there is a checkpoint {columns['name']!r} already",
             code="checkpoint_exists",
             remedy="remove it first, or choose another name",
         ) from None

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmpool.lifecycle import AutoResume, EndReason, OnExpiry, SandboxState
 from vmpool.model import ClockPolicy, IdentityReceipt, Preserve, Rng, Seed, Unique
+
+if TYPE_CHECKING:
+    from vmpool.trust.sealing import Sealing
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +66,7 @@ class SandboxRow:
         parent_checkpoint_id: The checkpoint that it was made from.
         ticket: Of the request that it was made for, until that was answered; empty for none.
         network: Policy of its network as JSON; empty for none.
-        secrets: Sealed, as `vmpool.secrets` does it; empty for none.
+        secrets: As `env`, but told to nobody; sealed in the file.
     """
 
     id: str
@@ -90,7 +96,7 @@ class SandboxRow:
     parent_checkpoint_id: str | None = None
     ticket: bytes = field(default=b"", repr=False)
     network: str = ""
-    secrets: bytes = field(default=b"", repr=False)
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 class Purpose(StrEnum):
@@ -115,7 +121,7 @@ class CheckpointRow:
         dirty_bytes: Memory that differed from the base.
         size_bytes: Of its files.
         env: Environment of everything that ran in the sandbox.
-        network: Policy of its network, and `secrets` what it was told, as in `SandboxRow`.
+        network: Policy of its network; `secrets` likewise, as in `SandboxRow`.
     """
 
     id: str
@@ -132,7 +138,7 @@ class CheckpointRow:
     size_bytes: int
     env: dict[str, str] = field(default_factory=dict, repr=False)
     network: str = ""
-    secrets: bytes = field(default=b"", repr=False)
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 def template(row: dict[str, Any]) -> TemplateRow:
@@ -140,7 +146,7 @@ def template(row: dict[str, Any]) -> TemplateRow:
     return TemplateRow(**row | {"limits": json.loads(row["limits"])})
 
 
-def sandbox(row: dict[str, Any]) -> SandboxRow:
+def sandbox(row: dict[str, Any], sealing: Sealing) -> SandboxRow:
     """Return a sandbox as it was recorded."""
     reason = row["end_reason"]
     return SandboxRow(
@@ -155,35 +161,53 @@ def sandbox(row: dict[str, Any]) -> SandboxRow:
             "clock": ClockPolicy(row["clock"]),
             "env": json.loads(row["env"]),
             "receipt": _receipt(row["receipt"]),
+            "secrets": _unsealed(row, sealing),
         }
     )
 
 
-def sandbox_columns(sandbox: SandboxRow) -> dict[str, Any]:
+def sandbox_columns(sandbox: SandboxRow, sealing: Sealing) -> dict[str, Any]:
     """Return a sandbox as it is recorded."""
     return asdict(sandbox) | {
         "metadata": json.dumps(sandbox.metadata),
         "env": json.dumps(sandbox.env),
         "rng": _rng_text(sandbox.rng),
         "receipt": receipt_text(sandbox.receipt),
+        "secrets": sealing.seal(sandbox.secrets, of=sandbox.id),
     }
 
 
-def checkpoint(row: dict[str, Any]) -> CheckpointRow:
+def checkpoint(row: dict[str, Any], sealing: Sealing) -> CheckpointRow:
     """Return a checkpoint as it was recorded."""
     return CheckpointRow(
-        **row | {"purpose": Purpose(row["purpose"]), "env": json.loads(row["env"])}
+        **row
+        | {
+            "purpose": Purpose(row["purpose"]),
+            "env": json.loads(row["env"]),
+            "secrets": _unsealed(row, sealing),
+        }
     )
 
 
-def checkpoint_columns(checkpoint: CheckpointRow) -> dict[str, Any]:
+def checkpoint_columns(checkpoint: CheckpointRow, sealing: Sealing) -> dict[str, Any]:
     """Return a checkpoint as it is recorded."""
-    return asdict(checkpoint) | {"env": json.dumps(checkpoint.env)}
+    return asdict(checkpoint) | {
+        "env": json.dumps(checkpoint.env),
+        "secrets": sealing.seal(checkpoint.secrets, of=checkpoint.id),
+    }
 
 
 def receipt_text(receipt: IdentityReceipt | None) -> str | None:
     """Return a receipt as it is recorded."""
     return None if receipt is None else json.dumps(asdict(receipt))
+
+
+def _unsealed(row: dict[str, Any], sealing: Sealing) -> dict[str, str]:
+    """Return what was sealed; what belongs to it goes on without when it cannot be opened."""
+    values = sealing.unseal(row["secrets"], of=row["id"])
+    if values is None:
+        log.error("the secrets of %s were sealed with another key, and are lost", row["id"])
+    return values or {}
 
 
 def _receipt(text: str | None) -> IdentityReceipt | None:

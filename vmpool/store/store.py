@@ -11,6 +11,7 @@ When a call is cancelled, its write may have happened or may happen yet.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import time
@@ -28,6 +29,7 @@ from vmpool.store.rows import ImageRow, SandboxRow, TemplateRow
 from vmpool.store.schema import SCHEMA
 from vmpool.store.tenants import Tenants
 from vmpool.store.tokens import Tokens
+from vmpool.trust.sealing import Sealing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from sqlite_utils import Database
 
     from vmpool.lifecycle import EndReason
+
+SEAL_KEY = "seal-key"
+"""File beside the journal: what secrets in it are sealed with."""
 
 KEEP_ENDED_NS = 7 * 24 * 3600 * 10**9
 KEEP_ENDED = 100_000
@@ -66,18 +71,29 @@ class Store:
 
     def __init__(self, path: Path, *, now_ns: Callable[[], int] = time.time_ns) -> None:
         self._journal = Journal(path, SCHEMA)
+        self._sealing = Sealing(path.with_name(SEAL_KEY))
         self.tenants = Tenants(self._journal, now_ns)
         self.tokens = Tokens(self._journal, now_ns)
         self.audit = Audit(self._journal, now_ns)
-        self.checkpoints = Checkpoints(self._journal)
+        self.checkpoints = Checkpoints(self._journal, self._sealing)
         self.exposures = Exposures(self._journal)
         self.answers = Answers(self._journal, now_ns)
         self._now_ns = now_ns
         self._grown = 0
 
     async def __aenter__(self) -> Self:
-        """Open the file; raises as `Journal.__aenter__` does."""
-        await self._journal.__aenter__()
+        """Open the file, and the key beside it that secrets are sealed with.
+
+        Raises:
+            HostError: `seal_key_unusable`.
+            StoreError, DiskFullError: As `Journal.__aenter__`.
+        """
+        await self._journal.__aenter__()  # makes the directory
+        try:
+            await asyncio.to_thread(self._sealing.open)
+        except BaseException:
+            await self._journal.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(
@@ -152,7 +168,7 @@ class Store:
         if self._grown >= PRUNE_EVERY:
             self._grown = 0
             await self._prune_sandboxes()  # first: who meets an error has no row
-        row = rows.sandbox_columns(sandbox)
+        row = rows.sandbox_columns(sandbox, self._sealing)
         await self._journal.run(lambda db: db.table("sandboxes").insert(row))
 
     async def sandbox(self, sandbox_id: str) -> SandboxRow:
@@ -164,12 +180,12 @@ class Store:
         found = await self._rows("sandboxes", "id", "id = ?", [sandbox_id])
         if not found:
             raise _unknown_sandbox(sandbox_id)
-        return rows.sandbox(found[0])
+        return rows.sandbox(found[0], self._sealing)
 
     async def open_sandboxes(self) -> list[SandboxRow]:
         """Return what was promised and not ended, the oldest first."""
         found = await self._rows("sandboxes", "created_ns, id", "ended_ns IS NULL")
-        return [rows.sandbox(row) for row in found]
+        return [rows.sandbox(row, self._sealing) for row in found]
 
     async def bases(self) -> set[str]:
         """Return what sandboxes, ended ones too, and checkpoints are of, and no template."""
@@ -194,6 +210,15 @@ class Store:
             SET deadline_ns = CASE WHEN ended_ns IS NULL THEN ? ELSE deadline_ns END WHERE id = ?"""
         await self._change_sandbox(sandbox_id, sql, [deadline_ns, sandbox_id])
 
+    async def set_network(self, sandbox_id: str, policy: str) -> None:
+        """Note another policy of a sandbox's network, as `egress.text` has it. *Idempotent.*
+
+        Raises:
+            NotFoundError: `sandbox_not_found`.
+        """
+        sql = "UPDATE sandboxes SET network = ? WHERE id = ?"
+        await self._change_sandbox(sandbox_id, sql, [policy, sandbox_id])
+
     async def end_sandbox(self, sandbox_id: str, reason: EndReason) -> None:
         """Record that a sandbox has ended; the first reason stays. *Idempotent.*
 
@@ -213,15 +238,6 @@ class Store:
             if cursor.rowcount == 0:
                 raise _unknown_sandbox(sandbox_id)
             db.execute(
-    async def set_network(self, sandbox_id: str, policy: str) -> None:
-        """Note another policy of a sandbox's network, as `egress.text` has it. *Idempotent.*
-
-        Raises:
-            NotFoundError: `sandbox_not_found`.
-        """
-        sql = "UPDATE sandboxes SET network = ? WHERE id = ?"
-        await self._change_sandbox(sandbox_id, sql, [policy, sandbox_id])
-
                 "DELETE FROM checkpoints WHERE sandbox_id = ? AND purpose = 'pause'", [sandbox_id]
             )
 

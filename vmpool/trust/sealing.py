@@ -1,0 +1,104 @@
+"""Sealing: values that lie on disk for whoever has this host's key, and for nobody else.
+
+AES-256-GCM under a key of the state directory's own; what is sealed is bound to what it belongs to,
+so that it opens nowhere else. A copy of the journal without the key holds no secret. It decides
+nothing about who is told them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from vmpool.errors import HostError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_VERSION = b"\x01"
+_KEY_BYTES = 32
+_NONCE_BYTES = 12
+
+
+class Sealing:
+    """The key of one state directory; `open` before use.
+
+    Args:
+        path: Its file, made when missing, readable for its owner alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._cipher: AESGCM | None = None
+
+    def open(self) -> None:
+        """Read the key, or make one; whole or not at all. *Idempotent.*
+
+        Raises:
+            HostError: `seal_key_unusable`.
+        """
+        try:
+            with contextlib.suppress(FileExistsError):
+                self._make()
+            data = self._path.read_bytes()
+        except OSError as err:
+            raise self._unusable(err.strerror or str(err)) from err
+        if len(data) != _KEY_BYTES:
+            raise self._unusable(f"it has {len(data)} bytes, not {_KEY_BYTES}")
+        self._cipher = AESGCM(data)
+
+    def seal(self, values: dict[str, str], *, of: str) -> bytes:
+        """Return values as they may lie on disk; empty for none.
+
+        Args:
+            of: What they belong to, and open with.
+        """
+        if not values:
+            return b""
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        data = msgspec.msgpack.encode(values)
+        return _VERSION + nonce + self._opened().encrypt(nonce, data, of.encode())
+
+    def unseal(self, sealed: bytes, *, of: str) -> dict[str, str] | None:
+        """Return what was sealed; `None` when it was with another key, or for something else."""
+        if not sealed:
+            return {}
+        nonce, data = sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
+        if sealed[:1] != _VERSION or len(nonce) != _NONCE_BYTES:
+            return None
+        try:
+            opened = self._opened().decrypt(nonce, data, of.encode())
+        except InvalidTag:
+            return None
+        return msgspec.msgpack.decode(opened, type=dict[str, str])
+
+    def _opened(self) -> AESGCM:
+        assert self._cipher is not None, "not open"
+        return self._cipher
+
+    def _make(self) -> None:
+        if self._path.exists():
+            return
+        beside = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}")
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(_KEY_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+            self._path.hardlink_to(beside)
+        finally:
+            beside.unlink()
+
+    def _unusable(self, why: str) -> HostError:
+        return HostError(
+            f"the key that secrets are sealed with, {str(self._path)!r}, cannot be used: {why}",
+            code="seal_key_unusable",
+            remedy="put it back from a copy; or remove it, and sandboxes lose their secrets",
+        )
