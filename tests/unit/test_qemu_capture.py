@@ -239,7 +239,7 @@ async def test_children_share_what_they_do_not_write_and_their_children_have_all
         case "unshared":
             monkeypatch.setattr(huge, "create", refused)
     parent, parents = await bench.restored(bench.template)
-    stretches = {FREE: 4 * MIB, FREE + 8 * MIB: 16 * PAGE, FREE + 9 * MIB: PAGE}
+    stretches = {FREE: 16 * MIB, FREE + 18 * MIB: 16 * PAGE, FREE + 19 * MIB: PAGE}
     written = {offset: os.urandom(size) for offset, size in stretches.items()}
     for offset, data in written.items():
         parents.write(offset, data)
@@ -252,12 +252,12 @@ async def test_children_share_what_they_do_not_write_and_their_children_have_all
     for child, childs in children:
         found = pagemap.find_mappings(child.pid, bench.template.memory, MEMORY_BYTES)
         inlaid = [each.end - each.start for each in found if each.inlaid]
-        assert inlaid == ([4 * MIB, 16 * PAGE] if way == "mapped" else [])
+        assert inlaid == ([16 * MIB, 16 * PAGE] if way == "mapped" else [])
         for offset, data in written.items():
             assert childs.read(offset, len(data)) == data
     (child, childs), (other, others) = children
     childs.write(FREE + PAGE, b"the child's")
-    assert others.read(FREE, 4 * MIB) == written[FREE]
+    assert others.read(FREE, 16 * MIB) == written[FREE]
     checkpoint, dirty_bytes = await bench.captured(child)
     assert dirty_bytes >= sum(stretches.values())
     grandchild, grandchilds = await bench.restored(checkpoint)

@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 PAGES_FDSET = DEVICES_FDSET + 1
 """The fdset of the file that pages are mapped from."""
 
+WORTH_BYTES = 16 << 20
+"""From here on, all stretches together, they are mapped: that has a price of its own."""
+
 TURN_BYTES = 64 << 20
 """What is copied in one turn; others get theirs between two."""
 
@@ -80,7 +83,7 @@ async def _map(
     # A piece is known again by lying between two mappings of the template.
     ends = {end for mapping in mappings for end in (mapping.start, mapping.end)}
     pieces = {span: piece for span, piece in pieces.items() if ends.isdisjoint(span)}
-    if not pieces:
+    if sum(piece.size_bytes for piece in pieces.values()) < WORTH_BYTES:
         return ()
     number = await started.monitor.add_descriptor(extent.file, PAGES_FDSET)
     try:
@@ -99,9 +102,13 @@ def _parts(
     """Return what is to be copied, in parts: where it belongs, and where it lies with us."""
     if not spans:
         return []
-    pairs = list(zip(spans, pages.places(spans, own.data), strict=True))
-    there = [span for span in spans if span not in mapped]
-    here = [place for span, place in pairs if span not in mapped]
+    there, here = spans, [pages.whole(own.data)]
+    if mapped:
+        pairs = zip(spans, pages.places(spans, own.data), strict=True)
+        here = [place for span, place in pairs if span not in mapped]
+        there = [span for span in spans if span not in mapped]
+    if own.size_bytes <= TURN_BYTES:
+        return [(there, here)]
     both = (pages.batches(one, TURN_BYTES) for one in (there, here))
     return list(zip(*both, strict=True))
 

@@ -84,7 +84,7 @@ class Buffer:
         if size > self.size_bytes:
             raise ValueError(f"{self.size_bytes} bytes are too few")
         with self.view(size) as target:
-            _copy(_READ, pid, spans, places(spans, target))
+            _copy(_READ, pid, spans, [whole(target)])
         return size
 
     def close(self) -> None:
@@ -99,13 +99,20 @@ def put(pid: int, spans: Sequence[Span], here: Sequence[Span]) -> None:
     """Copy our memory to `spans` of the process `pid`. Blocks.
 
     Args:
-        here: Where what belongs to each lies with us, as `places`.
+        here: Where what belongs there lies with us: one behind the other as `whole`, or for each
+            of them as `places`.
 
     Raises:
         EngineError: The process is gone; code `qemu_died`.
         HostError: `memory_unreadable`; this process may not, or nothing is there.
     """
     _copy(_WRITE, pid, spans, here)
+
+
+def whole(data: memoryview) -> Span:
+    """Return where `data` lies; see `places`."""
+    address = _address(data)
+    return address, address + len(data)
 
 
 def places(spans: Sequence[Span], data: memoryview) -> list[Span]:
@@ -120,7 +127,7 @@ def places(spans: Sequence[Span], data: memoryview) -> list[Span]:
 
 
 def _copy(call: Callable[..., int], pid: int, spans: Sequence[Span], here: Sequence[Span]) -> None:
-    """Copy between the process's `spans` and our own, each as long as its counterpart."""
+    """Copy between the process's `spans` and our own: one, or each as long as its counterpart."""
     size = sum(end - start for start, end in here)
     shares = _THREADS if size >= _WORTH_SHARING_BYTES else 1
     share = max(-(-size // shares // mmap.PAGESIZE), 1) * mmap.PAGESIZE
@@ -142,17 +149,22 @@ def _address(memory: memoryview | mmap.mmap) -> int:
 def _copy_part(
     call: Callable[..., int], pid: int, spans: Sequence[Span], here: Sequence[Span]
 ) -> None:
+    done = 0
     for first in range(0, len(spans), _IOV_MAX):
-        local = _vector(here[first : first + _IOV_MAX])
         remote = _vector(spans[first : first + _IOV_MAX])
-        count = len(remote) // 2
+        size = sum(remote[1::2])
+        if len(here) == 1:
+            local = array.array("Q", (here[0][0] + done, size))
+        else:
+            local = _vector(here[first : first + _IOV_MAX])
         copied = call(
-            *(pid, local.buffer_info()[0], count),
-            *(remote.buffer_info()[0], count, 0),
+            *(pid, local.buffer_info()[0], len(local) // 2),
+            *(remote.buffer_info()[0], len(remote) // 2, 0),
         )
-        if copied != sum(remote[1::2]):
+        if copied != size:
             number = ctypes.get_errno() if copied < 0 else _EFAULT  # cut short
             raise unreadable(pid, OSError(number, os.strerror(number)))
+        done += size
 
 
 def _vector(spans: Sequence[Span]) -> array.array[int]:
