@@ -13,6 +13,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import aiohttp
 
@@ -102,8 +103,10 @@ async def opened() -> AsyncIterator[Internet]:
         internet = Internet(home, world, Zone())
         for port in (PORT, ALSO):
             await stack.enter_async_context(_echo_stream(internet, world, port))
-            await stack.enter_async_context(_echo_datagrams(internet, world, port))
+            for address in (ALLOWED, OTHER, PRIVATE, METADATA):
+                await stack.enter_async_context(_echo_datagrams(internet, world, address, port))
         await stack.enter_async_context(_echo_stream(internet, home, PORT))
+        await stack.enter_async_context(_echo_datagrams(internet, home, HOME, PORT))
         datagrams, listener = call_in(world, lambda: _dns_sockets(WORLD))
         await stack.enter_async_context(serving(internet.zone, datagrams, listener))
         yield internet
@@ -141,28 +144,25 @@ async def _echo_stream(internet: Internet, where: Namespace, port: int) -> Async
             await writer.wait_closed()
 
     server = await asyncio.start_server(answer, sock=listener)
-    try:
+    async with server:
         yield
-    finally:
-        server.close()
-        server.close_clients() if hasattr(server, "close_clients") else None
-        await server.wait_closed()
 
 
 @contextlib.asynccontextmanager
-async def _echo_datagrams(internet: Internet, where: Namespace, port: int) -> AsyncIterator[None]:
+async def _echo_datagrams(
+    internet: Internet, where: Namespace, address: str, port: int
+) -> AsyncIterator[None]:
     class Echo(asyncio.DatagramProtocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            assert isinstance(transport, asyncio.DatagramTransport)
-            self.transport = transport
+            self.transport = cast("asyncio.DatagramTransport", transport)
 
         def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-            internet.heard.append((addr[0], "udp", data[:64].decode(errors="replace")))
+            internet.heard.append((addr[0], address, data[:64].decode(errors="replace")))
             self.transport.sendto(f"{addr[0]} ".encode() + data, addr)
 
     bound = socket_in(where, socket.AF_INET, socket.SOCK_DGRAM)
     bound.setblocking(False)
-    bound.bind(("0.0.0.0", port))
+    bound.bind((address, port))
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(Echo, sock=bound)
     try:

@@ -1,0 +1,307 @@
+"""Slots hold against a guest that sends whatever it likes, on the kernel of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import struct
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+from typing import Any
+
+import pytest
+
+from tests import internet as nets
+from tests.internet import ALLOWED, HOME, OTHER, PORT, PRIVATE, Internet
+from tests.tap_guest import ICMP, ICMP6, UDP, TapGuest, checksum, echo_request
+from vmpool import egress
+from vmpool.egress import UNCONNECTED
+from vmpool.errors import HostError
+from vmpool.network import namespace
+from vmpool.network.addressing import GATEWAY, Range
+from vmpool.network.slots import Slot, Slots
+from vmpool.network.trunk import Trunk
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="networks are root's to make")
+
+OPEN: dict[str, Any] = {"mode": "open"}
+ONE: dict[str, Any] = {
+    "mode": "restricted",
+    "allow": [{"cidr": f"{ALLOWED}/32", "protocol": "udp", "ports": [PORT]}],
+}
+
+
+@dataclass
+class Place:
+    """An internet, and slots that lead there."""
+
+    internet: Internet
+    slots: Slots
+    trunk: Trunk
+
+    @contextlib.asynccontextmanager
+    async def guest(self, policy: dict[str, Any]) -> AsyncIterator[tuple[TapGuest, Slot]]:
+        """Yield a guest under a policy."""
+        slot = await self.slots.take()
+        guest = TapGuest(slot.tap)
+        try:
+            await asyncio.to_thread(slot.enforce, egress.policy(policy))
+            yield guest, slot
+        finally:
+            guest.close()
+            self.slots.give_back(slot)
+
+    async def settle(self, guest: TapGuest) -> None:
+        """Return when what was sent before has come wherever it goes: the last word is let through.
+
+        What is denied and what is allowed takes the same way; the one that comes was sent last.
+        """
+        word = secrets.token_hex(8)
+        guest.send_udp(ALLOWED, PORT, word.encode())
+        await guest.received(lambda frame: word.encode() in frame)
+
+    @property
+    def texts(self) -> list[str]:
+        """What was heard anywhere."""
+        return [text for _, _, text in self.internet.heard]
+
+
+@pytest.fixture
+async def place() -> AsyncIterator[Place]:
+    async with nets.opened() as internet:
+        trunk = Trunk(
+            tag=secrets.token_hex(3), within=Range.parse("10.213.0.0/16"), home=internet.home
+        )
+        slots = Slots(trunk, ready=0)
+        try:
+            yield Place(internet, slots, trunk)
+        finally:
+            await slots.close()
+        assert not list(namespace.named(f"vmpool-{trunk.tag}"))
+        assert trunk.uplink not in internet.run(internet.home, "ip", "link")
+        assert "vmpool" not in internet.run(internet.home, "nft", "list", "ruleset")
+
+
+async def test_what_is_allowed_comes_from_the_hosts_address_and_its_answer_back(
+    place: Place,
+) -> None:
+    async with place.guest(ONE) as (guest, _):
+        guest.send_udp(ALLOWED, PORT, b"hello")
+        assert await guest.received(lambda frame: frame.endswith(f"{HOME} hello".encode()))
+
+
+@pytest.mark.parametrize(
+    ("address", "port"),
+    [(OTHER, PORT), (ALLOWED, nets.ALSO), (PRIVATE, PORT), (nets.METADATA, PORT), (HOME, PORT)],
+)
+async def test_what_is_not_allowed_is_not_heard(place: Place, address: str, port: int) -> None:
+    async with place.guest(ONE) as (guest, slot):
+        guest.send_udp(address, port, b"denied")
+        refused = await guest.received(lambda frame: frame[14 + 9] == ICMP)
+        await place.settle(guest)
+    assert refused[14 + 20 : 14 + 22] == bytes([3, 13])  # prohibited, RFC 1812
+    assert "denied" not in place.texts
+
+
+@pytest.mark.parametrize("address", [PRIVATE, nets.METADATA, HOME, str(GATEWAY), "10.213.0.1"])
+async def test_what_is_protected_is_not_reached_by_an_open_network(
+    place: Place, address: str
+) -> None:
+    async with place.guest(OPEN) as (guest, _):
+        guest.send_udp(address, PORT, b"denied")
+        guest.send_udp(OTHER, PORT, b"open")
+        await place.settle(guest)
+    assert "denied" not in place.texts
+    assert "open" in place.texts
+
+
+async def test_a_private_address_is_reached_when_it_is_named(place: Place) -> None:
+    named = {**OPEN, "allow": [{"cidr": "10.9.9.0/24"}]}
+    async with place.guest(named) as (guest, _):
+        guest.send_udp(PRIVATE, PORT, b"named")
+        await guest.received(lambda frame: b"named" in frame and UDP == frame[14 + 9])
+
+
+async def test_everything_that_is_allowed_names_nothing_that_is_protected(place: Place) -> None:
+    everything = {"mode": "restricted", "allow": [{"cidr": "0.0.0.0/0"}]}
+    async with place.guest(everything) as (guest, _):
+        guest.send_udp(PRIVATE, PORT, b"denied")
+        await place.settle(guest)
+    assert "denied" not in place.texts
+
+
+async def test_what_is_denied_goes_before_what_is_allowed(place: Place) -> None:
+    both = {**OPEN, "deny": [{"cidr": f"{OTHER}/32", "ports": [PORT]}]}
+    async with place.guest(both) as (guest, _):
+        guest.send_udp(OTHER, PORT, b"denied")
+        guest.send_udp(OTHER, nets.ALSO, b"another port")
+        await place.settle(guest)
+    assert "denied" not in place.texts
+    assert "another port" in place.texts
+
+
+async def test_a_guest_under_anothers_address_is_not_heard(place: Place) -> None:
+    async with place.guest(OPEN) as (guest, _):
+        for source in (OTHER, "169.254.77.1", "10.213.1.9", "10.213.0.2", "127.0.0.1"):
+            guest.send_udp(ALLOWED, PORT, b"spoofed", source=source)
+        guest.send_udp(ALLOWED, PORT, b"spoofed", mac="02:00:00:00:00:01")
+        await place.settle(guest)
+    assert "spoofed" not in place.texts
+
+
+async def test_one_guest_does_not_reach_another(place: Place) -> None:
+    named = {**OPEN, "allow": [{"cidr": "10.213.0.0/16"}]}
+    async with place.guest(named) as (one, _), place.guest(named) as (other, slot):
+        one.send_udp(str(slot.address), PORT, b"neighbour")
+        await place.settle(one)
+        await place.settle(other)
+        assert not any(b"neighbour" in frame for frame in other.frames)
+
+
+async def test_a_guest_is_not_reached_from_outside(place: Place) -> None:
+    async with place.guest(OPEN) as (guest, slot):
+        where = place.internet
+        where.run(where.world, "ip", "route", "add", f"{slot.address}/32", "via", HOME)
+        knock = "import socket; socket.socket(2, 2).sendto(b'knock', ('%s', 5555))" % slot.address
+        for sender in (where.world, where.home):
+            where.run(sender, "python3", "-c", knock)
+        await place.settle(guest)
+        assert not any(b"knock" in frame for frame in guest.frames)
+
+
+async def test_nothing_answers_ipv6(place: Place) -> None:
+    source, to = "fe80::76:6dff:fe70:2", "ff02::1"
+    body = struct.pack("!BBHHH", 128, 0, 0, 7, 1)  # echo request, RFC 4443
+    pseudo = struct.pack("!II", len(body), ICMP6)
+    whole = IPv6Address(source).packed + IPv6Address(to).packed + pseudo + body
+    echo = body[:2] + struct.pack("!H", checksum(whole)) + body[4:]
+    async with place.guest(OPEN) as (guest, _):
+        guest.send_ipv6(to, ICMP6, echo, source=source)
+        await place.settle(guest)
+        assert not any(frame[12:14] == b"\x86\xdd" for frame in guest.frames)
+
+
+async def test_fragments_are_judged_as_what_they_are_of(place: Place) -> None:
+    text = b"x" * 64
+    for port, wanted in ((PORT, True), (nets.ALSO, False)):
+        async with place.guest(ONE) as (guest, _):
+            datagram = struct.pack("!HHHH", 5555, port, 8 + len(text), 0) + text
+            guest.send_ipv4(ALLOWED, UDP, datagram[:16], more=True, number=port)
+            guest.send_ipv4(ALLOWED, UDP, datagram[16:], fragment=16, number=port)
+            await place.settle(guest)
+        assert (text.decode() in place.texts) is wanted
+        place.internet.heard.clear()
+
+
+async def test_an_echo_passes_only_by_a_rule_for_all_protocols(place: Place) -> None:
+    every = {"mode": "restricted", "allow": [{"cidr": f"{ALLOWED}/32"}]}
+    for policy, wanted in ((every, True), (ONE, False)):
+        async with place.guest(policy) as (guest, _):
+            guest.send_ipv4(ALLOWED, ICMP, echo_request(b"ping"))
+            await place.settle(guest)
+            answers = [frame for frame in guest.frames if frame[34:35] == b"\0"]
+            assert any(b"ping" in frame for frame in answers if frame[23] == ICMP) is wanted
+
+
+async def test_no_connection_outlives_the_rule_that_allowed_it(place: Place) -> None:
+    async with place.guest(OPEN) as (guest, slot):
+        guest.send_udp(OTHER, PORT, b"first")
+        await guest.received(lambda frame: b"first" in frame)
+        await asyncio.to_thread(slot.enforce, egress.policy(ONE))
+        guest.send_udp(OTHER, PORT, b"later")
+        # The other end of the connection goes on as well, and is not heard either.
+        await place.settle(guest)
+    assert "first" in place.texts
+    assert "later" not in place.texts
+
+
+async def test_rules_are_replaced_without_a_moment_of_open_network(place: Place) -> None:
+    also = {**ONE, "allow": [*ONE["allow"], {"domain": "example.com"}]}
+    async with place.guest(ONE) as (guest, slot):
+        over, rounds = asyncio.Event(), 0
+
+        async def stream() -> None:
+            nonlocal rounds
+            while not over.is_set():
+                for number in range(20):
+                    source_port = 1024 + (20 * rounds + number) % 60_000
+                    guest.send_udp(OTHER, PORT, b"denied", source_port=source_port)
+                # What is allowed goes on meanwhile, and each answer of it comes.
+                await place.settle(guest)
+                guest.frames.clear()
+                rounds += 1
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(stream())
+            for number in range(20):
+                policy = egress.policy(also if number % 2 else ONE)
+                await asyncio.to_thread(slot.enforce, policy)
+            over.set()
+    assert rounds > 5
+    assert "denied" not in place.texts
+
+
+async def test_a_policy_that_cannot_be_put_in_place_leaves_the_one_before(place: Place) -> None:
+    async with place.guest(ONE) as (guest, slot):
+        # It takes the place of one whose sets it means to remove, and which never was.
+        slot.recall(egress.policy({"mode": "restricted", "allow": [{"domain": "gone.example"}]}))
+        with pytest.raises(HostError) as caught:
+            slot.enforce(egress.policy(OPEN))
+        guest.send_udp(OTHER, PORT, b"denied")
+        await place.settle(guest)
+    assert caught.value.error_code == "network_failed"
+    assert "denied" not in place.texts
+
+
+async def test_what_is_sent_is_held_to_a_bandwidth(place: Place) -> None:
+    rate, payload = 200_000, b"b" * 1000
+    async with place.guest({**ONE, "bandwidth": {"up": rate}}) as (guest, _):
+        began = time.monotonic()
+        for _ in range(500):
+            guest.send_udp(ALLOWED, PORT, payload)
+        while time.monotonic() - began < 1.0:
+            await asyncio.sleep(0.05)
+        heard = sum(text.startswith("b") for text in place.texts) * len(payload)
+        elapsed = time.monotonic() - began
+    assert 0 < heard <= (128 << 10) + 1.1 * rate * elapsed
+
+
+async def test_slots_are_used_once_and_their_addresses_come_round_late(place: Place) -> None:
+    first = await place.slots.take()
+    place.slots.give_back(first)
+    second = await place.slots.take()
+    assert second.address != first.address
+    place.slots.give_back(second)
+
+
+async def test_another_server_finds_its_slots_and_clears_the_others(place: Place) -> None:
+    kept, lost = await place.slots.take(), await place.slots.take()
+    for slot in (kept, lost):
+        slot.enforce(UNCONNECTED)
+    later = Slots(place.trunk, ready=0)
+    tap = os.dup(kept.tap)  # as a machine has it
+    adopted = await later.adopt(kept.number, UNCONNECTED)
+    assert await later.reap() == 1
+    assert list(place.trunk.slots()) == [kept.number]
+    with pytest.raises(HostError):
+        await later.adopt(lost.number, UNCONNECTED)
+    later.give_back(adopted)
+    await later.close()
+    os.close(tap)
+    for slot in (kept, lost):
+        slot.let_go()
+        place.slots.give_back(slot)
+
+
+async def test_a_range_that_leads_elsewhere_is_refused(place: Place) -> None:
+    place.internet.run(
+        place.internet.home, "ip", "route", "add", "10.213.7.0/24", "via", nets.WORLD
+    )
+    with pytest.raises(HostError) as caught:
+        await place.slots.take()
+    assert caught.value.error_code == "network_unavailable"
+    assert "10.213.7.0/24" in caught.value.message
