@@ -26,9 +26,11 @@ lint: ## Run linters, types and import contracts
 	@.ci/step "virtual environment" .ci/venv dev
 	@$(VENV)/pytest -q tests/test_lint.py tests/test_imports.py tests/test_docs.py
 
-bench: ## Measure restores and requests on this machine (ARGS=...)
-	@.ci/step "virtual environment" .ci/venv runtime
-	@$(VENV)/python -m bench $(ARGS)
+bench: ## Measure this machine, beside what else could run on it (ARGS=--quick ...)
+	@.ci/step "virtual environment" .ci/venv bench
+	@.ci/step "host packages" $(VENV)/python -m vmpool.packages
+	@.ci/step "what to compare with" $(VENV)/python -m vmpool.packages bench || echo "   what is missing is skipped"
+	@$(VENV)/vmpool bench $(ARGS)
 
 clean: ## Remove what was built here; images and snapshots stay (vmpool image remove)
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks build dist

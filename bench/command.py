@@ -1,40 +1,46 @@
-"""Command: `python -m bench`, from options to a table and an exit code."""
+"""Command: `vmpool bench` and `python -m bench`: measure, show a run, compare two."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from bench import facts
+from bench import comparison, facts, record
 from bench.measurement import Effort
 from bench.report import Report
 from bench.suite import MEASUREMENTS, Outcome, Plan, run
+from bench.verdict import as_lines
 from vmpool import config
 from vmpool.cli import report as terminal
+from vmpool.cli.images import build_image
 from vmpool.cli.listening import Interrupts
 from vmpool.cli.progress import Progress
 from vmpool.cli.report import ExitCode
 from vmpool.errors import HostError, NotFoundError, VmpoolError
-from vmpool.image import Library
+from vmpool.image import Freshness, Library
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import ModuleType
 
     from vmpool.config import Settings
     from vmpool.image import Image
 
 NAMES = [one.name for one in MEASUREMENTS]
 
+RUN_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 
-@click.command(
+
+@click.group(
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Measurements: " + "; ".join(f"{one.name}: {one.summary}" for one in MEASUREMENTS),
 )
@@ -51,9 +57,9 @@ NAMES = [one.name for one in MEASUREMENTS]
     multiple=True,
     default=("python",),
     metavar="NAME",
-    help="Image to measure, built before. Repeatable.  [default: python]",
+    help="Image to measure, built if it is not there. Repeatable.  [default: python]",
 )
-@click.option("--quick", is_flag=True, help="Fewer samples: under 2 minutes, not under 8.")
+@click.option("--quick", is_flag=True, help="Fewer samples: under 3 minutes, not under 30.")
 @click.option(
     "--only",
     multiple=True,
@@ -67,40 +73,86 @@ NAMES = [one.name for one in MEASUREMENTS]
     metavar="FILE",
     help="Write everything with all samples as JSON.",
 )
+@click.pass_context
 def command(
+    ctx: click.Context,
     *,
     state: Path | None,
     names: tuple[str, ...],
     quick: bool,
     only: tuple[str, ...],
     json_file: Path | None,
-) -> ExitCode:
-    """Measure what vmpool costs on this machine.
+) -> ExitCode | None:
+    """Measure what vmpool costs on this machine, beside what else could be run on it.
 
     Opens the product on a state directory that no server uses at the time, and leaves it as it was.
     Targets that are missed are no failure; measurements that could not be made are.
     """
+    if ctx.invoked_subcommand is not None:
+        return None
     settings = _settings(state)
     plan = Plan(
         settings=settings,
-        images=_images(settings, names),
+        images=asyncio.run(_images(settings, names)),
         measurements=[one for one in MEASUREMENTS if one.name in (only or NAMES)],
         effort=Effort.QUICK if quick else Effort.FULL,
     )
     outcome = Outcome()
     before = facts.moment()
     ended = _run(plan, outcome)
-    report = Report(
+    found = Report(
         effort=plan.effort,
         machine=facts.machine(),
         before=before,
         after=facts.moment(),
         outcome=outcome,
+        commit=facts.commit(),
     )
-    click.echo(report.render())
+    click.echo(found.render())
     if json_file is not None:
-        json_file.write_text(json.dumps(report.as_data(), indent=1) + "\n")
+        json_file.write_text(json.dumps(found.as_data(), separators=(",", ":")) + "\n")
     return ended
+
+
+@command.command()
+@click.argument("run_file", type=RUN_FILE, metavar="FILE")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Directory that is written into, made if need be.  [default: that of FILE]",
+)
+def report(*, run_file: Path, out: Path | None) -> None:
+    """Make a page of a run, which carries all of it, and a picture of each chart.
+
+    FILE is what --json wrote, or such a page.
+    """
+    held = record.load(run_file)
+    page = _page()
+    directory = run_file.parent if out is None else out
+    directory.mkdir(parents=True, exist_ok=True)
+    whole = directory / f"{run_file.stem}.html"
+    whole.write_text(page.render(held))
+    click.echo(whole)
+    for name, content in page.pictures(held):
+        picture = directory / f"{run_file.stem}-{name}"
+        picture.write_bytes(content)
+        click.echo(picture)
+
+
+@command.command()
+@click.argument("before", type=RUN_FILE, metavar="BEFORE")
+@click.argument("after", type=RUN_FILE, metavar="AFTER")
+@click.option("--all", "everything", is_flag=True, help="Show also what has not changed.")
+def compare(*, before: Path, after: Path, everything: bool) -> ExitCode:
+    """Say what became slower or larger from one run to another, beyond the noise.
+
+    Exits with 1 when anything did. BEFORE and AFTER are what --json wrote, or pages.
+    """
+    found = comparison.compare(record.load(before), record.load(after))
+    for line in as_lines(found, everything=everything):
+        click.echo(line)
+    return ExitCode.FAILED if found.worse else ExitCode.OK
 
 
 def _run(plan: Plan, outcome: Outcome) -> ExitCode:
@@ -125,24 +177,39 @@ def _settings(state: Path | None) -> Settings:
     return config.load(environ=os.environ | given)
 
 
-def _images(settings: Settings, names: Sequence[str]) -> list[Image]:
-    """Return the images, before anything is opened or made.
+async def _images(settings: Settings, names: Sequence[str]) -> list[Image]:
+    """Return the images, built where they are not there, before anything is opened.
 
     Raises:
-        HostError: `bench_image_missing`; the remedy is the command that builds it.
+        VmpoolError: As `build_image`.
     """
     found = []
     for name in names:
         try:
             found.append(Library(settings.state).load(name))
-        except NotFoundError as err:
-            build = ["vmpool", "image", "build", name, "--state", os.fspath(settings.state)]
-            raise HostError(
-                f"there is no image {name!r} in {os.fspath(settings.state)!r}",
-                code="bench_image_missing",
-                remedy=f"build it: {shlex.join(build)}",
-            ) from err
+        except NotFoundError:
+            with Progress(sys.stderr) as progress:
+                made = build_image(
+                    name, state=settings.state, freshness=Freshness.KEPT, progress=progress
+                )
+                found.append(await made)
     return found
+
+
+def _page() -> ModuleType:
+    """Import what draws, when it is asked for: measuring does without.
+
+    Raises:
+        HostError: `bench_libraries_missing`.
+    """
+    try:
+        return importlib.import_module("bench.page")
+    except ModuleNotFoundError as err:
+        raise HostError(
+            f"{err.name} is not installed, which draws the charts",
+            code="bench_libraries_missing",
+            remedy="pip install 'vmpool[bench]', or make bench, which does",
+        ) from err
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

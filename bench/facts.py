@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
 import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -54,6 +55,21 @@ class Moment:
     def as_data(self) -> dict[str, object]:
         """Return all of it by name."""
         return asdict(self)
+
+
+def commit() -> str:
+    """Return the checkout's commit, with a plus when it has changes; empty where none is known."""
+    root = Path(__file__).parent.parent
+    answers = []
+    for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"]):
+        try:
+            ended = subprocess.run(
+                ["git", "-C", root, *words], capture_output=True, text=True, check=True, timeout=10
+            )
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        answers.append(ended.stdout.strip())
+    return f"{answers[0]}+" if answers[1] else answers[0]
 
 
 def machine() -> Machine:

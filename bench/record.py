@@ -135,7 +135,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         commit: Of the checkout, with a plus when it had changes; empty where it is not known.
-        words: The command's arguments.
     """
 
     format: int
@@ -149,7 +148,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     subjects: list[SubjectRecord]
     findings: list[FindingRecord]
     commit: Words = ""
-    words: list[Words] = []
 
     def of(self, measurement: str) -> Iterator[FindingRecord]:
         """Yield what a measurement found, image by image."""

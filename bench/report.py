@@ -23,6 +23,7 @@ class Report:
 
     Attributes:
         before, after: The machine around the measurements.
+        commit: Of the checkout that was measured.
     """
 
     effort: Effort
@@ -30,6 +31,7 @@ class Report:
     before: Moment
     after: Moment
     outcome: Outcome
+    commit: str = ""
 
     def as_data(self) -> dict[str, object]:
         """Return everything, raw samples included."""
@@ -37,6 +39,7 @@ class Report:
         return {
             "format": FORMAT,
             "effort": self.effort,
+            "commit": self.commit,
             "complete": self.outcome.complete,
             "machine": self.machine.as_data(),
             "host": None

@@ -5,7 +5,7 @@ plan out through `apt`. It refuses to guess on distributions without apt: there 
 is missing. What else a host needs is `doctor`'s to say.
 
 Run as a program (`python3 -m vmpool.packages`) it installs what is missing, with the argument
-`tests` also what only the tests need.
+`tests` also what only the tests need, with `bench` what benchmarks compare with.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING
 from vmpool import apt
 from vmpool.errors import DiskFullError, HostError, VmpoolError
 from vmpool.model import GIB
-from vmpool.tools import QEMU, QEMU_SINCE, TEST_TOOLS, needed, query_missing, query_qemu_version
+from vmpool.tools import (
+    BENCH_TOOLS,
+    QEMU,
+    QEMU_SINCE,
+    TEST_TOOLS,
+    needed,
+    query_missing,
+    query_qemu_version,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,7 +49,14 @@ _TOO_OLD = {  # releases whose own QEMU is too old, and no backport exists
     "jammy": "6.2",
 }
 _WITH_BACKPORTS = "bookworm"  # its own QEMU is 7.2
-_BACKPORTED = frozenset({"qemu-system-x86", "qemu-utils", "seabios"})
+_BACKPORTED = frozenset(
+    {
+        *("qemu-system-x86", "qemu-utils", "seabios"),
+        # A libvirt that knows that QEMU, in one version; a gVisor that is not three years old.
+        *("libvirt-daemon-driver-qemu", "libvirt-daemon-common", "runsc"),
+    }
+)
+_GROUPS: dict[str, tuple[Tool, ...]] = {"tests": TEST_TOOLS, "bench": BENCH_TOOLS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +258,7 @@ async def _add_source(path: Path, text: str, report: apt.Report) -> None:
 
 def main() -> int:
     """Install what is missing; return the exit code."""
-    wanted = (*needed(), *TEST_TOOLS) if sys.argv[1:] == ["tests"] else needed()
+    wanted = (*needed(), *_GROUPS.get(" ".join(sys.argv[1:]), ()))
     try:
         asyncio.run(ensure(functools.partial(print, flush=True), wanted))
     except VmpoolError as err:

@@ -84,6 +84,32 @@ TEST_TOOLS = (
     Tool(name="fsck.erofs", package="erofs-utils", purpose="judges root file systems in tests"),
     Tool(name="curl", package="curl", purpose="runs the command lines that `vmpool up` prints"),
 )
+BENCH_TOOLS = (
+    Tool(name="crun", package="crun", purpose="runs the same line in a container, to compare"),
+    Tool(name="bwrap", package="bubblewrap", purpose="runs it in namespaces, to compare"),
+    Tool(name="runsc", package="runsc", purpose="runs it under gVisor, to compare"),
+    Tool(name="qemu-img", package="qemu-utils", purpose="makes the disk that savevm writes to"),
+    Tool(name="fsck.erofs", package="erofs-utils", purpose="writes an image out for containers"),
+    Tool(
+        name="libvirt's QEMU driver",
+        package="libvirt-daemon-driver-qemu",
+        purpose="restores the same guest, to compare",
+        files=("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so",),
+    ),
+    Tool(
+        name="libvirt_iohelper",
+        package="libvirt-daemon-common",
+        purpose="writes what libvirt saves",
+        files=("/usr/lib/libvirt/libvirt_iohelper",),
+    ),
+    Tool(
+        name="libvirt for Python",
+        package="python3-libvirt",
+        purpose="drives libvirt",
+        files=("/usr/lib/python3/dist-packages/libvirt.py",),
+    ),
+)
+"""What `make bench` compares with. None of it is needed: what is missing is skipped."""
 
 
 def needed() -> tuple[Tool, ...]:

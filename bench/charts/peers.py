@@ -70,7 +70,9 @@ def _row(panel: Axes, row: int, one: Series, reference: float | None) -> None:
     times = ""
     if reference and one.median != reference:
         factor = one.median / reference
-        times = f"   {factor:.0f} ×" if factor >= 10 else f"   {factor:.1f} ×"
+        times = (
+            f"   {factor:.0f} {style.TIMES}" if factor >= 10 else f"   {factor:.1f} {style.TIMES}"
+        )
     panel.text(
         max(one.samples) * 1.25,
         row,

@@ -32,6 +32,8 @@ WIDTH = 9.6
 
 _DPI = 144
 
+TIMES = "\N{MULTIPLICATION SIGN}"
+
 _SETTINGS: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,

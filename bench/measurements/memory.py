@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 
 from bench import smaps
 from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
+from bench.measurements.outputs import IMPORT, LIBRARY
 from bench.samples import Target
 from vmpool.clone import warm
-from vmpool.errors import HostError
+from vmpool.errors import GuestError, HostError
+from vmpool.model import Code, Exited
 
 if TYPE_CHECKING:
     from bench.subject import Subject
     from vmpool.clone import Clone
 
 UNSHARED = Target(value=45.0)
+IMPORT_TIMEOUT = 60.0
 LEAST_CLONES = 6
 """With fewer alive, what they share is not yet small in each one's share."""
 
@@ -40,6 +43,17 @@ async def measure(subject: Subject, pace: Pace, findings: Findings) -> None:
             await held.activate()
             await warm(held.agent, timeout=subject.stand.deadlines.warm)
         await _look("after its first run", subject, clones, findings, target=UNSHARED)
+        if LIBRARY in subject.image.manifest.packages:
+            for held in clones:
+                await _import(held)
+            await _look("after an import of numpy", subject, clones, findings, target=None)
+
+
+async def _import(clone: Clone) -> None:
+    async with clone.agent.execute(Code(source=IMPORT, timeout=IMPORT_TIMEOUT)) as execution:
+        end = [event async for event in execution][-1]
+    if end != Exited(exit_code=0):
+        raise GuestError(f"cannot import numpy in the guest: {end!r}", code="guest_unfit")
 
 
 async def _look(

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from bench.subject import Subject
 
 IMPORT = "import numpy; print(int(numpy.arange(4).sum()))"
-_LIBRARY = "python3-numpy"
+LIBRARY = "python3-numpy"
+"""The package that an image must have for it."""
+
 MORE_RUNS = 5
 """After the second, all of one series: a round trip of an execution."""
 
@@ -47,7 +49,7 @@ async def _once(subject: Subject, sandbox: str, findings: Findings) -> None:
 
 
 async def _import(subject: Subject, sandbox: str, findings: Findings, turn: int) -> None:
-    if _LIBRARY not in subject.image.manifest.packages:
+    if LIBRARY not in subject.image.manifest.packages:
         if not turn:
             findings.remark("import numpy: skipped: the image has none")
         return

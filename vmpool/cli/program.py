@@ -72,12 +72,21 @@ COMMANDS = {
         failure=ExitCode.NOT_RUN,
     ),
     "ps": Entry(module="ps", summary="List the processes of a sandbox that were started to stay."),
+    "port-forward": Entry(
+        module="port_forward",
+        summary="Have ports of this machine lead to ports of a sandbox, until Ctrl-C.",
+    ),
+    "url": Entry(module="url", summary="Print where a port of a sandbox is found."),
     "cp": Entry(
         module="copying", summary="Copy files and directories into a sandbox, or out of one."
     ),
     "watch": Entry(
         module="watching",
         summary="Print what happens in a directory of a sandbox, until it is gone or Ctrl-C.",
+    ),
+    "network": Entry(
+        module="network",
+        summary="See what a sandbox was denied on the network, and the packets that pass.",
     ),
     "sandbox": Entry(module="sandboxes", summary="Create, inspect, fill and kill sandboxes."),
     "pause": Entry(
@@ -104,6 +113,9 @@ COMMANDS = {
     "tenant": Entry(module="tenants", summary="Create, list, change and remove tenants."),
     "usage": Entry(module="usage", summary="Show what a tenant has, and what it may have."),
     "audit": Entry(module="audit", summary="Show who did what, or tried, the newest first."),
+    "bench": Entry(
+        module="bench", summary="Measure what vmpool costs here, beside what else could be run."
+    ),
     "doctor": Entry(module="diagnosis", summary="Say what this host lacks and how to mend it."),
     "version": Entry(
         module="version", summary="Print the versions of vmpool and of what it runs on."
