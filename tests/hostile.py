@@ -112,10 +112,17 @@ def write(_: dict[str, Any]) -> None:
 
 
 def fork_on(at: dict[str, Any]) -> None:
-    """Have as many processes as there can be; they are gone with this one."""
-    for _ in range(at["forks"]):
-        if os.fork() == 0:
-            signal.pause()
+    """Have as many processes as there can be, for a moment."""
+    children = []
+    try:
+        for _ in range(at["forks"]):
+            children.append(child := os.fork())
+            if child == 0:
+                signal.pause()
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def fill_disk(at: dict[str, Any]) -> None:
@@ -146,7 +153,7 @@ ATTEMPTS: tuple[Callable[[dict[str, Any]], None], ...] = (
     write,
     fill_disk,
     raise_limits,
-    fork_on,  # last: nothing can be started any more
+    fork_on,
 )
 
 

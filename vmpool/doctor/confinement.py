@@ -20,6 +20,7 @@ _PURPOSES = {
     Wall.NAMESPACES: "it finds no network, and no process but itself",
     Wall.ROOT: "it sees no file of the host but those that QEMU needs, and can write none",
     Wall.LANDLOCK: "the same, should it get around its root directory",
+    Wall.SECCOMP: "it asks the kernel for nothing that QEMU has no use for",
     Wall.CGROUP: "it takes no more memory, processes and processor time than its machine should",
 }
 _DETAILS = {
@@ -27,6 +28,7 @@ _DETAILS = {
     Wall.NAMESPACES: "network, processes, names and queues of its own for each",
     Wall.ROOT: "a root directory with what QEMU needs and nothing else",
     Wall.LANDLOCK: "rules for files, sockets and signals",
+    Wall.SECCOMP: "a filter of ours before QEMU's own",
     Wall.CGROUP: "memory, processes and processor time are limited",
 }
 

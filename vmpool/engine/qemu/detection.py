@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vmpool.engine.qemu import command
 from vmpool.engine.qemu.isolation import Isolation
-from vmpool.engine.qemu.jail import account, calls, cgroup, contents, landlock
+from vmpool.engine.qemu.jail import account, calls, cgroup, contents, landlock, seccomp
 from vmpool.engine.qemu.jail.root import Root
 from vmpool.engine.qemu.jail.wall import Lack, Wall
 from vmpool.errors import HostError
@@ -91,6 +91,7 @@ def around(needed: Contents | HostError) -> Isolation:
     with survey.trying(Wall.LANDLOCK):
         _require_landlock()
         readable = _paths(_told(needed).readable)
+    _try_seccomp(survey)
     return Isolation(
         walls=frozenset(survey.walls),
         uids=uids,
@@ -138,6 +139,11 @@ def _detect_as_user(survey: _Survey, needed: Contents | HostError) -> Isolation:
         readable = _paths(_told(needed).readable + contents.of_program(_UNSHARE[0]).readable)
     with survey.trying(Wall.NAMESPACES):
         _require_user_namespaces()
+    if Wall.NAMESPACES not in survey.walls:
+        _try_seccomp(survey)
+    else:
+        why = "the program that makes QEMU's namespaces needs calls that it refuses"
+        survey.lacks.append(Lack(wall=Wall.SECCOMP, why=why, remedy=_AS_ROOT))
     return Isolation(
         walls=frozenset(survey.walls),
         readable=readable,
@@ -145,6 +151,15 @@ def _detect_as_user(survey: _Survey, needed: Contents | HostError) -> Isolation:
         prefix=_UNSHARE if Wall.NAMESPACES in survey.walls else (),
         lacks=tuple(survey.lacks),
     )
+
+
+def _try_seccomp(survey: _Survey) -> None:
+    def restrict() -> None:
+        calls.forbid_new_privileges()
+        seccomp.restrict()
+
+    with survey.trying(Wall.SECCOMP):
+        _tried(restrict)
 
 
 def _told(needed: Contents | HostError) -> Contents:

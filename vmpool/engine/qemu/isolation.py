@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmpool.engine.qemu.jail import account, calls, cgroup, landlock, limits
+from vmpool.engine.qemu.jail import account, calls, cgroup, landlock, limits, seccomp
 from vmpool.engine.qemu.jail.account import Account
 from vmpool.engine.qemu.jail.cgroup import Cgroup
 from vmpool.engine.qemu.jail.limits import Limits
@@ -128,6 +128,8 @@ class Jail:
             )
         if self.account is not None:
             calls.become(self.account.uid, self.account.groups)
+        if Wall.SECCOMP in walls:
+            seccomp.restrict()
 
     def impose_limits(self, pid: int) -> None:
         """Hold a process to what it may use, but for its group's part.

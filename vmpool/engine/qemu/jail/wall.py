@@ -17,6 +17,8 @@ class Wall(StrEnum):
     """A root directory with what it needs to run and nothing else, which cannot be written."""
     LANDLOCK = "landlock"
     """The same once more, by rules of the kernel that hold whatever its account may."""
+    SECCOMP = "seccomp"
+    """No system calls that it has no use for."""
     CGROUP = "cgroup"
     """No more memory, processes and processor time than its machine should take."""
 
