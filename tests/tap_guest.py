@@ -114,7 +114,7 @@ def echo_request(text: bytes) -> bytes:
 def checksum(data: bytes) -> int:
     """Return the checksum of RFC 1071."""
     padded = data + bytes(len(data) % 2)
-    total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
