@@ -9,12 +9,28 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from vmpool.client import blocking, blocking_files, blocking_processes
+from vmpool.client import (
+    blocking,
+    blocking_files,
+    blocking_network,
+    blocking_ports,
+    blocking_processes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-BLOCKS = {"sandbox", "exec", "interact", "stream", "watch", "archive"}
+BLOCKS = {
+    "sandbox",
+    "exec",
+    "interact",
+    "stream",
+    "watch",
+    "archive",
+    "follow",
+    "capture",
+    "forward",
+}
 ITERATORS = {"sandboxes"}
 AT_ONCE = {"attach", "detach", "find"}
 
@@ -27,6 +43,9 @@ _TWINS = (
     blocking.Execution,
     blocking.Interaction,
     blocking_files.Files,
+    blocking_network.Network,
+    blocking_ports.Port,
+    blocking_ports.Ports,
     blocking_processes.Processes,
     blocking_processes.Process,
     blocking_processes.Attachment,
@@ -52,6 +71,9 @@ class Twin:
         if callable(value):
             return lambda *words, **options: _called(value, *words, **options)
         return _twin(value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return _twin(self.behind[key])
 
     def __repr__(self) -> str:
         return repr(self.behind)

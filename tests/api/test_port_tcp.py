@@ -80,8 +80,11 @@ async def test_a_port_that_is_closed_is_told_before_the_upgrade(sandbox: Sandbox
         async with carried(sandbox, port):
             pytest.fail("it was opened")
     assert caught.value.status == 502
-    path = f"/v1/sandboxes/{sandbox.id}/tcp/{port}"
-    assert (await sandbox.server.call("GET", path))[1]["code"] == "upgrade_required"
+    path = f"/v1/sandboxes/{sandbox.id}/tcp/"
+    assert (await sandbox.server.call("GET", f"{path}{port}"))[1]["code"] == "port_closed"
+    async with saying(b"") as port:
+        status, problem = await sandbox.server.call("GET", f"{path}{port}")
+    assert (status, problem["code"]) == (426, "upgrade_required")
 
 
 async def test_a_sandbox_that_ends_tells_those_who_are_connected(sandbox: Sandbox) -> None:

@@ -131,7 +131,6 @@ class Reach:
         request[edge.ROUTE] = tcp.PATH
         id, port = _named(request)
         visit = await self.admit(request, id, port)
-        tcp.require_socket(request)
         sandbox = await self._host.awake(id, owner=visit.owner)
         connecting = request.app[CONNECTIONS].to(sandbox, port)
         return await tcp.carry(request, connecting, self._limits)

@@ -35,32 +35,21 @@ class End(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 _END = b'{"eof":true}'
 
 
-def require_socket(request: web.Request) -> None:
-    """Refuse a request that opens no WebSocket.
-
-    Raises:
-        InvalidRequestError: `upgrade_required`.
-    """
-    if not web.WebSocketResponse().can_prepare(request):
-        raise InvalidRequestError(
-            "this is a WebSocket",
-            code="upgrade_required",
-            remedy="for HTTP ask for .../ports/PORT/, for anything else: vmpool port-forward",
-        )
-
-
 async def carry(
     request: web.Request, connecting: AbstractAsyncContextManager[Traffic], limits: Limits
 ) -> web.StreamResponse:
     """Connect, open the socket and carry bytes until both sides have ended, or the caller leaves.
 
     Raises:
+        InvalidRequestError: `upgrade_required`.
         VmpoolError: As `connecting`, before the socket is open; what fails later closes it.
     """
     socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES, decode_text=False, compress=False)
     code, reason = WSCloseCode.OK, ""
     try:
         async with connecting as traffic:
+            # Not before: who was refused a socket asks without one to be told why.
+            _require_socket(socket, request)
             await socket.prepare(request)
             await _converse(socket, traffic, limits)
     except sockets.PeerLeftError:
@@ -73,6 +62,15 @@ async def carry(
         reason = err.error_code
     await socket.close(code=code, message=reason.encode())
     return socket
+
+
+def _require_socket(socket: web.WebSocketResponse, request: web.Request) -> None:
+    if not socket.can_prepare(request):
+        raise InvalidRequestError(
+            "this is a WebSocket",
+            code="upgrade_required",
+            remedy="for HTTP ask for .../ports/PORT/, for anything else: vmpool port-forward",
+        )
 
 
 async def _converse(socket: web.WebSocketResponse, traffic: Traffic, limits: Limits) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Unpack
 from vmpool.client.asynchronous import AsyncClient
 from vmpool.client.blocking_files import Files
 from vmpool.client.blocking_network import Network
+from vmpool.client.blocking_ports import Ports
 from vmpool.client.blocking_processes import Processes
 from vmpool.client.portal import Portal, entered, iterated
 from vmpool.errors import VmpoolError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         TaskOptions,
         TemplateOptions,
     )
+    from vmpool.client.ports import Forward
     from vmpool.client.result import Result
     from vmpool.client.sandbox import AsyncSandbox
     from vmpool.client.values import (
@@ -156,6 +158,7 @@ class Sandbox:
         self.files = Files(portal, behind.files)
         self.processes = Processes(portal, behind.processes)
         self.contexts = Contexts(portal, behind.contexts)
+        self.ports = Ports(portal, behind.ports)
         self.network = Network(portal, behind.network)
         self._portal = portal
         self._behind = behind
@@ -186,6 +189,12 @@ class Sandbox:
         """As `AsyncSandbox.interact`."""
         with entered(self._portal, self._behind.interact(code, **options)) as behind:
             yield Interaction(self._portal, behind)
+
+    def forward(
+        self, port: int, local_port: int = 0
+    ) -> contextlib.AbstractContextManager[Forward]:
+        """As `AsyncSandbox.forward`."""
+        return self.ports[port].forward(local_port)
 
     def look(self) -> SandboxInfo:
         """As `AsyncSandbox.look`."""

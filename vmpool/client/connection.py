@@ -217,6 +217,26 @@ class Connection:
                 case _:
                     return
 
+    async def frames(self, opened: aiohttp.ClientWebSocketResponse) -> AsyncGenerator[bytes | str]:
+        """Yield a WebSocket's messages until it is closed in order.
+
+        Raises:
+            InfrastructureError: `server_lost` when it broke off; with the server's own code when it
+                said one.
+        """
+        while True:
+            with self._watched():
+                message = await opened.receive()
+            match message.type:
+                case aiohttp.WSMsgType.TEXT | aiohttp.WSMsgType.BINARY:
+                    yield message.data
+                case aiohttp.WSMsgType.CLOSE if message.data == aiohttp.WSCloseCode.OK:
+                    return
+                case aiohttp.WSMsgType.CLOSE if message.extra:
+                    raise InfrastructureError("the server broke it off", code=str(message.extra))
+                case _:
+                    raise self._lost(opened.exception() or ConnectionError("broken"))
+
     async def send(self, opened: aiohttp.ClientWebSocketResponse, message: bytes | str) -> None:
         """Send one message over a WebSocket.
 

@@ -16,6 +16,7 @@ from vmpool.client.contexts import AsyncContexts
 from vmpool.client.execution import AsyncExecution, AsyncInteraction, drain
 from vmpool.client.files import AsyncFiles
 from vmpool.client.options import CellOptions, ExecOptions, ForkOptions, TaskOptions, body_of
+from vmpool.client.ports import AsyncPorts, Forward
 from vmpool.client.problem import error_of
 from vmpool.client.processes import AsyncProcesses
 from vmpool.client.values import CheckpointInfo, Forked, ForkedChild, SandboxInfo, read
@@ -40,6 +41,7 @@ class AsyncSandbox:
         files: Its file system.
         processes: Its programs that were started to stay.
         contexts: Its interpreters that keep their state.
+        ports: What listens in it.
         created: What the server said when it was made; `None` when it was there before.
     """
 
@@ -50,6 +52,7 @@ class AsyncSandbox:
         self.files = AsyncFiles(connection, id)
         self.processes = AsyncProcesses(connection, id)
         self.contexts = AsyncContexts(connection, id)
+        self.ports = AsyncPorts(connection, id)
         self.created = created
         self.detached = False
         self._connection = connection
@@ -131,6 +134,12 @@ class AsyncSandbox:
             asked = msgspec.json.encode(body_of(code, options)).decode()
             await self._connection.send(socket, asked)
             yield AsyncInteraction(self._connection, socket, execution)
+
+    def forward(
+        self, port: int, local_port: int = 0
+    ) -> contextlib.AbstractAsyncContextManager[Forward]:
+        """Have a port of this machine lead to one of it for a block; see `AsyncPort.forward`."""
+        return self.ports[port].forward(local_port)
 
     async def look(self) -> SandboxInfo:
         """Return what the server says of it now.
