@@ -28,7 +28,9 @@ from vmpool.errors import (
 from vmpool.lineages import Lineage, Lineages
 from vmpool.model import Accelerator, Transport
 from vmpool.pool import Pool
-from vmpool.store import ImageRow, TemplateRow
+from vmpool.quota import Usage
+from vmpool.store import LOCAL, ImageRow, TemplateRow
+from vmpool.template_key import key_of, name_of, owner_of, visible
 from vmpool.vouching import Vouching
 
 if TYPE_CHECKING:
@@ -94,11 +96,15 @@ class Catalogue:
     def in_use(self, in_use: Callable[[], Collection[str]]) -> None:
         self._lineages.in_use = in_use
 
-    async def lineage(self, base: Base | str) -> Lineage:
+    async def lineage(self, base: Base | str, *, owner: str | None = None) -> Lineage:
         """Return what descends from a snapshot restores over, and the pool that has its places.
 
         A template that names it comes first, and is waited for while it is brought up. Without one,
         the snapshot is checked the first time, and its pool gives out no clones of its own.
+
+        Args:
+            owner: Who needs a place: of several templates that name it, the tenant's own comes
+                before everybody's, and that before other tenants'.
 
         Raises:
             SnapshotError: `base_missing`; it is not here, or was made anew since. Else it is
@@ -107,11 +113,11 @@ class Catalogue:
             ImageError, NotFoundError: Its image is damaged or gone.
             CapacityError: `pool_closed`: the host is closing.
         """
-        found = await self._offered(base) or await self._lineages.find_fit(base)
+        found = await self._offered(base, owner) or await self._lineages.find_fit(base)
         await self._vouching.base(found.snapshot)
         return found
 
-    async def lineage_of_running(self, base: Base | str) -> Lineage:
+    async def lineage_of_running(self, base: Base | str, *, owner: str | None = None) -> Lineage:
         """Return what a machine that runs was restored over, whether or not another could be.
 
         A hypervisor that was replaced on the disk since, by a newer one, runs on.
@@ -119,14 +125,16 @@ class Catalogue:
         Raises:
             SnapshotError, CapacityError: As `lineage`, but it need not fit.
         """
-        return await self._offered(base) or await self._lineages.find(base)
+        return await self._offered(base, owner) or await self._lineages.find(base)
 
-    async def _offered(self, base: Base | str) -> Lineage | None:
+    async def _offered(self, base: Base | str, owner: str | None) -> Lineage | None:
         """Return the lineage of a template that names a snapshot, once it is brought up."""
         if self._closed:
             raise CapacityError("the host is closing", code="pool_closed")
         id = base if isinstance(base, str) else base.id
-        for entry in [each for each in self._entries.values() if each.snapshot_id == id]:
+        named = [each for each in self._entries.values() if each.snapshot_id == id]
+        nearest = {owner: 0, None: 1}
+        for entry in sorted(named, key=lambda each: nearest.get(owner_of(each.name), 2)):
             if entry.pool is None and entry.name in self._tasks:
                 await asyncio.wait((self._tasks[entry.name],))
             if (lineage := entry.lineage) is not None and self._entries.get(entry.name) is entry:
@@ -163,6 +171,26 @@ class Catalogue:
         To be told after one who needed it is gone. Goes on to its end when cancelled.
         """
         await uninterrupted(self._lineages.release(id, named=self._named))
+
+    def usage(self, owner: str) -> Usage:
+        """Return what a tenant's own templates count as in its quota."""
+        own = [each for each in self._entries.values() if owner_of(each.name) == owner]
+        return sum((each.usage for each in own), Usage())
+
+    def resolve(self, name: str, *, owner: str) -> str:
+        """Return the key of what a tenant calls by a name: its own goes before everybody's.
+
+        One that was never ready stands in nobody's way.
+
+        Raises:
+            NotFoundError: `template_not_found`.
+        """
+        keys = key_of(name, owner), name
+        for entries in (self._entries, self._coming):
+            for key in keys:
+                if key in entries:
+                    return key
+        raise self._absent(name, owner)
 
     @property
     def statuses(self) -> list[TemplateStatus]:
@@ -210,18 +238,23 @@ class Catalogue:
             NotFoundError: `image_not_found`.
             ImageError: The image is damaged.
             InvalidRequestError: The machine or its limits are not possible.
+            QuotaError: It is a tenant's own, and its spares are more than that may have.
             ConflictError: `template_busy`: another call makes it at this moment.
             CapacityError: `pool_closed`: the host is closing.
             EngineError, GuestError, DiskFullError: As `template.make`.
         """
-        self._require_idle(request.name)
+        self._require_idle(request.key)
         image = self._ground.images.load(request.image)
         entry = draft.requested(self._ground, request, image)
-        self._coming[entry.name] = entry
-        try:
-            await self._work(entry.name, self._make(entry, image, progress))
-        finally:
-            del self._coming[entry.name]
+        quotas = self._ground.quotas
+        await quotas.refresh()
+        self._require_idle(request.key)
+        with quotas.take(request.owner or LOCAL, entry.usage):
+            self._coming[entry.name] = entry
+            try:
+                await self._work(entry.name, self._make(entry, image, progress))
+            finally:
+                del self._coming[entry.name]
         return entry.status
 
     async def restore_saved(self, *, progress: Callable[[str], None]) -> None:
@@ -339,13 +372,17 @@ class Catalogue:
     def _entry(self, name: str) -> Entry:
         entry = self._entries.get(name) or self._coming.get(name)
         if entry is None:
-            known = ", ".join(sorted(self._entries)) or "none"
-            raise NotFoundError(
-                f"there is no template {name!r}",
-                code="template_not_found",
-                remedy=f"templates here: {known}",
-            )
+            raise self._absent(name_of(name), owner_of(name) or "")
         return entry
+
+    def _absent(self, name: str, owner: str) -> NotFoundError:
+        """Return, as an error to raise, that there is none, and what there is for a tenant."""
+        known = sorted({name_of(key) for key in self._entries if visible(key, owner)})
+        return NotFoundError(
+            f"there is no template {name!r}",
+            code="template_not_found",
+            remedy=f"templates here: {', '.join(known) or 'none'}",
+        )
 
     async def _bring_up(
         self, entry: Entry, image: Image, progress: Callable[[str], None]

@@ -100,8 +100,8 @@ class Creation:
             CapacityError: No clone within `wait` seconds, or the queue is full.
         """
         await self._quotas.refresh()
-        pool = self._catalogue.pool(claim.template)
-        status = self._catalogue.status(claim.template)
+        key = self._catalogue.resolve(claim.template, owner=claim.owner)
+        pool, status = self._catalogue.pool(key), self._catalogue.status(key)
         assert status.snapshot is not None
         share = share_of(status.spec)
         began = time.perf_counter_ns()

@@ -39,9 +39,9 @@ def requested(ground: Ground, request: TemplateRequest, image: Image) -> Entry:
             f"memory of {memory_bytes} bytes is no multiple of 1 MiB", code="invalid_machine"
         )
     disk_bytes = defaults.disk_bytes if request.disk_bytes is None else request.disk_bytes
-    limits = request.limits or _limits(ground.settings, request.name, defaults.ready)
+    limits = request.limits or _limits(ground.settings, request.key, defaults.ready)
     return Entry(
-        name=request.name,
+        name=request.key,
         digest=image.digest,
         image_name=image.name,
         spec=_spec(

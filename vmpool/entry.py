@@ -13,6 +13,8 @@ from vmpool import template
 from vmpool.lineages import Lineage
 from vmpool.model import MachineSpec
 from vmpool.policy import Census, Limits
+from vmpool.quota import Usage
+from vmpool.template_key import key_of, owner_of
 
 if TYPE_CHECKING:
     from vmpool.clone import Clone
@@ -35,14 +37,21 @@ class TemplateRequest:
 
     Attributes:
         image: Name or digest of an image in the library.
+        owner: The tenant that it is for alone; `None` for everybody.
     """
 
     name: str
     image: str
+    owner: str | None = None
     limits: Limits | None = None
     memory_bytes: int | None = None
     vcpus: int | None = None
     disk_bytes: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What it is known by."""
+        return key_of(self.name, self.owner)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +59,7 @@ class TemplateStatus:
     """One template at one moment.
 
     Attributes:
+        name: Its key: after its tenant's id, if it is one's own.
         image: Digest of its image; `image_name` is what that was called.
         snapshot: Id of its snapshot, `None` until there is one.
         error: Why it failed, or why its pool cannot restore at present; empty otherwise.
@@ -101,6 +111,21 @@ class Entry:
     def snapshot_id(self) -> str:
         """Name of its snapshot, whether there is one yet or not."""
         return template.snapshot_id(self.digest, self.spec)
+
+    @property
+    def usage(self) -> Usage:
+        """What it counts as in its tenant's quota: clones that nobody holds yet, and its snapshot.
+
+        Everybody's count in nobody's.
+        """
+        if owner_of(self.name) is None:
+            return Usage()
+        share, ready = self.spec, self.limits.ready
+        return Usage(
+            vcpus=ready * share.vcpus,
+            memory_bytes=ready * share.memory_bytes,
+            disk_bytes=share.memory_bytes + share.disk_bytes,
+        )
 
     @property
     def lineage(self) -> Lineage | None:

@@ -93,7 +93,7 @@ class Forking:
         """
         parent = holding.running()
         machine = parent.clone
-        lineage = await self._catalogue.lineage(holding.base_id)
+        lineage = await self._catalogue.lineage(holding.base_id, owner=parent.owner)
         seedling = _Seedling(
             key=machine.key,
             claim=_claim(parent, request),
@@ -109,7 +109,7 @@ class Forking:
             self._quotas.pace(parent.owner, request.count)
             state: asyncio.Future[tuple[Snapshot, int]] = asyncio.Future()
             births = [
-                asyncio.create_task(self._birth(place, lineage, state, seedling, room=room))
+                asyncio.create_task(self._birth(place, lineage, state, seedling, room))
                 for place, room in zip(places, rooms, strict=True)
             ]
             try:
@@ -137,7 +137,7 @@ class Forking:
             VmpoolError: No machine came up from it, or the journal could not take it.
         """
         began = time.perf_counter_ns()
-        lineage = await self._catalogue.lineage(kept.base_id)
+        lineage = await self._catalogue.lineage(kept.base_id, owner=claim.owner)
         await self._quotas.refresh()
         with contextlib.ExitStack() as undo:
             room = undo.enter_context(
@@ -166,7 +166,6 @@ class Forking:
         lineage: Lineage,
         state: asyncio.Future[tuple[Snapshot, int]],
         seedling: _Seedling,
-        *,
         room: Reservation,
     ) -> Sandbox:
         began = time.perf_counter_ns()

@@ -101,7 +101,7 @@ class Host:
             metrics=ground.metrics,
             quotas=ground.quotas,
         )
-        for count in (self._household.usage, vault.usage):
+        for count in (self._household.usage, vault.usage, catalogue.usage):
             self.quotas.count(count)
         self.ports = Ports(ground.store, self._household)
         self.networks = Networks(connecting, self._household, self._auditing)
@@ -440,7 +440,7 @@ class Host:
         Raises:
             SnapshotError: `base_missing`; the clone is still the caller's.
         """
-        lineage = await self.catalogue.lineage_of_running(row.base_id)
+        lineage = await self.catalogue.lineage_of_running(row.base_id, owner=row.owner)
         lineage.pool.admit(clone)
         return self._household.recall(
             row, clone=clone, pool=lineage.pool, share=share_of(lineage.snapshot.spec)

@@ -162,7 +162,7 @@ class Pausing:
         if sandbox.state is not SandboxState.PAUSED:
             return False
         kept = self._state_of(sandbox)
-        lineage = await self._catalogue.lineage(holding.base_id)
+        lineage = await self._catalogue.lineage(holding.base_id, owner=sandbox.owner)
         await self._quotas.refresh()
         holding.share = share_of(lineage.snapshot.spec)
         with self._quotas.take(sandbox.owner, holding.share) as room:

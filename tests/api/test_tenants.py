@@ -164,11 +164,17 @@ async def _entries(server: Server, sandbox: str, action: str) -> list[dict[str, 
     return list(log["entries"])
 
 
+async def allow(server: Server, tenant: str, **quota: int) -> None:
+    """Set a tenant's limits, as if two seconds ago."""
+    await server.host.store.tenants.change(tenant, name=None, quota=dict(quota))
+    server.host.quotas._asked_at = float("-inf")
+
+
 async def test_what_is_too_much_is_refused_with_what_is_used_and_when_to_come_back(
     server: Server,
 ) -> None:
     quota = {"sandboxes": 1, "creates_per_minute": 3}
-    await server.host.store.tenants.change(server.owner, name=None, quota=dict(quota))
+    await allow(server, server.owner, **quota)
     await server.make_sandbox()
     async with server.session.post(f"{server.url}/v1/sandboxes", json={}) as response:
         problem = await response.json(content_type=None)
@@ -226,3 +232,62 @@ async def test_a_command_line_makes_changes_and_removes_tenants(server: Server) 
 
 def test_the_command_line_and_the_interface_know_the_same_resources(server: Server) -> None:
     assert list(_RESOURCES) == [*server.host.quotas.of("any").__dataclass_fields__]
+
+
+async def test_a_tenants_own_template_is_its_own_and_goes_before_everybodys(server: Server) -> None:
+    scopes = frozenset({Scope.SANDBOXES, Scope.TEMPLATES})
+    maker, row = await server.host.store.tokens.add("maker", scopes)
+    other, _ = await server.host.store.tokens.add("other", scopes)
+
+    async def ask(token: str, method: str, path: str, **body: Any) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {token}"}
+        sent = body if method == "POST" else None
+        return await server.call(method, f"/v1/{path}", headers=headers, json=sent)
+
+    limits = {"ready": 0}
+    own = {"image": "python", "limits": limits, "memory_bytes": 128 << 20}
+    assert (await ask(maker, "POST", "templates", name="python", **own))[0] == 201
+    assert (await ask(maker, "POST", "templates", name="secret-plan", **own))[0] == 201
+
+    _, mine = await ask(maker, "GET", "templates/python")
+    _, theirs = await ask(other, "GET", "templates/python")
+    assert (mine["name"], mine["tenant"], mine["memory_bytes"]) == ("python", row.id, 128 << 20)
+    assert (theirs["name"], theirs["tenant"], theirs["memory_bytes"]) == ("python", None, 256 << 20)
+
+    status, problem = await ask(other, "POST", "sandboxes", template="secret-plan")
+    assert (status, problem["code"]) == (404, "template_not_found")
+    assert "secret-plan" not in problem["remedy"]
+    for method, path in (("GET", "templates/secret-plan"), ("DELETE", "templates/secret-plan")):
+        assert (await ask(other, method, path))[0] == 404
+        assert (await ask(other, method, f"{path}?tenant={row.id}"))[0] == 403
+    _, listed = await ask(other, "GET", "templates")
+    assert ([each["name"] for each in listed["templates"]], listed["bases"]) == (["python"], [])
+    _, listed = await ask(server.token, "GET", "templates")
+    assert {each["tenant"] for each in listed["templates"]} == {None, row.id}
+
+    status, made = await ask(maker, "POST", "sandboxes")
+    assert (status, made["template"]) == (201, "python")
+    assert server.host.quotas.used(row.id).memory_bytes == 128 << 20
+    assert (await ask(maker, "POST", f"sandboxes/{made['id']}/pause"))[0] == 200
+    assert (await ask(maker, "POST", f"sandboxes/{made['id']}/resume"))[0] == 200
+    key = f"{row.id}/python"
+    assert server.host.catalogue.status(key).census.held == 1
+    assert server.host.catalogue.status("python").census.held == 0
+
+    assert (await ask(maker, "DELETE", "templates/python"))[0] == 204
+    status, problem = await ask(maker, "DELETE", "templates/python")
+    assert (status, problem["code"]) == (403, "scope_missing")
+    path = f"templates/secret-plan?tenant={row.id}"
+    assert (await ask(server.token, "DELETE", path))[0] == 204
+    _, log = await ask(server.token, "GET", f"audit?action=template.remove&owner={row.id}")
+    assert [each["subject"] for each in log["entries"]] == [key]
+
+
+async def test_spares_of_a_tenants_own_template_are_within_its_quota(server: Server) -> None:
+    token, row = await server.host.store.tokens.add("maker", frozenset({Scope.TEMPLATES}))
+    await allow(server, row.id, vcpus=3)
+    body = {"name": "mine", "image": "python", "limits": {"ready": 4, "total": 4}}
+    headers = {"Authorization": f"Bearer {token}"}
+    status, problem = await server.call("POST", "/v1/templates", json=body, headers=headers)
+    assert (status, problem["limits"]) == (429, {"vcpus": 3})
+    assert [each.name for each in server.host.catalogue.statuses] == ["python"]

@@ -381,10 +381,17 @@ class LimitsAnswer(Struct, frozen=True, kw_only=True):
     memory_bytes: int | None
 
 
+class TemplateQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose; left out, your tenant's own goes before everybody's. Others' are for operators."""
+
+    tenant: Annotated[str, Meta(pattern="^[a-z0-9]{1,64}$")] | None = None
+
+
 class TemplateAnswer(Struct, frozen=True, kw_only=True):
-    """A template: the name of a snapshot, and its pool."""
+    """A template: the name of a snapshot, and its pool; `tenant` is null for everybody's."""
 
     name: str
+    tenant: str | None
     state: Literal["ready", "building", "failed"]
     error: str
     image: str

@@ -117,11 +117,12 @@ ROUTES: Final[tuple[Route, ...]] = (
     *CONTEXT_ROUTES,
     *FILE_ROUTES,
     *PORT_ROUTES,
+    *NETWORK_ROUTES,
     Route(
         method="GET",
         path="/v1/templates",
         name="list_templates",
-        summary="List all templates with their pools",
+        summary="List the templates that are there for you, with their pools",
         access=Access.TOKEN,
         answers=(Answer(body=bodies.TemplateList, media=JSON),),
         **reads(bodies.Nothing, templates.list_all),
@@ -133,7 +134,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         summary="Make a template of an image; it is ready when the answer comes",
         access=Access.TEMPLATES,
         answers=(Answer(status=201, body=bodies.TemplateAnswer, media=JSON),),
-        problems=(404, 409, 502, 507),
+        problems=(404, 409, 429, 502, 507),
         **takes(bodies.CreateTemplate, templates.create),
     ),
     Route(
@@ -144,7 +145,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         access=Access.TOKEN,
         answers=(Answer(body=bodies.TemplateAnswer, media=JSON),),
         problems=(404,),
-        **reads(bodies.Nothing, templates.look),
+        **reads(bodies.TemplateQuery, templates.look),
     ),
     Route(
         method="DELETE",
@@ -153,8 +154,8 @@ ROUTES: Final[tuple[Route, ...]] = (
         summary="Remove a template with its snapshot; its sandboxes live on",
         access=Access.TEMPLATES,
         answers=(Answer(status=204),),
-        problems=(404, 409),
-        **reads(bodies.Nothing, templates.remove),
+        problems=(403, 404, 409),
+        **reads(bodies.TemplateQuery, templates.remove),
     ),
     Route(
         method="GET",
@@ -167,8 +168,6 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         method="GET",
-    Route(
-        method="GET",
         path="/v1/usage",
         name="read_usage",
         summary="Return what your tenant has, and what it may have",
@@ -177,6 +176,8 @@ ROUTES: Final[tuple[Route, ...]] = (
         problems=(403,),
         **reads(usage.UsageQuery, usage.read),
     ),
+    Route(
+        method="GET",
         path="/v1/audit",
         name="read_audit",
         summary="Return who did what, the newest first",

@@ -12,7 +12,9 @@ from aiohttp import web
 from vmpool.api import bodies, views
 from vmpool.api.route import answer
 from vmpool.catalogue import TemplateRequest
+from vmpool.errors import ForbiddenError
 from vmpool.policy import Limits
+from vmpool.template_key import key_of, name_of, owner_of, visible
 
 if TYPE_CHECKING:
     from vmpool.api.route import Call
@@ -21,10 +23,14 @@ log = logging.getLogger(__name__)
 
 
 async def create(call: Call, body: bodies.CreateTemplate) -> web.Response:
-    """Boot an image, save it as a template and fill its pool; the answer comes when it is ready."""
+    """Boot an image, save it as a template and fill its pool; the answer comes when it is ready.
+
+    An operator's is everybody's, and any other tenant's its own.
+    """
     request = TemplateRequest(
         name=body.name,
         image=body.image,
+        owner=None if call.caller.operates else call.caller.owner,
         limits=None if body.limits is None else _limits(body.limits),
         memory_bytes=body.memory_bytes,
         vcpus=body.vcpus,
@@ -35,7 +41,7 @@ async def create(call: Call, body: bodies.CreateTemplate) -> web.Response:
         log.info("request=%s template=%s: %s", call.id, body.name, step)
 
     status = await call.host.catalogue.add(request, progress=report)
-    call.host.audit(call.caller.owner, "template.create", body.name, {"image": body.image})
+    call.host.audit(call.caller.owner, "template.create", request.key, {"image": body.image})
     return answer(views.template(status), status=201)
 
 
@@ -46,28 +52,54 @@ def _limits(asked: bodies.PoolLimits) -> Limits:
 
 
 async def list_all(call: Call, _: bodies.Nothing) -> web.Response:
-    """List all templates."""
-    catalogue = call.host.catalogue
-    bases = await catalogue.bases()
+    """List the templates that are there for the caller; for operators all."""
+    catalogue, caller = call.host.catalogue, call.caller
+    bases = await catalogue.bases() if caller.operates else {}
     return answer(
         bodies.TemplateList(
-            templates=[views.template(status) for status in catalogue.statuses],
+            templates=[
+                views.template(status)
+                for status in catalogue.statuses
+                if caller.operates or visible(status.name, caller.owner)
+            ],
             bases=[bodies.BaseAnswer(id=id, size_bytes=size) for id, size in bases.items()],
         )
     )
 
 
-async def look(call: Call, _: bodies.Nothing) -> web.Response:
+async def look(call: Call, query: bodies.TemplateQuery) -> web.Response:
     """Return one template."""
-    return answer(views.template(call.host.catalogue.status(call.request.match_info["name"])))
+    return answer(views.template(call.host.catalogue.status(_key(call, query))))
 
 
-async def remove(call: Call, _: bodies.Nothing) -> web.Response:
+async def remove(call: Call, query: bodies.TemplateQuery) -> web.Response:
     """Remove a template with its snapshot; its sandboxes live on."""
-    name = call.request.match_info["name"]
-    await call.host.catalogue.remove(name)
-    call.host.audit(call.caller.owner, "template.remove", name, {})
+    key = _key(call, query)
+    if not call.caller.operates and owner_of(key) != call.caller.owner:
+        raise ForbiddenError(
+            f"template {name_of(key)!r} is everybody's, and takes the scope 'operator'",
+            code="scope_missing",
+        )
+    await call.host.catalogue.remove(key)
+    call.host.audit(call.caller.owner, "template.remove", key, {})
     return web.Response(status=204)
+
+
+def _key(call: Call, query: bodies.TemplateQuery) -> str:
+    """Return which template is meant.
+
+    Raises:
+        NotFoundError: `template_not_found`; there is none, or it is another tenant's.
+        ForbiddenError: `scope_missing`; another tenant's is asked for by no operator.
+    """
+    name, caller = call.request.match_info["name"], call.caller
+    if query.tenant is None:
+        return call.host.catalogue.resolve(name, owner=caller.owner)
+    if query.tenant != caller.owner and not caller.operates:
+        raise ForbiddenError(
+            "other tenants' templates take a token with the scope 'operator'", code="scope_missing"
+        )
+    return key_of(name, query.tenant)
 
 
 async def list_images(call: Call, _: bodies.Nothing) -> web.Response:

@@ -12,6 +12,7 @@ from msgspec import UNSET
 from vmpool.api import bodies, codec, sandbox_bodies
 from vmpool.errors import Fault, TaskError, TaskMemoryError, TaskTimeoutError
 from vmpool.lifecycle import AutoResume
+from vmpool.template_key import name_of, owner_of
 
 if TYPE_CHECKING:
     from vmpool import policy
@@ -241,7 +242,8 @@ def pool(value: policy.Census) -> bodies.PoolAnswer:
 def template(value: TemplateStatus) -> bodies.TemplateAnswer:
     """Return a template and its pool."""
     return bodies.TemplateAnswer(
-        name=value.name,
+        name=name_of(value.name),
+        tenant=owner_of(value.name),
         state=value.state.value,
         error=value.error,
         image=value.image_name,

@@ -129,6 +129,7 @@ class TemplateInfo:
 
     Attributes:
         state: `ready`, `building` or `failed`; `error` says why it failed.
+        tenant: Whose it is alone; `None` for everybody's.
     """
 
     name: str
@@ -144,6 +145,7 @@ class TemplateInfo:
     accelerator: str
     limits: PoolLimits
     pool: PoolCensus
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

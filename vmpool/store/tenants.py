@@ -117,7 +117,7 @@ class Tenants:
 
         Raises:
             NotFoundError: `tenant_not_found`.
-            ConflictError: `tenant_in_use`; it has sandboxes or checkpoints, or is the operator's.
+            ConflictError: `tenant_in_use`; it has sandboxes, checkpoints or templates, or is the operator's.
         """
         now_ns = self._now_ns()
 
@@ -166,16 +166,17 @@ def find(db: Database, id_or_name: str) -> TenantRow:
 def _require_unused(db: Database, tenant: TenantRow) -> None:
     (held,) = db.query(
         """SELECT (SELECT count(*) FROM sandboxes WHERE owner = :id AND ended_ns IS NULL) +
-        (SELECT count(*) FROM checkpoints WHERE owner = :id) AS number""",
+        (SELECT count(*) FROM checkpoints WHERE owner = :id) +
+        (SELECT count(*) FROM templates WHERE name LIKE :id || '/%') AS number""",
         {"id": tenant.id},
     )
     if tenant.id == LOCAL:
         raise ConflictError("the operator's own tenant stays", code="tenant_in_use")
     if held["number"]:
         raise ConflictError(
-            f"tenant {tenant.name!r} has sandboxes or checkpoints",
+            f"tenant {tenant.name!r} has sandboxes, checkpoints or templates",
             code="tenant_in_use",
-            remedy="kill its sandboxes and remove its checkpoints first",
+            remedy="kill its sandboxes and remove its checkpoints and templates first",
         )
 
 
