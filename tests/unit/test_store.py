@@ -226,8 +226,25 @@ async def test_the_audit_log_tells_the_newest_first_and_can_be_cut(tmp_path: Pat
             ("create", "ok"),
         ]
         assert log[1].detail == {"n": 4}
-        assert await store.audit.prune(keep=1) == 5
-        assert len(await store.audit.entries(100)) == 1
+        assert await store.audit.prune("local", keep=1) == 4
+        assert await store.audit.prune("local", keep=1) == 0
+        assert [row.subject for row in await store.audit.entries(100)] == ["x", "4"]
+        await store.audit.prune_all(keep=0)
+        assert await store.audit.entries(100) == []
+
+
+async def test_what_one_tenant_does_pushes_no_others_entries_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmpool.store.audit.PRUNE_EVERY", 5)
+    monkeypatch.setattr("vmpool.store.audit.KEEP_AUDIT", 3)
+    async with Store(tmp_path / "db") as store:
+        await store.audit.record("create", subject="quiet", tenant_id="a")
+        for number in range(20):
+            await store.audit.record("run", subject=str(number), tenant_id="b")
+        log = await store.audit.entries(100)
+        assert len(log) <= 1 + 3 + 5
+        assert log[-1].subject == "quiet"
 
 
 async def test_the_past_is_forgotten_while_new_rows_come(

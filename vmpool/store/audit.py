@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
 DETAIL_BYTES = 512
 """What an entry's detail may take; one that would take more is cut."""
 
-KEEP_AUDIT = 1_000_000
-"""Entries that are kept."""
+KEEP_AUDIT = 250_000
+"""Entries that are kept of each tenant: what one does pushes out nobody else's."""
 
 PRUNE_EVERY = 1000
-"""New entries between two prunings, while the journal is open."""
+"""New entries of a tenant between two prunings of its own, while the journal is open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,7 @@ class Audit:
     def __init__(self, journal: Journal, now_ns: Callable[[], int]) -> None:
         self._journal = journal
         self._now_ns = now_ns
-        self._grown = 0
+        self._grown: Counter[str] = Counter()
 
     async def record(
         self,
@@ -76,10 +77,10 @@ class Audit:
         detail: dict[str, Any] | None = None,
     ) -> None:
         """Record that somebody did or tried something. *Not idempotent.*"""
-        self._grown += 1
-        if self._grown >= PRUNE_EVERY:
-            self._grown = 0
-            await self.prune(keep=KEEP_AUDIT)  # first: who meets an error has no row
+        self._grown[tenant_id] += 1
+        if self._grown[tenant_id] >= PRUNE_EVERY:
+            del self._grown[tenant_id]
+            await self.prune(tenant_id, keep=KEEP_AUDIT)  # first: who meets an error has no row
         entry = AuditRow(
             time_ns=self._now_ns(),
             tenant_id=tenant_id,
@@ -108,14 +109,23 @@ class Audit:
         )
         return [AuditRow(**row | {"detail": json.loads(row["detail"])}) for row in rows]
 
-    async def prune(self, *, keep: int) -> int:
-        """Forget all but the last `keep` entries; return how many."""
+    async def prune_all(self, *, keep: int) -> None:
+        """Forget all but the last `keep` entries of each tenant."""
+        rows = await self._journal.run(
+            lambda db: [*db.query("SELECT DISTINCT tenant_id FROM audit")]
+        )
+        for row in rows:
+            await self.prune(row["tenant_id"], keep=keep)
+
+    async def prune(self, tenant_id: str, *, keep: int) -> int:
+        """Forget all but the last `keep` entries of a tenant; return how many."""
         return await self._journal.run(
             lambda db: (
                 db.execute(
-                    """DELETE FROM audit WHERE id IN (
-                    SELECT id FROM audit ORDER BY id DESC LIMIT -1 OFFSET ?)""",
-                    [keep],
+                    """DELETE FROM audit WHERE tenant_id = :it AND id <= (
+                    SELECT id FROM audit WHERE tenant_id = :it
+                    ORDER BY id DESC LIMIT 1 OFFSET :keep)""",
+                    {"it": tenant_id, "keep": keep},
                 ).rowcount
             )
         )

@@ -269,7 +269,7 @@ class Store:
     async def prune(self) -> None:
         """Forget what is older or more than is kept of the past."""
         await self._prune_sandboxes()
-        await self.audit.prune(keep=KEEP_AUDIT)
+        await self.audit.prune_all(keep=KEEP_AUDIT)
 
     async def _prune_sandboxes(self) -> None:
         long_ago_ns = self._now_ns() - KEEP_ENDED_NS

@@ -117,7 +117,7 @@ class Tenants:
 
         Raises:
             NotFoundError: `tenant_not_found`.
-            ConflictError: `tenant_in_use`; it has sandboxes, checkpoints or templates, or is the operator's.
+            ConflictError: `tenant_in_use`; something is its own, or it is the operator's.
         """
         now_ns = self._now_ns()
 
