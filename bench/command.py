@@ -83,7 +83,7 @@ def command(
     only: tuple[str, ...],
     json_file: Path | None,
 ) -> ExitCode | None:
-    """Measure what vmpool costs on this machine, beside what else could be run on it.
+    """Measure what vmpool costs here, beside what else could run the same.
 
     Opens the product on a state directory that no server uses at the time, and leaves it as it was.
     Targets that are missed are no failure; measurements that could not be made are.

@@ -114,7 +114,8 @@ COMMANDS = {
     "usage": Entry(module="usage", summary="Show what a tenant has, and what it may have."),
     "audit": Entry(module="audit", summary="Show who did what, or tried, the newest first."),
     "bench": Entry(
-        module="bench", summary="Measure what vmpool costs here, beside what else could be run."
+        module="bench",
+        summary="Measure what vmpool costs here, beside what else could run the same.",
     ),
     "doctor": Entry(module="diagnosis", summary="Say what this host lacks and how to mend it."),
     "version": Entry(
