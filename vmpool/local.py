@@ -7,17 +7,21 @@ needed by anyone else.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 TOKEN_FILE = "local-token"  # noqa: S105 -- a file's name
 SERVER_FILE = "local-server"
 
 _LIMIT_BYTES = 4096
+
+_LISTENING = "0A"  # TCP_LISTEN in include/net/tcp_states.h
 
 
 def token_path(state: Path) -> Path:
@@ -40,6 +44,44 @@ def read_server(state: Path) -> str:
         return _read(state / SERVER_FILE)
     except PermissionError:
         return ""
+
+
+def serves(state: Path, url: str) -> bool:
+    """Tell whether the account that the local token belongs to is the one that listens at `url`.
+
+    A server that is gone leaves its port to whoever takes it.
+    """
+    try:
+        owner = token_path(state).stat().st_uid
+        place = urlsplit(url)
+        host, port = place.hostname or "", place.port or 80
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except (OSError, ValueError):
+        return False
+    wanted = {_as_listed(address), _as_listed(ipaddress.IPv4Address(0))}
+    wanted.add(_as_listed(ipaddress.IPv6Address(0)))
+    accounts = {
+        uid for listed, uid in _listeners(port) if listed in wanted or address.is_unspecified
+    }
+    return accounts == {owner}
+
+
+def _listeners(port: int) -> Iterator[tuple[str, int]]:
+    """Yield the address, as the kernel lists it, and the account of all who listen on a port."""
+    for name in ("tcp", "tcp6"):  # proc_net(5)
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+                fields = line.split()
+                address, _, number = fields[1].partition(":")
+                if fields[3] == _LISTENING and int(number, 16) == port:
+                    yield address, int(fields[7])
+
+
+def _as_listed(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """Return an address in hexadecimal, in words of the processor's order."""
+    packed = address.packed
+    words = (packed[at : at + 4][::-1] for at in range(0, len(packed), 4))
+    return b"".join(words).hex().upper()
 
 
 def write_token(state: Path, token: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from vmpool.config import Address
 from vmpool.errors import HostError, InvalidRequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 LOOPBACK = Address(host="127.0.0.1", port=0)
@@ -132,13 +134,51 @@ def test_a_server_that_stops_leaves_the_address_of_its_successor(tmp_path: Path)
 def test_the_local_token_goes_to_this_host_alone(tmp_path: Path) -> None:
     local.write_token(tmp_path, "secret")
 
-    def token_for(server: str | None) -> str:
-        return find_endpoint(server=server, token=None, token_file=None, state=tmp_path).token
+    with listening("127.0.0.1") as port, listening("::1") as other:
+        for here in (f"http://127.0.0.1:{port}", f"localhost:{port}", f"http://[::1]:{other}/"):
+            assert token_for(here, tmp_path) == "secret"
+        far = (
+            f"http://192.0.2.1:{port}",
+            f"https://localhost.example:{port}",
+            f"http://x@y:{port}",
+        )
+        for elsewhere in far:
+            assert token_for(elsewhere, tmp_path) == ""
 
-    for here in (None, "http://127.0.0.1:1", "localhost:8700", "http://[::1]:8700/"):
-        assert token_for(here) == "secret"
-    for elsewhere in ("http://192.0.2.1:8700", "https://localhost.example", "http://x@y:1"):
-        assert token_for(elsewhere) == ""
+
+@contextlib.contextmanager
+def listening(host: str) -> Iterator[int]:
+    """Listen at an address for a block; yields the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        yield listener.getsockname()[1]
+
+
+def token_for(server: str | None, state: Path) -> str:
+    """Return what a client sends to a server, with nothing else to go by."""
+    return find_endpoint(server=server, state=state, environ={}).token
+
+
+def test_the_local_token_goes_to_nobody_when_its_server_is_gone(tmp_path: Path) -> None:
+    local.write_token(tmp_path, "secret")
+    with listening("127.0.0.1") as port:
+        url = f"http://127.0.0.1:{port}"
+        with local.announced(tmp_path, url):
+            assert token_for(None, tmp_path) == "secret"
+            assert token_for(None, tmp_path / "another") == ""
+    with local.announced(tmp_path, url):  # as after kill -9
+        assert token_for(None, tmp_path) == ""
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::", "0.0.0.0"])
+def test_the_local_token_does_not_go_to_another_account(tmp_path: Path, host: str) -> None:
+    local.write_token(tmp_path, "secret")
+    with listening(host) as port:
+        url = "http://[::1]" if host == "::" else "http://127.0.0.1"
+        assert token_for(f"{url}:{port}", tmp_path) == "secret"
+        if os.geteuid() == 0:
+            os.chown(local.token_path(tmp_path), 65534, 65534)
+            assert token_for(f"{url}:{port}", tmp_path) == ""
 
 
 def test_a_given_token_comes_before_a_found_one(tmp_path: Path) -> None:

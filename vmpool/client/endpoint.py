@@ -1,7 +1,8 @@
 """Endpoint: which server to talk to, and with which token.
 
 In order: what was given, the environment, and what a server on this host left in its state
-directory. A token that was found there is sent to servers on this host alone.
+directory. A token that was found there is sent to servers on this host alone, and to none but the
+account that it belongs to.
 """
 
 from __future__ import annotations
@@ -74,11 +75,19 @@ def find_endpoint(
         return Endpoint(url=url, token=environ[TOKEN_VARIABLE])
     if url != found and not _is_loopback(url):
         return Endpoint(url=url)
+    return _on_this_host(state, url)
+
+
+def _on_this_host(state: Path, url: str) -> Endpoint:
+    """Return the endpoint with the token that a server left, if that is who listens there."""
     try:
-        return Endpoint(url=url, token=local.read_token(state))
+        token = local.read_token(state)
     except PermissionError:
         path = local.token_path(state)
         return Endpoint(url=url, token_remedy=f"{path} holds one, but not for this account")
+    if token and not local.serves(state, url):
+        return Endpoint(url=url, token_remedy=f"no server on {state} listens at {url}")
+    return Endpoint(url=url, token=token)
 
 
 def found_state() -> Path:
