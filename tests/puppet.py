@@ -19,6 +19,7 @@ _WALL = 0x40000000  # linux/wait.h: __WALL
 _SYSCALL = b"\x0f\x05"
 _INTERRUPTED = -4  # what the call that the process waits in returns then; it asks again
 
+_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 _RED_ZONE_BYTES = 128  # of the ABI, below the stack's pointer
 _SPACE_BYTES = 1024
 
@@ -84,9 +85,7 @@ class Puppet:
         space = self._before.rsp - _RED_ZONE_BYTES - _SPACE_BYTES
         kept = os.pread(self._memory, _SPACE_BYTES, space)
         place = space
-        for name, argument in zip(
-            ("rdi", "rsi", "rdx", "r10", "r8", "r9"), arguments, strict=False
-        ):
+        for name, argument in zip(_ARGUMENTS, arguments, strict=False):
             if isinstance(argument, bytes):
                 os.pwrite(self._memory, argument + b"\0", place)
                 setattr(registers, name, place)

@@ -73,6 +73,7 @@ class QemuEngine:
         """
         version = await probe.query_version(binary)
         isolated = await asyncio.to_thread(detection.detect, binary, version)
+        isolated = await asyncio.to_thread(detection.limited, isolated)
         return cls(binary=binary, version=version, isolation=isolated)
 
     @property
@@ -84,6 +85,10 @@ class QemuEngine:
     def isolation(self) -> Isolation:
         """What every QEMU is cut off from."""
         return self._isolation
+
+    def behind(self, isolation: Isolation) -> QemuEngine:
+        """Return an engine that is like this one, but for what its QEMUs are started with."""
+        return QemuEngine(binary=self._binary, version=self._version, isolation=isolation)
 
     def close(self) -> None:
         """Give back what is kept to start QEMUs with, as `Engine.close`."""

@@ -77,7 +77,7 @@ def of_program(binary: str) -> Contents:
         )
     try:
         loader = _loader(Path(found))
-    except (OSError, struct.error, UnicodeDecodeError) as err:
+    except (OSError, struct.error, ValueError, OverflowError) as err:
         raise _unknown(binary, str(err)) from err
     if loader is None:
         return Contents(code=(Path(found),))
