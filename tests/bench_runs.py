@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from bench.charts import style
 from bench.record import (
     FindingRecord,
     HostRecord,
@@ -83,3 +85,13 @@ def run(*findings: FindingRecord, qemu: str = "10.0.2") -> Record:
 def written(record: Record) -> bytes:
     """Return a record as `--json` writes it."""
     return msgspec.json.encode(record)
+
+
+def open_fonts() -> None:
+    """Draw something in each face: matplotlib keeps a font open that it has used once."""
+    with style.applied():
+        drawn, (panel,) = style.figure(1.0)
+        panel.set_title("bold \N{CJK UNIFIED IDEOGRAPH-4E2D}")
+        panel.set_xlabel("plain \N{CJK UNIFIED IDEOGRAPH-4E2D}")
+        with warnings.catch_warnings(action="ignore"):
+            style.png(drawn)

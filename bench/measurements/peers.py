@@ -83,12 +83,14 @@ async def _opened(
 
 
 async def _rounds(turns: list[Turn], pace: Pace, findings: Findings) -> None:
-    began = time.monotonic()
     for number in pace.turns():
-        shift = number % max(1, len(turns))
-        for turn in turns[shift:] + turns[:shift]:
-            fair = (time.monotonic() - began) / len(turns)
-            if turn.failures < FAILURES_MOST and (not number or turn.spent <= fair):
+        taking_part = [turn for turn in turns if turn.failures < FAILURES_MOST]
+        if not taking_part:
+            return
+        shift = number % len(taking_part)
+        for turn in taking_part[shift:] + taking_part[:shift]:
+            fair = sum(other.spent for other in taking_part) / len(taking_part)
+            if not number or turn.spent <= fair:
                 await _once(turn, findings)
 
 

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import re
-import warnings
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from bench import page, record
-from bench.charts import style
 from bench.charts.gallery import CHARTS
 from tests import bench_runs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-
-def _open_fonts() -> None:
-    """Draw something in each face: matplotlib keeps a font open that it has used once."""
-    with style.applied():
-        drawn, (panel,) = style.figure(1.0)
-        panel.set_title("bold \N{CJK UNIFIED IDEOGRAPH-4E2D}")
-        panel.set_xlabel("plain \N{CJK UNIFIED IDEOGRAPH-4E2D}")
-        with warnings.catch_warnings(action="ignore"):
-            style.png(drawn)
-
-
-_open_fonts()  # before anybody counts descriptors
+bench_runs.open_fonts()  # before anybody counts descriptors
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{1}{0}$ & \x00"
 PARTS = {"guest RAM": {"private_bytes": 6_000_000}, EVIL: {"private_bytes": 9_000_000}}
