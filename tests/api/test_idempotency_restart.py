@@ -47,6 +47,8 @@ async def test_the_next_server_gives_the_same_sandbox_with_the_same_token(state:
     async with started(state) as first:
         status, made = await first.call("POST", SANDBOXES, json={}, headers=KEY)
         assert status == 201
+    token = made["access_token"].encode()
+    assert not [file for file in state.glob("vmpool.db*") if token in file.read_bytes()]
     async with started(state) as second:
         status, again = await second.call("POST", SANDBOXES, json={}, headers=KEY)
         assert (status, again) == (201, made)

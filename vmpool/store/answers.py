@@ -2,12 +2,12 @@
 
 A sandbox that was made for a request with an idempotency key carries that request's ticket until
 the answer is recorded, both in one transaction: a server that comes after a crash knows of which
-sandboxes nobody was ever told.
+sandboxes nobody was ever told. Answers hold access tokens, so they lie sealed on the disk.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqlite_utils import Database
 
     from vmpool.journal import Journal
+    from vmpool.trust.sealing import Sealing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +40,9 @@ class AnswerRow:
 class Answers:
     """The answers of a journal; all verbs raise as `Journal.run` does."""
 
-    def __init__(self, journal: Journal, now_ns: Callable[[], int]) -> None:
+    def __init__(self, journal: Journal, now_ns: Callable[[], int], sealing: Sealing) -> None:
         self._journal = journal
+        self._sealing = sealing
         self._now_ns = now_ns
 
     async def record(self, answer: AnswerRow, *, keep: int, within_ns: int) -> None:
@@ -50,7 +52,10 @@ class Answers:
             keep: How many of its owner's are kept; the oldest are forgotten.
             within_ns: All that are older are forgotten.
         """
-        row = asdict(answer) | {"made_ns": self._now_ns()}
+        body = answer.body
+        if body is not None:
+            body = self._sealing.seal_bytes(body, of=_owner_of(answer.ticket))
+        row = asdict(answer) | {"body": body, "made_ns": self._now_ns()}
 
         def record(db: Database) -> None:
             db.table("answers").insert(row, replace=True)
@@ -76,7 +81,17 @@ class Answers:
             )
             return [AnswerRow(**row) for row in found]
 
-        return await self._journal.run(recall)
+        return [self._opened(row) for row in await self._journal.run(recall)]
+
+    def _opened(self, row: AnswerRow) -> AnswerRow:
+        """Return a row as it was given; one that was sealed with a key that is lost has no body."""
+        if row.body is None:
+            return row
+        return replace(row, body=self._sealing.unseal_bytes(row.body, of=_owner_of(row.ticket)))
+
+
+def _owner_of(ticket: bytes) -> str:
+    return f"answer {ticket.hex()}"
 
 
 def _forget(db: Database, before_ns: int) -> None:

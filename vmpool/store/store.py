@@ -77,7 +77,7 @@ class Store:
         self.audit = Audit(self._journal, now_ns)
         self.checkpoints = Checkpoints(self._journal, self._sealing)
         self.exposures = Exposures(self._journal)
-        self.answers = Answers(self._journal, now_ns)
+        self.answers = Answers(self._journal, now_ns, self._sealing)
         self._now_ns = now_ns
         self._grown = 0
 

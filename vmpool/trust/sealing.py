@@ -59,24 +59,29 @@ class Sealing:
         Args:
             of: What they belong to, and open with.
         """
-        if not values:
-            return b""
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        data = msgspec.msgpack.encode(values)
-        return _VERSION + nonce + self._opened().encrypt(nonce, data, of.encode())
+        return self.seal_bytes(msgspec.msgpack.encode(values), of=of) if values else b""
 
     def unseal(self, sealed: bytes, *, of: str) -> dict[str, str] | None:
         """Return what was sealed; `None` when it was with another key, or for something else."""
         if not sealed:
             return {}
+        opened = self.unseal_bytes(sealed, of=of)
+        return None if opened is None else msgspec.msgpack.decode(opened, type=dict[str, str])
+
+    def seal_bytes(self, data: bytes, *, of: str) -> bytes:
+        """Return bytes as they may lie on disk, as `seal`."""
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        return _VERSION + nonce + self._opened().encrypt(nonce, data, of.encode())
+
+    def unseal_bytes(self, sealed: bytes, *, of: str) -> bytes | None:
+        """Return what was sealed, as `unseal`."""
         nonce, data = sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
         if sealed[:1] != _VERSION or len(nonce) != _NONCE_BYTES:
             return None
         try:
-            opened = self._opened().decrypt(nonce, data, of.encode())
+            return self._opened().decrypt(nonce, data, of.encode())
         except InvalidTag:
             return None
-        return msgspec.msgpack.decode(opened, type=dict[str, str])
 
     def _opened(self) -> AESGCM:
         assert self._cipher is not None, "not open"
