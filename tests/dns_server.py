@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -15,7 +16,6 @@ import dns.rdatatype
 import dns.rrset
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import AsyncIterator
 
 
@@ -85,6 +85,23 @@ class Zone:
             for record in dns.rrset.from_text(owner + ".", int(ttl), "IN", of, data):
                 rrset.add(record, int(ttl))
         return reply.to_wire(max_size=65_535)
+
+
+def loopback_sockets() -> tuple[socket.socket, socket.socket]:
+    """Return sockets for datagrams and for streams at one port that is free for both."""
+    while True:
+        datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        datagrams.bind(("127.0.0.1", 0))
+        try:
+            listener.bind(datagrams.getsockname())
+        except OSError:  # somebody else's for streams
+            datagrams.close()
+            listener.close()
+        else:
+            datagrams.setblocking(False)
+            listener.setblocking(False)
+            return datagrams, listener
 
 
 @contextlib.asynccontextmanager

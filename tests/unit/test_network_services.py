@@ -102,9 +102,7 @@ async def bed() -> AsyncIterator[Bed]:
     zone.add(f"files.pypi.org 300 IN A {SERVER}")
     async with contextlib.AsyncExitStack() as stack:
         wired = stack.enter_context(wired_slot(POLICY))
-        datagrams, listener = socket.socket(type=socket.SOCK_DGRAM), socket.socket()
-        datagrams.bind(("127.0.0.1", 0))
-        listener.bind(datagrams.getsockname())
+        datagrams, listener = dns_server.loopback_sockets()
         port = datagrams.getsockname()[1]
         await stack.enter_async_context(dns_server.serving(zone, datagrams, listener))
         for server_port in (443, 80):

@@ -214,7 +214,7 @@ def _decide(message: dns.message.Message, permission: Permission) -> Question | 
     asked = message.question[0]
     name = names.canonical(asked.name.labels[:-1])
     if name is None or not permission.allows_name(name):
-        return _refusal(message, Rule.NAME, _shown(asked.name))
+        return _refusal(message, Rule.NAME, name or _shown(asked.name))
     treatment = _TREATMENTS.get(asked.rdtype)
     if treatment is None:
         return _refusal(message, Rule.RECORD_TYPE, name)
