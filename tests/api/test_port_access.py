@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from tests.api.conftest import Serve
 from tests.api.port_servers import (
@@ -47,6 +48,22 @@ async def test_a_port_is_private_until_it_is_made_public(sandbox: Sandbox) -> No
         assert (await told(sandbox, port + 1 if port < 65535 else 1, {}))[0] == 401
         await sandbox.publish(port, "private")
         assert (await told(sandbox, port, {}))[0] == 401
+
+
+async def test_a_stranger_at_a_public_port_does_not_stay(serving: Serve) -> None:
+    api = ApiSettings(stranger_timeout=0.4)
+    async with asyncio.timeout(GRACE), serving(api=api) as server:
+        sandbox = await made(server)
+        async with saying(b"") as port:
+            pass
+        await sandbox.publish(port)
+        where = URL(server.url)
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        writer.write(f"GET {sandbox.path(port)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert await reader.readline() == b"HTTP/1.1 502 Bad Gateway\r\n"
+        await reader.read()  # to the end, which comes
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_all_ports_are_made_public_but_those_set_apart_later(sandbox: Sandbox) -> None:

@@ -7,12 +7,15 @@ request of it has been admitted; nothing that it sends meanwhile, however slowly
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmpool.config import ApiSettings
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,15 @@ class Door:
     def admit(self, request: web.Request) -> None:
         """Note that a request was let in: its connection is no stranger's any more."""
         self._admitted.add(request.protocol)
+
+    @contextlib.contextmanager
+    def visiting(self, request: web.Request) -> Iterator[None]:
+        """Let a stranger stay for a block; afterwards its connection is as it was."""
+        self._admitted.add(request.protocol)
+        try:
+            yield
+        finally:
+            self._admitted.discard(request.protocol)
 
     def meet(self, serving: web.Server) -> asyncio.Protocol:
         """Return who talks to a new connection."""

@@ -6,7 +6,8 @@ everywhere else. What opened it never reaches the guest.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -91,20 +92,13 @@ class Reach:
             if token := request.headers.get(name):
                 opened = await ports.opened_by(token, sandbox_id=sandbox_id, port=port)
                 if opened is not None:
-                    return self._visit(
-                        request, Visit(owner=opened.owner, afterwards=Afterwards.KEEP)
-                    )
+                    return Visit(owner=opened.owner, afterwards=Afterwards.KEEP)
         public = await ports.open_to_all(sandbox_id=sandbox_id, port=port)
         if public is not None:
-            return self._visit(request, Visit(owner=public.owner, afterwards=Afterwards.CLOSE))
+            return Visit(owner=public.owner, afterwards=Afterwards.CLOSE)
         caller = await self._gate.admit(request, Access.SANDBOX, sandbox_id=sandbox_id)
         auditing.BY.set(caller.token_id)
-        return self._visit(request, Visit(owner=caller.owner, afterwards=Afterwards.KEEP))
-
-    def _visit(self, request: web.Request, visit: Visit) -> Visit:
-        request.app[DOOR].admit(request)
-        request[edge.OWNER] = visit.owner
-        return visit
+        return Visit(owner=caller.owner, afterwards=Afterwards.KEEP)
 
     async def _by_path(self, request: web.Request) -> web.StreamResponse:
         request[edge.ROUTE] = PATH
@@ -122,18 +116,33 @@ class Reach:
 
     async def _serve(self, request: web.Request, front: Front) -> web.StreamResponse:
         visit = await self.admit(request, front.sandbox_id, front.port)
-        sandbox = await self._host.awake(front.sandbox_id, owner=visit.owner)
-        proxy = Proxy(request, front, self._limits, _is_credential_of(sandbox))
-        async with request.app[CONNECTIONS].to(sandbox, front.port) as traffic:
-            return await proxy.relay(traffic, visit.afterwards)
+        with _let_in(request, visit):
+            sandbox = await self._host.awake(front.sandbox_id, owner=visit.owner)
+            proxy = Proxy(request, front, self._limits, _is_credential_of(sandbox))
+            async with request.app[CONNECTIONS].to(sandbox, front.port) as traffic:
+                return await proxy.relay(traffic, visit.afterwards)
 
     async def _carry(self, request: web.Request) -> web.StreamResponse:
         request[edge.ROUTE] = tcp.PATH
         id, port = _named(request)
         visit = await self.admit(request, id, port)
-        sandbox = await self._host.awake(id, owner=visit.owner)
-        connecting = request.app[CONNECTIONS].to(sandbox, port)
-        return await tcp.carry(request, connecting, self._limits)
+        with _let_in(request, visit):
+            sandbox = await self._host.awake(id, owner=visit.owner)
+            connecting = request.app[CONNECTIONS].to(sandbox, port)
+            return await tcp.carry(request, connecting, self._limits)
+
+
+@contextlib.contextmanager
+def _let_in(request: web.Request, visit: Visit) -> Iterator[None]:
+    """Take a connection for one that may stay: for good, or a stranger's for a block."""
+    request[edge.OWNER] = visit.owner
+    door = request.app[DOOR]
+    if visit.afterwards is Afterwards.KEEP:
+        door.admit(request)
+        yield
+    else:
+        with door.visiting(request):
+            yield
 
 
 def _named(request: web.Request) -> tuple[str, int]:
