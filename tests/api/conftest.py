@@ -117,6 +117,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Serve:
             if not made.exists():
                 shutil.copytree(state / "images", made / "images")
                 shutil.copytree(state / "snapshots", made / "snapshots")
+                shutil.copy2(state / "host-key", made / "host-key")  # it has signed them
             async with served(host, tokens=tokens) as server:
                 yield server
 

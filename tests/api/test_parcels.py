@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 import vmpool
 from tests.api.test_cli_branches import Terminal, terminal
 from tests.api.test_client_branches import client
+from tests.parcels import said_otherwise
 from vmpool.errors import ConflictError, ForbiddenError, InvalidRequestError
-from vmpool.trust import Keyring
+from vmpool.trust import HostKey, Purpose
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,16 +80,26 @@ async def test_importing_takes_an_admin_and_exporting_the_owner(server: Server) 
 async def test_a_server_without_the_base_names_it(server: Server, serving: Serve) -> None:
     await keep(server)
     _, parcel = await server.call("GET", "/v1/checkpoints/here/export")
-    home = Keyring.open(server.host.settings.state).own.public
     async with serving() as other:
-        status, problem = await other.call("POST", IMPORT, data=parcel)
-        assert (status, problem["code"]) == (409, "snapshot_untrusted")
-        Keyring.open(other.host.settings.state).trust(home, "home")
         shutil.rmtree(other.host.settings.state / "snapshots")
         (other.host.settings.state / "snapshots").mkdir()
         status, problem = await other.call("POST", IMPORT, data=parcel)
         assert (status, problem["code"]) == (409, "base_missing")
         assert "--with-base" in problem["remedy"]
+
+
+async def test_a_parcel_of_a_stranger_is_refused_unless_its_key_is_given(server: Server) -> None:
+    await keep(server)
+    _, parcel = await server.call("GET", "/v1/checkpoints/here/export")
+    stranger = HostKey.fresh()
+    sign = partial(stranger.sign, Purpose.PARCEL)
+    theirs = said_otherwise(parcel, lambda _: None, sign=sign)
+    status, problem = await server.call("POST", f"{IMPORT}?name=there", data=theirs)
+    assert (status, problem["code"]) == (409, "snapshot_untrusted")
+    assert str(stranger.public) in problem["remedy"]
+    path = f"{IMPORT}?name=there&trust={stranger.public}"
+    status, there = await server.call("POST", path, data=theirs)
+    assert (status, there["name"]) == (201, "there")
 
 
 async def test_both_clients_take_a_checkpoint_to_a_file_and_back(
