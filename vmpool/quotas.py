@@ -44,9 +44,9 @@ class Reservation:
         demand, self._demand = self._demand, None
         if demand is None:
             return
-        left = self._coming[self._owner] - demand
+        left = self._coming.get(self._owner, Usage()) - demand
         if left == Usage():
-            del self._coming[self._owner]
+            self._coming.pop(self._owner, None)  # another of nothing may have gone before
         else:
             self._coming[self._owner] = left
 

@@ -155,6 +155,19 @@ async def test_an_operator_limits_or_frees_one_tenant_while_the_server_runs(
         await host.create(wanted(), owner="local")
 
 
+def test_what_is_on_its_way_is_counted_until_each_of_it_is_given_back() -> None:
+    quotas = Quotas(Quota(sandboxes=3), no_overrides, Metrics())
+    nothing, one = Usage(), Usage(sandboxes=1)
+    taken = [quotas.take("t", demand) for demand in (nothing, one, nothing, one, one)]
+    with pytest.raises(QuotaError):
+        quotas.take("t", one)
+    for left, reservation in zip((3, 2, 2, 1, 0), taken, strict=True):
+        reservation.give_back()
+        reservation.give_back()
+        assert quotas.used("t") == Usage(sandboxes=left)
+    assert not quotas._coming
+
+
 async def test_who_asks_too_often_is_told_when_to_come_back() -> None:
     now = 0.0
     quotas = Quotas(Quota(creates_per_minute=2), no_overrides, Metrics(), now=lambda: now)
