@@ -99,19 +99,20 @@ def command(
     )
     outcome = Outcome()
     before = facts.moment()
-    ended = _run(plan, outcome)
-    found = Report(
-        effort=plan.effort,
-        machine=facts.machine(),
-        before=before,
-        after=facts.moment(),
-        outcome=outcome,
-        commit=facts.commit(),
-    )
-    click.echo(found.render())
-    if json_file is not None:
-        json_file.write_text(json.dumps(found.as_data(), separators=(",", ":")) + "\n")
-    return ended
+    try:
+        return _run(plan, outcome)
+    finally:  # a fault in one measurement does not cost what the others found
+        found = Report(
+            effort=plan.effort,
+            machine=facts.machine(),
+            before=before,
+            after=facts.moment(),
+            outcome=outcome,
+            commit=facts.commit(),
+        )
+        click.echo(found.render())
+        if json_file is not None:
+            json_file.write_text(json.dumps(found.as_data(), separators=(",", ":")) + "\n")
 
 
 @command.command()
