@@ -22,7 +22,7 @@ PROC = Path("/proc")
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 # asm/unistd_64.h, linux/keyctl.h
-SYS_INIT_MODULE, SYS_KEXEC_LOAD, SYS_KEYCTL = 175, 246, 250
+SYS_INIT_MODULE, SYS_KEXEC_LOAD, SYS_KEYCTL, SYS_FSOPEN = 175, 246, 250, 430
 GET_KEYRING, SESSION_KEYRING = 0, -3
 
 
@@ -80,7 +80,8 @@ def open_memory(at: dict[str, Any]) -> None:
 
 
 def mount(_: dict[str, Any]) -> None:
-    refused(LIBC.mount(b"none", b"/proc", b"tmpfs", 0, None))
+    """Begin to; should it be granted, nothing is mounted on this host."""
+    refused(LIBC.syscall(SYS_FSOPEN, b"tmpfs", 0))
 
 
 def leave_root(_: dict[str, Any]) -> None:
