@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from typing import TYPE_CHECKING
 
-from vmpool.network import namespace
+import pytest
+
+from vmpool.network import links, namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,3 +25,14 @@ def made() -> Iterator[Namespace]:
         yield new
     finally:
         namespace.remove(new)
+
+
+@contextlib.contextmanager
+def tap() -> Iterator[int]:
+    """Yield the descriptor of a link in a namespace where there is nothing else."""
+    if os.geteuid() != 0:
+        pytest.skip("links are root's to make")
+    with made() as nowhere:
+        descriptor = namespace.call_in(nowhere, links.open_tap)
+        yield descriptor
+        os.close(descriptor)

@@ -88,9 +88,7 @@ async def open_host(
             opened.callback(base.engine.close)
         metrics = Metrics()
         quotas = Quotas(settings.tenants.quota, store.tenants.quotas, metrics)
-        network = Network(settings.state, settings.network, on_denial=metrics.network_denied)
-        opened.push_async_callback(network.close)
-        metrics.watch_network(lambda: network.tally)
+        network = await opened.enter_async_context(_network(settings, metrics))
         ground = Ground(
             engine=base.engine,
             accelerator=base.facts.accelerator,
@@ -114,16 +112,31 @@ async def open_host(
         # Closed in the other order: first nobody gets a clone any more, then those who have one.
         opened.push_async_callback(host.close)
         opened.push_async_callback(catalogue.close)
-        await host.recall()
-        inheritance = Inheritance(ground, progress=progress)
-        async with inheritance.surveyed(host):
-            await catalogue.restore_saved(progress=progress)
-            await inheritance.settle(host)
-        await network.reap()
-        await network.begin()
+        await _settle(host, ground, progress)
         for id in bases:  # of what ended as its server did, or was lost with it
             await catalogue.release_base(id)
         yield host
+
+
+@contextlib.asynccontextmanager
+async def _network(settings: Settings, metrics: Metrics) -> AsyncIterator[Network]:
+    network = Network(settings.state, settings.network, on_denial=metrics.network_denied)
+    metrics.watch_network(lambda: network.tally)
+    try:
+        yield network
+    finally:
+        await network.close()
+
+
+async def _settle(host: Host, ground: Ground, progress: Callable[[str], None]) -> None:
+    """Know, adopt or reap what the server before this one has left."""
+    await host.recall()
+    inheritance = Inheritance(ground, progress=progress)
+    async with inheritance.surveyed(host):
+        await host.catalogue.restore_saved(progress=progress)
+        await inheritance.settle(host)
+    await ground.network.reap()
+    await ground.network.begin()
 
 
 async def find_base(progress: Callable[[str], None]) -> Base:

@@ -6,7 +6,9 @@ The server lives in a namespace that the test makes, and so does the internet.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest_asyncio
 from tests import internet as nets
 from tests.internet import Internet
 from tests.serving import Api, Ground, Server, opened_ground
+from vmpool.network import namespace
 
 pytestmark = [
     pytest.mark.tcg,
@@ -99,3 +102,146 @@ async def test_what_is_allowed_is_reached_from_the_hosts_address(
 ) -> None:
     async with api.sandbox(network=restricted()) as sandbox:
         assert await attempt(api, sandbox, nets.ALLOWED, "hi") == f"answer {nets.HOME} hi"
+
+
+async def test_what_is_not_allowed_is_refused_at_once(api: Api, internet: Internet) -> None:
+    async with api.sandbox(network=restricted()) as sandbox:
+        for address, port in ((nets.OTHER, nets.PORT), (nets.ALLOWED, nets.ALSO)):
+            said = await attempt(api, sandbox, address, "denied", port=port)
+            assert said.startswith("ConnectionRefusedError"), said
+        said = await attempt(api, sandbox, nets.ALLOWED, "denied", kind="udp")
+        assert "answer" not in said
+        status, shown = await api.call("GET", f"/v1/sandboxes/{sandbox}/network")
+        assert status == 200
+        assert shown["traffic"]["denied_packets"] >= 3
+    assert not any(text == "denied" for _, _, text in internet.heard)
+
+
+async def test_an_open_network_ends_before_what_is_protected(api: Api, internet: Internet) -> None:
+    async with api.sandbox(network={"mode": "open"}) as sandbox:
+        assert (await attempt(api, sandbox, nets.OTHER, "open")).startswith("answer")
+        for address in (nets.HOME, nets.PRIVATE, nets.METADATA, "169.254.77.1"):
+            assert "answer" not in await attempt(api, sandbox, address, "denied")
+    assert not any(text == "denied" for _, _, text in internet.heard)
+
+
+async def test_a_sandbox_without_a_network_learns_so_at_once(api: Api) -> None:
+    async with api.sandbox() as sandbox:
+        assert "unreachable" in await attempt(api, sandbox, nets.ALLOWED, "denied")
+    ran = await api.run(argv=["python3", "-c", TRY, "tcp", nets.ALLOWED, str(nets.PORT), "no"])
+    assert "unreachable" in ran["stdout"]
+
+
+async def test_a_run_has_the_network_that_it_asks_for(api: Api) -> None:
+    argv = ["python3", "-c", TRY, "tcp", nets.ALLOWED, str(nets.PORT), "run"]
+    ran = await api.run(argv=argv, network=restricted())
+    assert ran["stdout"].strip() == f"answer {nets.HOME} run", ran
+
+
+async def test_an_allowed_name_is_resolved_and_opened(api: Api, internet: Internet) -> None:
+    internet.zone.add(f"files.example.com 60 IN A {nets.OTHER}")
+    internet.zone.add(f"evil.example.net 60 IN A {nets.OTHER}")
+    network = {"mode": "restricted", "allow": [{"domain": "*.example.com", "ports": [nets.PORT]}]}
+    async with api.sandbox(network=network) as sandbox:
+        assert "answer" not in await attempt(api, sandbox, nets.OTHER, "before")
+        assert (await attempt(api, sandbox, "files.example.com", "name")).startswith("answer")
+        assert "answer" not in await attempt(api, sandbox, "evil.example.net", "other")
+    assert "evil.example.net" not in internet.zone.names
+
+
+async def test_rules_are_replaced_while_a_connection_is_up(api: Api) -> None:
+    hold = f"""
+import socket, sys, time
+one = socket.create_connection(("{nets.ALLOWED}", {nets.PORT}))
+one.settimeout(2)
+for number in range(200):
+    try:
+        one.send(b"%d" % number)
+        one.recv(100)
+        print("up", flush=True)
+    except OSError as err:
+        print("down", type(err).__name__, flush=True)
+        break
+    time.sleep(0.05)
+"""
+    async with api.sandbox(network=restricted()) as sandbox:
+        body = {"argv": ["python3", "-c", hold]}
+        async with api.session.post(f"/v1/sandboxes/{sandbox}/exec", json=body) as response:
+            said = ""
+            replaced = False
+            async for line in response.content:
+                said += line.decode()
+                if not replaced and said.count("up") > 3:
+                    replaced = True
+                    denying = restricted(deny=[{"cidr": f"{nets.ALLOWED}/32"}])
+                    status, shown = await api.call(
+                        "PUT", f"/v1/sandboxes/{sandbox}/network", json=denying
+                    )
+                    assert status == 200, shown
+                    assert len(shown["deny"]) == 1
+        assert "down" in said
+        assert "answer" not in await attempt(api, sandbox, nets.ALLOWED, "denied")
+        path = f"/v1/sandboxes/{sandbox}/network"
+        assert (await api.call("PUT", path, json={"mode": "none"}))[0] == 200
+        assert "unreachable" in await attempt(api, sandbox, nets.ALLOWED, "denied")
+        assert (await api.call("PUT", path, json=restricted()))[0] == 200
+        assert (await attempt(api, sandbox, nets.ALLOWED, "again")).startswith("answer")
+
+
+async def test_a_policy_stays_with_its_sandbox_and_its_children(api: Api) -> None:
+    async with api.sandbox(network=restricted()) as sandbox:
+        path = f"/v1/sandboxes/{sandbox}"
+        status, forked = await api.call("POST", f"{path}/fork", json={"count": 1})
+        assert status == 201, forked
+        child = forked["children"][0]["sandbox"]["id"]
+        status, kept = await api.call("POST", f"{path}/checkpoints", json={})
+        assert status == 201, kept
+        assert (await api.call("POST", f"{path}/pause", json={}))[0] == 200
+        assert (await api.call("POST", f"{path}/resume", json={}))[0] == 200
+        rolled = await api.call("POST", f"{path}/rollback", json={"checkpoint": kept["id"]})
+        assert rolled[0] == 200, rolled
+        made = {"checkpoint": kept["id"], "template": None}
+        async with (
+            api.sandbox(**made) as sprout,
+            api.sandbox(**made, network={"mode": "none"}) as alone,
+        ):
+            for each in (sandbox, child, sprout):
+                assert (await attempt(api, each, nets.ALLOWED, "kin")).startswith("answer")
+                assert "answer" not in await attempt(api, each, nets.OTHER, "denied")
+            assert "unreachable" in await attempt(api, alone, nets.ALLOWED, "denied")
+        assert (await api.call("DELETE", f"/v1/sandboxes/{child}"))[0] == 204
+
+
+async def test_what_a_killed_server_leaves_is_adopted_or_cleared(
+    ground: Ground, server: Server, internet: Internet
+) -> None:
+    own = ground.state / "other"
+    own.mkdir()
+    for name in ("images", "snapshots"):
+        (own / name).symlink_to((ground.state / name).resolve())
+    (own / "vmpool.toml").write_text(
+        f'[network]\ndns = ["{nets.WORLD}"]\nrange = "10.214.0.0/16"\n'
+    )
+    one = start(Ground(own), internet)
+    await asyncio.to_thread(one.__enter__)
+    async with internet.client(one) as api:
+        status, made = await api.call(
+            "POST", "/v1/sandboxes", json={"template": "base", "network": restricted()}
+        )
+        assert status == 201, made
+        assert (await attempt(api, made["id"], nets.ALLOWED, "first")).startswith("answer")
+    await asyncio.to_thread(one.stop, signal.SIGKILL)
+    two = start(Ground(own), internet)
+    await asyncio.to_thread(two.__enter__)
+    try:
+        async with internet.client(two) as api:
+            assert (await attempt(api, made["id"], nets.ALLOWED, "second")).startswith("answer")
+            assert "answer" not in await attempt(api, made["id"], nets.OTHER, "denied")
+            status, _ = await api.call("DELETE", f"/v1/sandboxes/{made['id']}")
+            assert status == 204
+    finally:
+        await asyncio.to_thread(two.stop)
+    ours = hashlib.sha256(os.fsencode(own.resolve())).hexdigest()[:6]
+    assert not list(namespace.named(f"vmpool-{ours}"))
+    assert ours not in internet.run(internet.home, "nft", "list", "ruleset")
+    assert ours not in internet.run(internet.home, "ip", "link")

@@ -313,3 +313,33 @@ async def test_a_range_that_leads_elsewhere_is_refused(place: Place) -> None:
         await place.slots.take()
     assert caught.value.error_code == "network_unavailable"
     assert "10.213.7.0/24" in caught.value.message
+
+
+async def test_two_servers_on_one_host_do_not_cut_each_other_off(place: Place) -> None:
+    home = place.internet.home
+    trunk = Trunk(tag=secrets.token_hex(3), within=Range.parse("10.214.0.0/16"), home=home)
+    other = Place(place.internet, Slots(trunk, ready=0), trunk)
+    async with place.guest(ONE) as (first, _), other.guest(ONE) as (second, _):
+        await place.settle(first)
+        await other.settle(second)
+    await place.slots.close()
+    async with other.guest(ONE) as (second, _):
+        await other.settle(second)
+    await other.slots.close()
+    forwards = place.internet.run(home, "cat", "/proc/sys/net/ipv4/conf/out/forwarding")
+    assert forwards.strip() == "0"
+
+
+async def test_the_host_forwards_for_nobody_else(place: Place) -> None:
+    where = place.internet
+    async with place.guest(ONE) as (guest, _):
+        await place.settle(guest)
+        where.run(where.home, "ip", "link", "add", "side", "type", "veth")
+        where.run(where.home, "ip", "addr", "add", "192.0.2.1/24", "dev", "side")
+        where.run(where.home, "ip", "link", "set", "side", "up")
+        where.run(where.world, "ip", "route", "add", "192.0.2.0/24", "via", HOME)
+        knock = "import socket; socket.socket(2, 2).sendto(b'x', ('192.0.2.7', 9))"
+        where.run(where.world, "python3", "-c", knock)
+        statistics = where.run(where.home, "ip", "-s", "neigh", "show", "dev", "side")
+        assert "192.0.2.7" not in statistics
+        where.run(where.home, "ip", "link", "del", "side")

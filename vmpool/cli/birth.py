@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmpool.cli.confidence import secret_option, secrets_of
+from vmpool.cli.reach import network_of, network_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +72,7 @@ def birth_options(command: Callable[..., None]) -> Callable[..., None]:
         )
     ):
         command = option(command)
-    return command
+    return network_options(command)
 
 
 def birth_body(
@@ -82,12 +83,14 @@ def birth_body(
     metadata: tuple[str, ...],
     rng: str | dict[str, int] | None,
     clock: str | None,
+    network: str | None,
+    **reach: Any,
 ) -> dict[str, Any]:
     """Return what the options say, as a request has it."""
     body: dict[str, Any] = {"env": pairs("env", env), "metadata": pairs("metadata", metadata)}
     if secrets:
         body["secrets"] = secrets_of(secrets)
-    return body | given(timeout=timeout, rng=rng, clock=clock)
+    return body | given(timeout=timeout, rng=rng, clock=clock, network=network_of(network, **reach))
 
 
 def given(**members: object) -> dict[str, Any]:

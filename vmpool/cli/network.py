@@ -11,6 +11,7 @@ import click
 from vmpool.cli import remote as remotes
 from vmpool.cli import table
 from vmpool.cli.connection import connects
+from vmpool.cli.reach import network_of, reach_options
 
 if TYPE_CHECKING:
     from vmpool.cli.remote import Remote
@@ -19,6 +20,32 @@ if TYPE_CHECKING:
 @click.group()
 def command() -> None:
     """See what a sandbox was denied on the network, and the packets that pass."""
+
+
+@command.command()
+@connects
+@click.argument("sandbox")
+@click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
+def show(remote: Remote, *, sandbox: str, as_json: bool) -> None:
+    """Print what a sandbox may reach, and what passed."""
+    _print(remote.call("GET", remotes.path("sandboxes", sandbox, "network")), as_json=as_json)
+
+
+@command.command("set")
+@connects
+@click.argument("sandbox")
+@click.argument("mode", type=click.Choice(["none", "restricted", "open"]))
+@reach_options
+@click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
+def set_(remote: Remote, *, sandbox: str, mode: str, as_json: bool, **reach: Any) -> None:
+    """Set what a sandbox may reach, for connections that there are as well.
+
+    \b
+      vmpool network set SANDBOX restricted --allow '*.pypi.org:443' --allow 203.0.113.0/24:443:tcp
+      vmpool network set SANDBOX none
+    """
+    place = remotes.path("sandboxes", sandbox, "network")
+    _print(remote.call("PUT", place, network_of(mode, **reach)), as_json=as_json)
 
 
 @command.command()
@@ -66,6 +93,23 @@ def capture(remote: Remote, *, sandbox: str, seconds: float | None, size_bytes: 
         for chunk in remotes.chunks(answer):
             target.write(chunk)
             target.flush()
+
+
+def _print(network: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(network))
+        return
+    click.echo(f"mode  {network['mode']}")
+    for kind in ("allow", "deny"):
+        for rule in network[kind]:
+            where = rule["cidr"] or rule["domain"]
+            ports = ",".join(map(str, rule["ports"])) or "all ports"
+            click.echo(table.printable(f"{kind}  {where} {rule['protocol']} {ports}"))
+    for way, most in network["bandwidth"].items():
+        if most is not None:
+            click.echo(f"{way}  {most} bytes a second")
+    for name, number in network.get("traffic", {}).items():
+        click.echo(f"{name.replace('_', ' ')}  {number}")
 
 
 def _show(line: dict[str, Any], *, as_json: bool) -> None:

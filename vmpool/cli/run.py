@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmpool.cli import output, report, table, task
+from vmpool.cli.birth import given
 from vmpool.cli.connection import connects
+from vmpool.cli.reach import network_of, network_options
 from vmpool.cli.remote import path
 from vmpool.errors import InvalidRequestError
 from vmpool.model import DEFAULT_USER
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 @click.option("-i", "--stdin", is_flag=True, help="Read stdin to its end and give it to it.")
 @click.option("--timings", is_flag=True, help="Print how long each phase took, on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Print the server's whole answer as JSON.")
+@network_options
 @task.task_options
 def command(
     remote: Remote,
@@ -53,6 +56,11 @@ def command(
     stdin: bool,
     timings: bool,
     as_json: bool,
+    network: str | None,
+    allow: tuple[dict[str, Any], ...],
+    deny: tuple[dict[str, Any], ...],
+    up: int | None,
+    down: int | None,
     **what: Any,
 ) -> None:
     """Run a program in a virtual machine of its own.
@@ -73,6 +81,7 @@ def command(
     fetched = dict(_fetched(word) for word in returned)
     body["files"] = dict(sent(word, what["user"] or DEFAULT_USER) for word in files)
     body["return_files"] = list(fetched)
+    body |= given(network=network_of(network, allow=allow, deny=deny, up=up, down=down))
     answer = remote.once(path("run"), body)
     if as_json:
         table.print_json(answer)

@@ -14,8 +14,10 @@ from vmpool.client.portal import Portal, entered, iterated
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import Unpack
 
-    from vmpool.client.network import AsyncNetwork, NetworkDenial, NetworkDenials
+    from vmpool.client.network import AsyncNetwork, NetworkDenial, NetworkDenials, NetworkInfo
+    from vmpool.client.options import NetworkOptions
 
 
 class Network:
@@ -24,6 +26,14 @@ class Network:
     def __init__(self, portal: Portal, behind: AsyncNetwork) -> None:
         self._portal = portal
         self._behind = behind
+
+    def show(self) -> NetworkInfo:
+        """As `AsyncNetwork.show`."""
+        return self._portal.call(self._behind.show())
+
+    def set(self, **network: Unpack[NetworkOptions]) -> NetworkInfo:
+        """As `AsyncNetwork.set`."""
+        return self._portal.call(self._behind.set(**network))
 
     def events(self, *, after: str | None = None) -> NetworkDenials:
         """As `AsyncNetwork.events`."""

@@ -7,16 +7,20 @@ import contextlib
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from vmpool.client import values
 from vmpool.client.connection import Connection, Repeat, Request, path_of
 from vmpool.client.local_files import replacing
 from vmpool.errors import InfrastructureError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
+    from typing import Unpack
+
+    from vmpool.client.options import NetworkOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +60,68 @@ class NetworkDenials:
     lost: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkTraffic:
+    """Packets and bytes since the sandbox's present machine was connected."""
+
+    sent_packets: int
+    sent_bytes: int
+    received_packets: int
+    received_bytes: int
+    denied_packets: int
+    denied_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkInfo:
+    """What a sandbox may reach.
+
+    Attributes:
+        mode: `none`, `restricted` or `open`.
+        allow: Rules, each with the members of `NetworkRule`; `deny` likewise.
+        bandwidth: Bytes a second, `up` and `down`; `None` for no limit.
+        traffic: `None` while it is not connected.
+    """
+
+    mode: str
+    allow: tuple[dict[str, Any], ...]
+    deny: tuple[dict[str, Any], ...]
+    bandwidth: dict[str, int | None]
+    traffic: NetworkTraffic | None = None
+
+
 class AsyncNetwork:
     """The network of one sandbox, seen from outside it."""
 
     def __init__(self, connection: Connection, sandbox_id: str) -> None:
         self._connection = connection
         self._path = ("sandboxes", sandbox_id, "network")
+
+    async def show(self) -> NetworkInfo:
+        """Return what it may reach, and what passed.
+
+        Raises:
+            NotFoundError: `sandbox_not_found` or `sandbox_ended`.
+            VmpoolError: The server was lost.
+        """
+        request = Request(method="GET", path=path_of(*self._path))
+        answer = await self._connection.call(request, repeat=Repeat.WHEN_LOST)
+        return values.read(answer, NetworkInfo)
+
+    async def set(self, **network: Unpack[NetworkOptions]) -> NetworkInfo:
+        """Let it reach this from now on, for connections that there are as well. *Idempotent.*
+
+        Args:
+            network: See `NetworkOptions`.
+
+        Raises:
+            InvalidRequestError: `invalid_network`, `invalid_domain`.
+            InfrastructureError: `network_unavailable`: the host has no networks to give.
+            VmpoolError: As `show`.
+        """
+        request = Request(method="PUT", path=path_of(*self._path), body=dict(network))
+        answer = await self._connection.call(request, repeat=Repeat.WHEN_LOST)
+        return values.read(answer, NetworkInfo)
 
     async def events(self, *, after: str | None = None) -> NetworkDenials:
         """Return what was denied and is kept.

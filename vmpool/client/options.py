@@ -74,6 +74,44 @@ class ContextOptions(TypedDict, total=False):
     user: str
 
 
+class NetworkRule(TypedDict, total=False):
+    """Whom a rule is about: a `cidr` or a `domain`.
+
+    Attributes:
+        domain: A name, or `*.` before one for all below it.
+        protocol: `tcp`, `udp` or `any`, which without ports is all of IP.
+        ports: Numbers, and ranges like `"8000-8100"`; all if left out.
+    """
+
+    cidr: str
+    domain: str
+    protocol: Literal["tcp", "udp", "any"]
+    ports: Sequence[int | str]
+
+
+class NetworkBandwidth(TypedDict, total=False):
+    """Bytes a second that may be sent and received."""
+
+    up: int | None
+    down: int | None
+
+
+class _NetworkMode(TypedDict):
+    mode: Literal["none", "restricted", "open"]
+
+
+class NetworkOptions(_NetworkMode, total=False):
+    """What a sandbox may reach: nothing, what is allowed, or all that is not denied.
+
+    Attributes:
+        deny: Goes before `allow`.
+    """
+
+    allow: Sequence[NetworkRule]
+    deny: Sequence[NetworkRule]
+    bandwidth: NetworkBandwidth
+
+
 class RunOptions(ExecOptions, total=False):
     """As `ExecOptions`, in a machine made for it.
 
@@ -82,12 +120,14 @@ class RunOptions(ExecOptions, total=False):
         files: Contents by path, written first.
         return_files: Paths to read at the end.
         wait: Seconds to wait for a machine when none is ready.
+        network: What it may reach; nothing if left out.
     """
 
     template: str
     files: Mapping[str, str | bytes]
     return_files: Sequence[str]
     wait: float
+    network: NetworkOptions
 
 
 class Seed(TypedDict):
@@ -108,6 +148,7 @@ class ChildOptions(TypedDict, total=False):
         rng: Where its random numbers come from: fresh (`unique`, unless something else is said), a
             seed, or as they would have come in the parent (`preserve`).
         clock: What time it is in it: `now`, or when its state was saved (`frozen-at-snapshot`).
+        network: What it may reach; as its parent if left out, or as the server says.
     """
 
     timeout: float
@@ -116,6 +157,7 @@ class ChildOptions(TypedDict, total=False):
     secrets: Mapping[str, str]
     rng: Literal["unique", "preserve"] | Seed
     clock: Literal["now", "frozen-at-snapshot"]
+    network: NetworkOptions
 
 
 class ForkOptions(ChildOptions, total=False):

@@ -66,14 +66,24 @@ def counters(namespace: Namespace, table: str) -> dict[str, tuple[int, int]]:
     return {each["name"]: (each["packets"], each["bytes"]) for each in listed}
 
 
+def tables(namespace: Namespace, prefix: str) -> list[str]:
+    """Return the tables whose names begin so.
+
+    Raises:
+        HostError: As `apply`.
+    """
+    found = query(namespace, "list tables inet")
+    names = [each["table"]["name"] for each in found if "table" in each]
+    return [name for name in names if name.startswith(prefix)]
+
+
 def elements(namespace: Namespace, table: str, name: str) -> list[str]:
     """Return the elements of a set of plain ones; none when there is no such table.
 
     Raises:
         HostError: As `apply`.
     """
-    tables = query(namespace, "list tables inet")
-    if not any(each.get("table", {}).get("name") == table for each in tables):
+    if table not in tables(namespace, table):
         return []
     found = query(namespace, f"list set inet {table} {name}")
     return [str(item) for each in found if "set" in each for item in each["set"].get("elem", [])]

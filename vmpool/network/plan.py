@@ -37,6 +37,9 @@ UP = "up"
 UPLINK = "uplink"
 """The router's link to the namespace that the server lives in."""
 
+UPLINKS = "vmpool-"
+"""What the other end of it begins with, in the server's own namespace; a tag follows."""
+
 LOG_GROUP = 77
 """The netlink group that denials are told to; a prefix says why."""
 
@@ -155,7 +158,7 @@ def home(table: str, *, uplink: str, within: IPv4Network, closed: Iterable[str])
             [
                 "type filter hook forward priority filter - 5;",
                 f'iifname "{uplink}" ip saddr != {within} drop',
-                f'iifname @closed oifname != "{uplink}" drop',
+                f'iifname @closed oifname != "{UPLINKS}*" drop',
                 f'oifname "{uplink}" ct state != {{ established, related }} drop',
             ],
         ),

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_TABLES = "vmpool_"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trunk:
     """Names and addresses of all that one host instance makes in the kernel.
@@ -41,12 +44,12 @@ class Trunk:
     @property
     def uplink(self) -> str:
         """The link to it, in the server's own namespace."""
-        return f"vmpool-{self.tag}"  # 13 of the 15 characters that a link's name may have
+        return f"{plan.UPLINKS}{self.tag}"  # 13 of the 15 characters that a link's name may have
 
     @property
     def table(self) -> str:
         """The rules in the server's own namespace."""
-        return f"vmpool_{self.tag}"
+        return f"{_TABLES}{self.tag}"
 
     def slot(self, number: int) -> Namespace:
         """Return where a slot is, whether there is one or not."""
@@ -98,9 +101,19 @@ class Trunk:
         if not links.exists(self.home, self.uplink) and not self.router.path.exists():
             return
         links.remove(self.home, self.uplink)
-        links.forward_no_more(self.home, self._closed())
+        if closed := self._closed():
+            self._pass_on(closed)
         firewall.remove(self.home, self.table)
         namespace.remove(self.router)
+
+    def _pass_on(self, closed: list[str]) -> None:
+        """Have links forward no more, or another host instance see to it that they do not."""
+        others = [each for each in firewall.tables(self.home, _TABLES) if each != self.table]
+        if not others:
+            links.forward_no_more(self.home, closed)
+            return
+        names = ", ".join(f'"{name}"' for name in closed)
+        firewall.apply(self.home, f"add element inet {others[0]} closed {{ {names} }}\n")
 
     def _guard(self, closed: list[str]) -> None:
         script = plan.home(
