@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from vmpool import apt, packages
 from vmpool.errors import HostError
 from vmpool.packages import Release
-from vmpool.tools import QEMU, TEST_TOOLS, TOOLS, needed, parse_qemu_version
+from vmpool.tools import BENCH_TOOLS, QEMU, TEST_TOOLS, TOOLS, needed, parse_qemu_version
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "packages"
 
@@ -114,6 +114,15 @@ def test_a_tool_of_qemus_own_comes_from_where_qemu_comes_from() -> None:
     plan = packages.plan(TEST_TOOLS, release=BOOKWORM, sources="")
     assert plan.commands[0] == apt.install_command(["qemu-utils"], suite="bookworm-backports")
     assert "qemu-system-x86" not in plan.packages
+
+
+def test_what_is_compared_with_comes_in_one_version_and_is_not_needed() -> None:
+    plan = packages.plan(BENCH_TOOLS, release=BOOKWORM, sources="")
+    newer, rest = plan.commands
+    assert {"libvirt-daemon-driver-qemu", "libvirt-daemon-common", "runsc"} <= set(newer)
+    assert "bookworm-backports" in newer
+    assert {"crun", "bubblewrap", "python3-libvirt"} <= set(rest)
+    assert not {tool.package for tool in needed()} & {"crun", "bubblewrap", "runsc"}
 
 
 @pytest.mark.parametrize(
