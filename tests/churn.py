@@ -4,7 +4,8 @@
 
 Clients leave in the middle of their requests, hypervisors are killed, and the server with them. At
 the end nothing may be left: no process, directory, row, namespace, rule or control group. A run is
-bounded by a number and by time, whichever comes first, and adds to what the log has of others.
+bounded by a number and by time, whichever comes first, and adds to what the log has of others that
+ended clean.
 """
 
 from __future__ import annotations
@@ -247,22 +248,29 @@ def main() -> None:
     parser.add_argument("--log", type=Path)
     given = parser.parse_args()
     known = given.log.read_text().splitlines() if given.log and given.log.exists() else []
+    entries = [json.loads(line) for line in known]
     before: Counter[str] = Counter()
-    for line in known:
-        before += Counter(json.loads(line)["done"])
+    for entry in entries:
+        before += Counter(entry["done"]) if entry["clean"] else Counter()
     tally = Tally(goal=given.creates - before["created"], end=time.monotonic() + given.seconds)
-    began = time.monotonic()
-    with fake_world() as world:
-        chance = random.Random(f"{given.seed}-{len(known)}")
-        asyncio.run(churn(world, tally, chance))
-    seconds = time.monotonic() - began
-    growth = [round(_growth_bytes(life) / (1 << 20), 2) for life in tally.memory]
-    entry = {"done": dict(tally.done), "seconds": round(seconds), "growth_mib_per_1000": growth}
-    if given.log:
-        with given.log.open("a") as log:
-            log.write(json.dumps(entry) + "\n")
-    total = before + tally.done
-    print(f"{json.dumps(entry)}; {tally.done['created'] / seconds:.1f}/s; all runs: {dict(total)}")
+    began, clean = time.monotonic(), False
+    try:
+        with fake_world() as world:
+            asyncio.run(churn(world, tally, random.Random(f"{given.seed}-{len(entries)}")))
+        clean = True
+    finally:
+        seconds = time.monotonic() - began
+        entry = {
+            "clean": clean,
+            "done": dict(tally.done),
+            "seconds": round(seconds),
+            "growth_mib_per_1000": [round(_growth_bytes(e) / (1 << 20), 2) for e in tally.memory],
+        }
+        if given.log:
+            with given.log.open("a") as log:
+                log.write(json.dumps(entry) + "\n")
+        total = before + tally.done
+        print(f"{json.dumps(entry)}; {tally.done['created'] / seconds:.1f}/s; all: {dict(total)}")
 
 
 if __name__ == "__main__":
