@@ -299,6 +299,7 @@ async def test_another_server_finds_its_slots_and_clears_the_others(place: Place
         await later.adopt(lost.number, UNCONNECTED)
     later.give_back(adopted)
     await later.close()
+    assert not place.trunk.stands
     os.close(tap)
     for slot in (kept, lost):
         slot.let_go()

@@ -145,6 +145,7 @@ class Slots:
         slot = Slot(number, found, self._trunk.within.slot(number), -1)
         slot.recall(policy)
         self._held.add(number)
+        self._standing = True  # or nobody would take down what was raised by the one before
         return slot
 
     async def reap(self) -> int:
