@@ -50,6 +50,9 @@ SECONDS = {Effort.QUICK: 125.0, Effort.FULL: 1500.0}
 PREPARING_SECONDS = 600.0
 """How long it may take until they are: half a minute on a quiet machine, under emulation too."""
 
+LEAST_SECONDS = 20.0
+"""What every measurement may take, however little is left for it: a boot under emulation."""
+
 OVERTIME = 15.0
 """Seconds after which what does not come to its end is broken off."""
 
@@ -110,14 +113,21 @@ async def run(plan: Plan, outcome: Outcome, *, progress: Callable[[str], None]) 
                 deadline=now + max(0.0, deadline - now) * one.weight / weights,
             )
             progress(f"measuring {one.name} of {subject.image.name}: {one.summary}")
-            await _measure(one, subject, pace, outcome)
+            await _measure(one, subject, pace, outcome, limit=_limit(pace, now))
             del steps[0]
         outcome.complete = not any(found.broken_off for found in outcome.findings)
         progress("killing what was started")
 
 
-async def _measure(one: Measurement, subject: Subject, pace: Pace, outcome: Outcome) -> None:
-    """Measure one thing; a failure of it leaves the others their turn."""
+def _limit(pace: Pace, now: float) -> float:
+    """Return after how many seconds a measurement is broken off, its share and then some."""
+    return LEAST_SECONDS + 2 * (pace.deadline - now)
+
+
+async def _measure(
+    one: Measurement, subject: Subject, pace: Pace, outcome: Outcome, *, limit: float
+) -> None:
+    """Measure one thing; a failure of it leaves the others their turn, and so does slowness."""
     found = Findings(
         measurement=one.name,
         image=subject.image.name,
@@ -130,8 +140,11 @@ async def _measure(one: Measurement, subject: Subject, pace: Pace, outcome: Outc
     before = facts.calibrate()
     began = time.monotonic()
     try:
-        await one.measure(subject, pace, found)
+        async with asyncio.timeout(limit):
+            await one.measure(subject, pace, found)
         found.broken_off = ""
+    except TimeoutError:
+        found.broken_off = f"not done after {limit:.0f} s"
     except VmpoolError as err:
         found.broken_off = f"{err} [{err.error_code}]"
     finally:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from bench import measurements
-from bench.measurement import FAILURES_MOST, Chapter, Effort, Findings, Pace, Rounds
+from bench import measurements, suite
+from bench.measurement import FAILURES_MOST, Chapter, Effort, Findings, Measurement, Pace, Rounds
 from bench.samples import Target
-from bench.suite import MEASUREMENTS
+from bench.subject import Subject
+from bench.suite import MEASUREMENTS, Outcome
 from vmpool.errors import GuestError
 
 
@@ -64,3 +68,26 @@ def test_every_module_of_a_measurement_is_found_and_stands_in_its_chapter() -> N
     assert len({one.name for one in MEASUREMENTS}) == len(MEASUREMENTS)
     chapters = [one.chapter for one in MEASUREMENTS]
     assert chapters == sorted(chapters, key=list(Chapter).index)
+
+
+async def test_a_measurement_that_does_not_end_leaves_the_others_their_turn() -> None:
+    ended = []
+
+    async def hang(subject: Subject, pace: Pace, findings: Findings) -> None:
+        findings.series("so far").add(1.0)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append("cleaned up")
+
+    slow = Measurement(
+        name="slow", summary="", rounds=Rounds(quick=1, full=1), weight=1, measure=hang
+    )
+    subject = cast("Subject", SimpleNamespace(image=SimpleNamespace(name="base")))
+    outcome = Outcome()
+    pace = Pace(rounds=1, deadline=math.inf)
+    await suite._measure(slow, subject, pace, outcome, limit=0.01)
+    (found,) = outcome.findings
+    assert found.broken_off == "not done after 0 s"
+    assert found.series("so far").samples == [1.0]
+    assert ended == ["cleaned up"]
