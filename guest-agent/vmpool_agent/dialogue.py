@@ -62,6 +62,8 @@ class Dialogue:
         self._due: dict[int, int] | None = None
         self._status: int | None = None
         self._again = False
+        self._held_back = False
+        self._drained = False
         self._over = False
         for fd in self._outputs:
             reactor.watch(fd, functools.partial(self._on_output, fd))
@@ -77,7 +79,9 @@ class Dialogue:
     def listen(self, channel: Channel | None) -> None:
         """Send output to a channel from now on, or throw it away."""
         self._listener = channel
-        self._come_again()
+        if self._held_back:
+            self._held_back = False
+            self._come_again()
 
     def resume(self) -> None:
         """Go on: the listener has room again."""
@@ -119,7 +123,10 @@ class Dialogue:
     def _pump(self) -> None:
         """Hand on what there is, piece by piece: a flood here leaves the others their turn."""
         self._again = False
-        if self._over or (self._listener is not None and self._listener.backlog):
+        if self._over:
+            return
+        if self._must_wait:
+            self._held_back = True
             return
         if not self._lines and self._due is None:
             self._read_reports()
@@ -132,16 +139,26 @@ class Dialogue:
         """Hand on the output before a report, and then that; or before the end, and then that."""
         if self._due is None:
             self._due = {fd: _waiting_bytes(fd) for fd in self._outputs}
+        # What was written between two reports that are here is here, too; as a rule nothing is.
+        is_quiet = not any(self._due.values())
         if not self._hand_on_due():
             return
         self._due = None
         if self._lines:
             self._take_line(self._lines.popleft())
-            self._come_again()
+            while is_quiet and self._lines and not self._over and not self._must_wait:
+                self._take_line(self._lines.popleft())
+            # All that was written until now is handed on; of what comes, the kernel tells.
+            if self._lines or not self._drained or self._status is not None:
+                self._come_again()
             return
         assert self._status is not None
         self.close()
         self._owner.on_end(self._status)
+
+    @property
+    def _must_wait(self) -> bool:
+        return self._listener is not None and self._listener.backlog
 
     def _hand_on_due(self) -> bool:
         """Hand on what was written before a report; whether that is all done."""
@@ -158,6 +175,7 @@ class Dialogue:
         """Hand on at most so many bytes of one output; return how many they were."""
         room = wire.MAX_PAYLOAD if self._listener is None else self._listener.capacity
         if not room:
+            self._held_back = True
             return 0
         try:
             data = os.read(fd, min(room, most))
@@ -182,9 +200,11 @@ class Dialogue:
             try:
                 data = os.read(self._report, wire.MAX_PAYLOAD)
             except BlockingIOError:
+                self._drained = True
                 return
             except OSError:
                 data = b""
+            self._drained = len(data) < wire.MAX_PAYLOAD
             if not data:
                 self._close_report()
                 return

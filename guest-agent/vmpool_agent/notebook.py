@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -28,8 +29,10 @@ from IPython.core import page
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
+from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.profiledir import ProfileDir
+from IPython.lib import pretty
 from traitlets.config import Config
 
 from vmpool_agent import display, failure, generators, spawn
@@ -43,6 +46,13 @@ _INLINE = "module://matplotlib_inline.backend_inline"
 _TEXT = "text/plain"
 _PLAIN = frozenset({bool, int, float, complex, str, bytes})
 """Types without rich forms; asking a value for each of a dozen costs more than most cells."""
+_LITERAL = frozenset({int, str, bytes})
+"""Of these, those whose text is their `repr` as long as nobody says otherwise."""
+_PRINTERS: dict[type, Any] = pretty._type_pprinters
+_HAS_MORE = re.compile(r"\A\s|[%!?]|^[ \t\f]*[,;/]|>>>|\.\.\.|In \[", re.MULTILINE)
+"""What IPython looks for in a cell that is to be more than Python."""
+_OWN_TRANSFORMS = (4, 1, 4)
+"""How many of each kind are IPython's own."""
 _NO_STDIN = "a context has no stdin: put the value into the code, or run it with exec"
 _REHEARSAL = ("x = 6 * 7\nx", "raise ValueError(x)", "print('', end='')")
 
@@ -62,15 +72,20 @@ class _Hook(DisplayHook):
         self, result: object
     ) -> tuple[dict[str, object], dict[str, dict[str, object]]]:
         """Return a value's forms; of what Python itself makes, only those that somebody added."""
-        formatter: Any = self.shell.display_formatter
-        if type(result) not in _PLAIN or any(
-            type(result) in one.type_printers
-            for kind, one in formatter.formatters.items()
-            if kind != _TEXT
-        ):
+        kind = type(result)
+        if kind not in _PLAIN:
             forms, metadata = super().compute_format_data(result)
             return forms, metadata
-        return {_TEXT: formatter.formatters[_TEXT](result)}, {}
+        formatter: Any = self.shell.display_formatter
+        formatters = formatter.formatters
+        if any(kind in one.type_printers for name, one in formatters.items() if name != _TEXT):
+            forms, metadata = super().compute_format_data(result)
+            return forms, metadata
+        plain = formatters[_TEXT]
+        if kind in _LITERAL and plain.type_printers.get(kind) is _PRINTERS[kind]:
+            with contextlib.suppress(ValueError):  # a number of more digits than are shown
+                return {_TEXT: repr(result)}, {}
+        return {_TEXT: plain(result)}, {}
 
     def write_output_prompt(self) -> None:
         """Nothing: it is no terminal."""
@@ -106,6 +121,21 @@ class _Publisher(DisplayPublisher):
 
     def clear_output(self, wait: bool = False) -> None:
         """Nothing: what was told is told."""
+
+
+class _Transformer(TransformerManager):
+    """Takes a cell apart only when there is more in it than Python."""
+
+    def transform_cell(self, cell: str) -> str:
+        """Return a cell as Python alone."""
+        transforms = (
+            len(self.cleanup_transforms),
+            len(self.line_transforms),
+            len(self.token_transformers),
+        )
+        if _HAS_MORE.search(cell) or transforms != _OWN_TRANSFORMS:
+            return str(super().transform_cell(cell))
+        return cell if cell.endswith("\n") else f"{cell}\n"
 
 
 class _Compiler(CachingCompiler):
@@ -227,6 +257,7 @@ def _make_shell() -> Shell:
     shell = Shell.instance(config=config)
     atexit.unregister(shell.atexit_operations)
     shell.db = {}
+    shell.input_transformer_manager = _Transformer()
     shell.set_hook("show_in_pager", page.as_hook(page.display_page), 90)
     warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
     return shell
