@@ -190,9 +190,7 @@ class Sandbox:
         with entered(self._portal, self._behind.interact(code, **options)) as behind:
             yield Interaction(self._portal, behind)
 
-    def forward(
-        self, port: int, local_port: int = 0
-    ) -> contextlib.AbstractContextManager[Forward]:
+    def forward(self, port: int, local_port: int = 0) -> contextlib.AbstractContextManager[Forward]:
         """As `AsyncSandbox.forward`."""
         return self.ports[port].forward(local_port)
 

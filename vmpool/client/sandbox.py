@@ -15,6 +15,7 @@ from vmpool.client.connection import Connection, Repeat, Request, path_of
 from vmpool.client.contexts import AsyncContexts
 from vmpool.client.execution import AsyncExecution, AsyncInteraction, drain
 from vmpool.client.files import AsyncFiles
+from vmpool.client.network import AsyncNetwork
 from vmpool.client.options import CellOptions, ExecOptions, ForkOptions, TaskOptions, body_of
 from vmpool.client.ports import AsyncPorts, Forward
 from vmpool.client.problem import error_of
@@ -42,6 +43,7 @@ class AsyncSandbox:
         processes: Its programs that were started to stay.
         contexts: Its interpreters that keep their state.
         ports: What listens in it.
+        network: What it was denied, and its packets.
         created: What the server said when it was made; `None` when it was there before.
     """
 
@@ -53,6 +55,7 @@ class AsyncSandbox:
         self.processes = AsyncProcesses(connection, id)
         self.contexts = AsyncContexts(connection, id)
         self.ports = AsyncPorts(connection, id)
+        self.network = AsyncNetwork(connection, id)
         self.created = created
         self.detached = False
         self._connection = connection
