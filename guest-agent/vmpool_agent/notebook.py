@@ -82,7 +82,7 @@ class _Hook(DisplayHook):
             forms, metadata = super().compute_format_data(result)
             return forms, metadata
         plain = formatters[_TEXT]
-        if kind in _LITERAL and plain.type_printers.get(kind) is _PRINTERS[kind]:
+        if kind in _LITERAL and plain.type_printers.get(kind) is _PRINTERS.get(kind):
             with contextlib.suppress(ValueError):  # a number of more digits than are shown
                 return {_TEXT: repr(result)}, {}
         return {_TEXT: plain(result)}, {}
