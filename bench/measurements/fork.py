@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
 from bench.samples import Target
 from vmpool import checkpoint
+from vmpool.agent import Peer
 from vmpool.cancellation import uninterrupted
 from vmpool.clone import claim_directory
+from vmpool.clone.introduction import introduce
 from vmpool.errors import GuestError, VmpoolError
-from vmpool.model import MIB, Attachment, Command, Exited, new_id
+from vmpool.model import MIB, Attachment, Command, Exited, Identity, Unique, new_id
 
 if TYPE_CHECKING:
     from bench.subject import Subject
@@ -37,6 +39,7 @@ PAUSED = Target(value=20.0)
 RESUMED = Target(value=30.0)
 TO_CHILD = Target(value=60.0)
 FURTHER_CHILD = Target(value=20.0)
+TO_ANSWER = Target(value=180.0)
 _WRITE_TIMEOUT = 60.0
 
 
@@ -69,7 +72,7 @@ async def _write(parent: Clone, mebibytes: int) -> None:
 
 
 async def _once(subject: Subject, parent: Clone, what: str, findings: Findings) -> None:
-    """Save the parent and load what was saved; then fork it."""
+    """Save the parent and load what was saved; then fork it into several, and into one."""
     template, place = subject.template.snapshot, subject.stand.clones
     async with contextlib.AsyncExitStack() as undo:
         saved = await checkpoint.save(
@@ -93,6 +96,33 @@ async def _once(subject: Subject, parent: Clone, what: str, findings: Findings) 
     findings.series(f"{what}: first child", target=TO_CHILD).add((first - began) / 1e6)
     further = (last - first) / (CHILDREN - 1) / 1e6
     findings.series(f"{what}: each further child", target=FURTHER_CHILD).add(further)
+
+    async with contextlib.AsyncExitStack() as undo:
+        took = await _answered(subject, parent, undo)
+    findings.series(f"{what}: first answer of a child", target=TO_ANSWER).add(took / 1e6)
+
+
+async def _answered(subject: Subject, parent: Clone, undo: contextlib.AsyncExitStack) -> int:
+    """Fork into one child; return how long it took until it had confirmed who it is, in ns."""
+    template, place = subject.template.snapshot, subject.stand.clones
+    shell = await _shell(subject, undo)
+    began = time.perf_counter_ns()
+    async with checkpoint.branch(parent, template, at=place) as state:
+        machine = await shell.load(state)
+        undo.push_async_callback(lambda: uninterrupted(machine.kill()))
+        await machine.resume()
+        agent, _, _ = await introduce(
+            machine,
+            Identity.fresh(new_id()),
+            rng=Unique(),
+            clock_offset_ns=0,
+            key=parent.key,
+            peer=Peer.USED,
+            deadlines=subject.stand.deadlines,
+        )
+        took = time.perf_counter_ns() - began
+        await agent.close()
+    return took
 
 
 async def _shell(subject: Subject, undo: contextlib.AsyncExitStack) -> Shell:
