@@ -32,12 +32,12 @@ MEMORY = {"memory", "pages", "device-state"}
 """Files of a guest's state: that they hold what the guest was told is said, and not hidden."""
 
 
-def planted_in(directory: Path) -> list[str]:
-    """Return the files that hold the secret as it is."""
+def planted_in(directory: Path, secret: str = SECRET) -> list[str]:
+    """Return the files that hold a secret as it is."""
     return [
         str(path.relative_to(directory))
         for path in directory.rglob("*")
-        if path.is_file() and path.name not in MEMORY and SECRET.encode() in path.read_bytes()
+        if path.is_file() and path.name not in MEMORY and secret.encode() in path.read_bytes()
     ]
 
 
@@ -92,6 +92,7 @@ async def test_no_answer_log_entry_or_file_holds_a_secret(
         assert SECRET not in f"{record.getMessage()}{record.__dict__}"
     assert planted_in(server.host.settings.state) == []
     assert planted_in(server.host.settings.run) == []
+    assert planted_in(server.host.settings.state, made["access_token"]) == []
 
 
 async def test_a_checkpoint_with_secrets_is_exported_on_purpose_only(

@@ -121,6 +121,8 @@ async def test_one_caller_among_another_tenants_crowd_is_second() -> None:
     assert (line.count("crowd"), line.count("alone"), len(line)) == (200, 1, 201)
     assert line.offer(1)
     assert line.offer(2)
+    assert not crowd[0].waits
+    assert not alone.waits
     assert (await crowd[0], await alone) == (1, 2)
     line.fail(lambda: OSError("over"))
     outcomes = await asyncio.gather(*crowd[1:], return_exceptions=True)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vmpool.errors import ConflictError, NotFoundError
+from vmpool.errors import ConflictError, NotFoundError, VmpoolError
 from vmpool.journal import Journal
 from vmpool.lifecycle import AutoResume, EndReason, OnExpiry, SandboxState
 from vmpool.model import ClockPolicy, IdentityReceipt, Preserve, Rng, Seed, Unique
-from vmpool.scope import Role
+from vmpool.scope import Role, Scope
 from vmpool.store import CheckpointRow, Purpose, SandboxRow, Store
 from vmpool.store.schema import SCHEMA
 
@@ -176,3 +176,63 @@ async def test_a_paused_sandbox_without_a_checkpoint_cannot_be_recorded(tmp_path
     with pytest.raises(sqlite3.IntegrityError):
         database.execute("UPDATE sandboxes SET state = 'paused'")
     database.close()
+
+
+async def test_what_was_a_tokens_is_its_tenants(tmp_path: Path) -> None:
+    older = (
+        """INSERT INTO tokens (id, name, hash, created_ns, role)
+            VALUES ('t', 'ci', x'00', 1, 'use')""",
+        """INSERT INTO sandboxes
+            (id, template, clone_id, token_id, state, created_ns, deadline_ns, metadata)
+            VALUES ('a', 'python', 'c', 't', 'running', 1, 2, '{}')""",
+        """INSERT INTO checkpoints
+            (id, purpose, name, token_id, sandbox_id, template, base_id, agent_key, created_ns,
+            saved_ns, dirty_bytes, size_bytes, env)
+            VALUES ('k', 'kept', 'first', NULL, 'a', 'python', 'base', x'00', 1, 1, 1, 1, '{}')""",
+        """INSERT INTO audit (time_ns, token_id, action, subject, detail, outcome)
+            VALUES (1, 't', 'run', 'a', '{}', 'ok'), (2, NULL, 'run', 'b', '{}', 'ok')""",
+    )
+    async with Journal(tmp_path / "db", SCHEMA[:4]) as journal:
+        for statement in older:
+            await journal.run(lambda db, one=statement: db.execute(one))  # type: ignore[misc]
+    async with Store(tmp_path / "db") as store:
+        (token,) = await store.tokens.list()
+        assert (token.tenant_id, token.scopes) == (
+            "t",
+            frozenset({Scope.SANDBOXES, Scope.METRICS}),
+        )
+        assert [(each.id, each.name) for each in await store.tenants.all()] == [
+            ("local", "local"),
+            ("t", "t"),
+        ]
+        assert (await store.sandbox("a")).owner == "t"
+        (checkpoint,) = await store.checkpoints.all()
+        assert (checkpoint.owner, checkpoint.secrets) == ("local", {})
+        assert [row.tenant_id for row in await store.audit.entries(9)] == ["local", "t"]
+        with pytest.raises(ConflictError) as raised:
+            await store.tenants.remove("t")
+        assert raised.value.error_code == "tenant_in_use"
+        _, added = await store.tokens.add("more", frozenset(), tenant="t")
+        assert added.tenant_id == "t"
+
+
+async def test_a_tenant_that_has_nothing_can_go_and_its_tokens_with_it(tmp_path: Path) -> None:
+    async with Store(tmp_path / "db") as store:
+        made = await store.tenants.add("acme", {"sandboxes": 1})
+        token, _ = await store.tokens.add("ci", Role.USE.scopes, tenant="acme")
+        for wrong, code in (("acme", "tenant_exists"), ("A b", "tenant_name_invalid")):
+            with pytest.raises(VmpoolError) as raised:
+                await store.tenants.add(wrong, {})
+            assert raised.value.error_code == code
+        with pytest.raises(VmpoolError) as raised:
+            await store.tenants.change("local", name="acme", quota={})
+        assert raised.value.error_code == "tenant_exists"
+        with pytest.raises(ConflictError):
+            await store.tenants.remove("local")
+        assert (await store.tenants.quotas())[made.id] == {"sandboxes": 1}
+        await store.tenants.remove(made.id)
+        assert await store.tokens.find(token) is None
+        for gone in (store.tenants.find("acme"), store.tenants.remove("acme")):
+            with pytest.raises(NotFoundError) as missing:
+                await gone
+            assert missing.value.error_code == "tenant_not_found"
