@@ -72,6 +72,14 @@ TOOLS = (
     ),
     Tool(name="mkfs.ext4", package="e2fsprogs", purpose="makes scratch disks"),
 )
+ROOT_TOOLS = (
+    Tool(
+        name="libnftables",
+        package="libnftables1",
+        purpose="keeps sandboxes' networks to their rules",
+        files=("/usr/lib/x86_64-linux-gnu/libnftables.so.1", "/usr/lib64/libnftables.so.1"),
+    ),
+)
 UNPRIVILEGED_TOOLS = (
     Tool(
         name="newuidmap",
@@ -82,6 +90,8 @@ UNPRIVILEGED_TOOLS = (
 TEST_TOOLS = (
     Tool(name="qemu-img", package="qemu-utils", purpose="judges overlays in tests"),
     Tool(name="fsck.erofs", package="erofs-utils", purpose="judges root file systems in tests"),
+    Tool(name="nft", package="nftables", purpose="shows rules of networks in tests"),
+    Tool(name="ip", package="iproute2", purpose="makes the internet of tests"),
     Tool(name="curl", package="curl", purpose="runs the command lines that `vmpool up` prints"),
 )
 BENCH_TOOLS = (
@@ -114,7 +124,7 @@ BENCH_TOOLS = (
 
 def needed() -> tuple[Tool, ...]:
     """Return the tools that vmpool uses when this account runs it."""
-    return TOOLS if os.geteuid() == 0 else (*TOOLS, *UNPRIVILEGED_TOOLS)
+    return (*TOOLS, *(ROOT_TOOLS if os.geteuid() == 0 else UNPRIVILEGED_TOOLS))
 
 
 def parse_qemu_version(text: str) -> Version | None:

@@ -33,7 +33,7 @@ TRY = """
 import socket, sys
 kind, address, port, text = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4].encode()
 one = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
-one.settimeout(3)
+one.settimeout(10)
 try:
     one.connect((address, port))
     one.send(text)
@@ -223,25 +223,31 @@ async def test_what_a_killed_server_leaves_is_adopted_or_cleared(
         f'[network]\ndns = ["{nets.WORLD}"]\nrange = "10.214.0.0/16"\n'
     )
     one = start(Ground(own), internet)
-    await asyncio.to_thread(one.__enter__)
-    async with internet.client(one) as api:
-        status, made = await api.call(
-            "POST", "/v1/sandboxes", json={"template": "base", "network": restricted()}
-        )
-        assert status == 201, made
-        assert (await attempt(api, made["id"], nets.ALLOWED, "first")).startswith("answer")
-    await asyncio.to_thread(one.stop, signal.SIGKILL)
-    two = start(Ground(own), internet)
-    await asyncio.to_thread(two.__enter__)
     try:
+        made = await leave_one(one, internet)
+    finally:
+        await asyncio.to_thread(one.stop, signal.SIGKILL)
+    two = start(Ground(own), internet)
+    try:
+        await asyncio.to_thread(two.__enter__)
         async with internet.client(two) as api:
-            assert (await attempt(api, made["id"], nets.ALLOWED, "second")).startswith("answer")
-            assert "answer" not in await attempt(api, made["id"], nets.OTHER, "denied")
-            status, _ = await api.call("DELETE", f"/v1/sandboxes/{made['id']}")
-            assert status == 204
+            assert (await attempt(api, made, nets.ALLOWED, "second")).startswith("answer")
+            assert "answer" not in await attempt(api, made, nets.OTHER, "denied")
+            assert (await api.call("DELETE", f"/v1/sandboxes/{made}"))[0] == 204
     finally:
         await asyncio.to_thread(two.stop)
     ours = hashlib.sha256(os.fsencode(own.resolve())).hexdigest()[:6]
     assert not list(namespace.named(f"vmpool-{ours}"))
     assert ours not in internet.run(internet.home, "nft", "list", "ruleset")
     assert ours not in internet.run(internet.home, "ip", "link")
+
+
+async def leave_one(server: Server, internet: Internet) -> str:
+    """Return a sandbox that has been connected and used."""
+    await asyncio.to_thread(server.__enter__)
+    async with internet.client(server) as api:
+        body = {"template": "base", "network": restricted()}
+        status, made = await api.call("POST", "/v1/sandboxes", json=body)
+        assert status == 201, made
+        assert (await attempt(api, made["id"], nets.ALLOWED, "first")).startswith("answer")
+    return str(made["id"])

@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from vmpool import apt, packages
 from vmpool.errors import HostError
 from vmpool.packages import Release
-from vmpool.tools import BENCH_TOOLS, QEMU, TEST_TOOLS, TOOLS, needed, parse_qemu_version
+from vmpool.tools import (
+    BENCH_TOOLS,
+    QEMU,
+    ROOT_TOOLS,
+    TEST_TOOLS,
+    TOOLS,
+    needed,
+    parse_qemu_version,
+)
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "packages"
 
@@ -102,9 +110,11 @@ async def test_without_root_the_commands_are_printed_and_not_run(
     assert lines == []
 
 
-def test_without_root_building_takes_one_program_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_needs_what_networks_take_and_others_what_building_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert needed() == TOOLS
+    assert needed() == (*TOOLS, *ROOT_TOOLS)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     plan = packages.plan(needed(), release=BOOKWORM, sources="")
     assert set(plan.packages) >= {"uidmap", *(tool.package for tool in TOOLS)}

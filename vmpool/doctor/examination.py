@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmpool.doctor import confinement, judgement, virtualization
+from vmpool.doctor import confinement, judgement, network, virtualization
 from vmpool.doctor.virtualization import EXTENSIONS, Provider
 from vmpool.engine.qemu import QemuEngine, detection, require_access
 from vmpool.engine.qemu.probe import Probe, probe_accelerator, probe_transport
@@ -60,6 +60,7 @@ async def examine(*, state: Path, run: Path) -> tuple[Finding, ...]:
         *host,
         await _examine_access(isolated),
         judgement.run_directory(run),
+        await asyncio.to_thread(network.examine),
     )
 
 
