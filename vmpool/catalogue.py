@@ -174,8 +174,8 @@ class Catalogue:
 
     def usage(self, owner: str) -> Usage:
         """Return what a tenant's own templates count as in its quota."""
-        own = [each for each in self._entries.values() if owner_of(each.name) == owner]
-        return sum((each.usage for each in own), Usage())
+        own = (each for each in self._entries.values() if owner_of(each.name) == owner)
+        return Usage.total(each.usage for each in own)
 
     def resolve(self, name: str, *, owner: str) -> str:
         """Return the key of what a tenant calls by a name: its own goes before everybody's.

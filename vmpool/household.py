@@ -93,8 +93,8 @@ class Household:
 
     def usage(self, owner: str) -> Usage:
         """Return what the machines of `owner` count as, those that are ending too."""
-        mine = [each.usage for each in self._holdings.values() if each.sandbox.owner == owner]
-        return sum(mine, Usage())
+        mine = (each for each in self._holdings.values() if each.sandbox.owner == owner)
+        return Usage.total(each.usage for each in mine)
 
     def living(self, id: str) -> Holding | None:
         """Return what has not begun to end."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from vmpool.model import MachineSpec
 
@@ -34,6 +34,12 @@ class Usage:
     vcpus: int = 0
     memory_bytes: int = 0
     disk_bytes: int = 0
+
+    @classmethod
+    def total(cls, usages: Iterable[Usage]) -> Usage:
+        """Return all of them together."""
+        all_of = list(usages)
+        return cls(**{each.name: sum(getattr(of, each.name) for of in all_of) for each in _USAGE})
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(

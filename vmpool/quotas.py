@@ -100,7 +100,8 @@ class Quotas:
 
     def used(self, owner: str) -> Usage:
         """Return what a tenant has, and what is on its way to it."""
-        return sum((count(owner) for count in self._counts), self._coming.get(owner, Usage()))
+        coming = self._coming.get(owner, Usage())
+        return Usage.total([coming, *(count(owner) for count in self._counts)])
 
     def recent_creates(self, owner: str) -> int:
         """Return how much of a tenant's creates a minute is used up; 0 where none are counted."""
@@ -128,7 +129,7 @@ class Quotas:
         Raises:
             QuotaError: As `take`.
         """
-        self.take(owner, sum([share] * count, Usage())).give_back()
+        self.take(owner, Usage.total([share] * count)).give_back()
         return [undo.enter_context(self.take(owner, share)) for _ in range(count)]
 
     def pace(self, owner: str, count: int = 1) -> None:

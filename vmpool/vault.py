@@ -171,8 +171,9 @@ class Vault:
     def usage(self, owner: str) -> Usage:
         """Return what the checkpoints of `owner` count as in its quota."""
         mine = [each for each in self._known.values() if each.owner == owner]
-        counted = [replace(_COUNTED[each.purpose], disk_bytes=each.size_bytes) for each in mine]
-        return sum(counted, Usage())
+        return Usage.total(
+            replace(_COUNTED[each.purpose], disk_bytes=each.size_bytes) for each in mine
+        )
 
     @property
     def tally(self) -> dict[str, int]:

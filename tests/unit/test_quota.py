@@ -41,6 +41,8 @@ def test_what_fits_is_within_every_limit_that_is_asked_of(
 @given(USAGES, USAGES)
 def test_what_is_added_can_be_taken_away(one: Usage, other: Usage) -> None:
     assert one + other - other == one
+    assert Usage.total([one, other]) == one + other
+    assert Usage.total([]) == Usage()
 
 
 def test_who_is_over_a_lowered_limit_may_have_more_of_another() -> None:
