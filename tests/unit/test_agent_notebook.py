@@ -31,7 +31,8 @@ FRAGMENTS = (
 @example(cell="x\n  ...: y")
 @example(cell="if x:\n    /f 1")
 def test_a_cell_is_taken_for_what_ipython_takes_it_for(cell: str) -> None:
-    assert _transformed(_Transformer(), cell) == _transformed(TransformerManager(), cell)
+    own, theirs = _Transformer(), TransformerManager()  # type: ignore[no-untyped-call]
+    assert _transformed(own, cell) == _transformed(theirs, cell)
 
 
 def _transformed(transformer: TransformerManager, cell: str) -> str | type[Exception]:

@@ -233,11 +233,10 @@ async def test_children_share_what_they_do_not_write_and_their_children_have_all
     def refused(*_: object) -> int:
         raise PermissionError(1, "no")
 
-    match way:
-        case "refused":
-            monkeypatch.setattr(inlay, "lay", refused)
-        case "unshared":
-            monkeypatch.setattr(huge, "create", refused)
+    if way == "refused":
+        monkeypatch.setattr(inlay, "lay", refused)
+    elif way == "unshared":
+        monkeypatch.setattr(huge, "create", refused)
     parent, parents = await bench.restored(bench.template)
     stretches = {FREE: 16 * MIB, FREE + 18 * MIB: 16 * PAGE, FREE + 19 * MIB: PAGE}
     written = {offset: os.urandom(size) for offset, size in stretches.items()}
