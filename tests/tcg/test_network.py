@@ -212,6 +212,7 @@ async def test_a_policy_stays_with_its_sandbox_and_its_children(api: Api) -> Non
         assert (await api.call("DELETE", f"/v1/sandboxes/{child}"))[0] == 204
 
 
+@pytest.mark.timeout(900)  # three servers come up
 async def test_what_a_killed_server_leaves_is_adopted_or_cleared(
     ground: Ground, server: Server, internet: Internet
 ) -> None:
