@@ -381,7 +381,9 @@ class Catalogue:
         return NotFoundError(
             f"there is no template {name!r}",
             code="template_not_found",
-            remedy=f"templates here: {', '.join(known) or 'none'}",
+            remedy=f"templates here: {', '.join(known)}"
+            if known
+            else "there is none yet: vmpool template create, or vmpool up",
         )
 
     async def _bring_up(

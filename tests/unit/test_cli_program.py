@@ -96,7 +96,7 @@ def test_without_a_server_the_remedy_is_said_and_the_exit_code_is_the_commands_o
         assert ended.returncode == code
         assert ended.stderr.splitlines() == [
             "error: no server answers at http://127.0.0.1:1: Connection refused [no_server]",
-            "       start one: vmpool up  (or name another: --server URL, or VMPOOL_SERVER)",
+            "       start one: vmpool up  (or name another: --server URL, --state DIR)",
         ]
 
 

@@ -169,7 +169,7 @@ class Remote:
             raise HostError(
                 f"no server answers at {self.endpoint.url}: {_words(err)}",
                 code="no_server",
-                remedy="start one: vmpool up  (or name another: --server URL, or VMPOOL_SERVER)",
+                remedy="start one: vmpool up  (or name another: --server URL, --state DIR)",
             ) from err
         assert connection.sock is not None
         connection.sock.settimeout(self._timeout)
