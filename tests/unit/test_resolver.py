@@ -278,8 +278,11 @@ async def test_a_flood_is_left_to_the_kernel(world: World) -> None:
     assert addresses_in(await world.ask("pypi.org")) == ["192.0.2.1"]  # once there is some again
 
 
-async def test_connections_beyond_the_bound_are_hung_up(world: World) -> None:
-    async with contextlib.AsyncExitStack() as stack:
+async def test_connections_beyond_the_bound_are_hung_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolver, "IDLE_SECONDS", 1000.0)  # not for having been idle
+    async with asyncio.timeout(20), contextlib.AsyncExitStack() as stack:
         for _ in range(resolver.CONNECTIONS_MOST):
             _, writer = await asyncio.open_connection("127.0.0.1", world.stream)
             stack.push_async_callback(writer.wait_closed)
