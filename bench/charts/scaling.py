@@ -57,7 +57,7 @@ def _rates(panel: Axes, finding: FindingRecord) -> None:
         rates = [one.median for _, one in lines]
         panel.plot(clients, rates, "o-", color=colour, label=_WORDS.get(what, what))
         panel.annotate(
-            f"{rates[-1]:.0f}",
+            f"{rates[-1]:.3g}",
             (clients[-1], rates[-1]),
             xytext=(7, 0),
             textcoords="offset points",
