@@ -91,7 +91,9 @@ def open_fonts() -> None:
     """Draw something in each face: matplotlib keeps a font open that it has used once."""
     with style.applied():
         drawn, (panel,) = style.figure(1.0)
+        panel.text(0, 0, "$x$")  # formulas, which the ticks of logarithmic axes are at first
         panel.set_title("bold \N{CJK UNIFIED IDEOGRAPH-4E2D}")
         panel.set_xlabel("plain \N{CJK UNIFIED IDEOGRAPH-4E2D}")
         with warnings.catch_warnings(action="ignore"):
             style.png(drawn)
+            style.svg(drawn)  # which opens them once more, to draw their outlines
