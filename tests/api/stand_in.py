@@ -211,6 +211,7 @@ class PaperClone:
     agent: PaperAgent = field(default_factory=PaperAgent)
     timings: RestoreTimings = TIMINGS
     receipt: IdentityReceipt = RECEIPT
+    connection: None = None
 
 
 class PaperAudit:

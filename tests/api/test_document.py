@@ -35,6 +35,7 @@ EXAMPLES = 15
 SEED = 20261121
 
 REFUSES_GOOD_FORM = {
+    "POST /v1/sandboxes/{id}/ports/tokens",  # a number written 80.0
     "GET /v1/sandboxes/{id}/exec",
     "POST /v1/templates",
     "PATCH /v1/sandboxes/{id}/files",

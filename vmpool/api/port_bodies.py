@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 Access = Literal["private", "public"]
-PortNumber = Annotated[int, Meta(ge=1, le=65535)]
 
 
 class SetPortAccess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +46,6 @@ class PortList(Struct, frozen=True, kw_only=True):
 
 
 class CreateTrafficToken(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What it is to open: one port, or all if left out."""
+    """What it is to open: one port, or all if it is 0 or left out."""
 
-    port: PortNumber | None = None
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0

@@ -57,8 +57,9 @@ async def set_one(call: Call, body: SetPortAccess) -> web.StreamResponse:
 async def create_token(call: Call, body: CreateTrafficToken) -> web.StreamResponse:
     """Make a token that opens ports and nothing else."""
     sandbox = await _sandbox(call)
-    token, row = await call.host.ports.add_token(sandbox, body.port)
-    detail = {"token": row.id, "port": _said(body.port)}
+    port = body.port or None
+    token, row = await call.host.ports.add_token(sandbox, port)
+    detail = {"token": row.id, "port": _said(port)}
     call.host.audit(call.caller.owner, "port.token.create", sandbox.id, detail)
     return answer(_token(row, token), status=201)
 
