@@ -11,8 +11,8 @@ from vmpool.lifecycle import SandboxState
 from vmpool.model import Command, Exited
 
 if TYPE_CHECKING:
-    from vmpool.host import Host
     from vmpool.holding import Holding
+    from vmpool.host import Host
     from vmpool.sandbox import Sandbox
 
 Work = Callable[["Host", "Holding"], Coroutine[Any, Any, Any]]

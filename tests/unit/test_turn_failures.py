@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
     from pathlib import Path
 
-    from vmpool.host import Host
     from vmpool.holding import Holding
+    from vmpool.host import Host
     from vmpool.model import Attachment
     from vmpool.snapshot import Snapshot
 

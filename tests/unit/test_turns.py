@@ -17,8 +17,8 @@ from vmpool.lifecycle import EndReason
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from vmpool.host import Host
     from vmpool.holding import Holding
+    from vmpool.host import Host
 
 
 async def stepped(
