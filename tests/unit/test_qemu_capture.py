@@ -3,144 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
-import secrets
-import shutil
-import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from msgspec import structs
 
-from tests import tiny_guest, watch
+from tests import tiny_guest
+from tests.forebears import FREE, FREE_END, MEMORY_BYTES, PAGE, Bench, opened, woken
 from vmpool import snapshot
-from vmpool.delta import PAGE_BYTES, Delta
-from vmpool.engine.qemu import QemuEngine, QemuMachine, capture, huge, inlay, pagemap, sparse
-from vmpool.errors import DiskFullError, EngineError, HostError, SnapshotError
-from vmpool.model import MIB, Accelerator, Attachment, MachineSpec, MachineType, Transport
+from vmpool.delta import Delta
+from vmpool.engine.qemu import capture, huge, inlay, pagemap
+from vmpool.errors import DiskFullError, HostError, SnapshotError
+from vmpool.model import MIB, MachineType
 from vmpool.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-PAGE = PAGE_BYTES
-MEMORY_BYTES = 64 * MIB
-FREE, FREE_END = 16 * MIB, 56 * MIB
-"""Where nothing lies: below is the guest, and above what its firmware talks to devices by."""
-
-
-class Peek:
-    """The guest's memory of a clone, past its hypervisor."""
-
-    def __init__(self, machine: QemuMachine, template: Snapshot) -> None:
-        found = pagemap.find_mappings(machine.pid, template.memory, MEMORY_BYTES)
-        self._start = found[0].start
-        self._path = Path(f"/proc/{machine.pid}/mem")
-
-    def read(self, offset: int, size: int) -> bytes:
-        with self._path.open("rb") as memory:
-            return os.pread(memory.fileno(), size, self._start + offset)
-
-    def write(self, offset: int, data: bytes) -> None:
-        with self._path.open("r+b") as memory:
-            assert os.pwrite(memory.fileno(), data, self._start + offset) == len(data)
-
-    @property
-    def count(self) -> int:
-        return int(struct.unpack("<I", self.read(tiny_guest.COUNT, 4))[0])
-
-    async def counted_beyond(self, count: int) -> None:
-        async with asyncio.timeout(30):
-            while self.count <= count:  # noqa: ASYNC110 -- another process's memory has no event
-                await asyncio.sleep(0.005)
-
-
-@dataclass
-class Bench:
-    engine: QemuEngine
-    template: Snapshot
-    directory: Path
-
-    def place(self) -> Path:
-        directory = self.directory / secrets.token_hex(4)
-        directory.mkdir(mode=0o700)
-        return directory
-
-    async def restored(self, state: Snapshot) -> tuple[QemuMachine, Peek]:
-        shell = await self.engine.prepare(self.template, Attachment(directory=self.place()))
-        machine = await shell.load(state)
-        return machine, Peek(machine, self.template)
-
-    async def captured(self, machine: QemuMachine) -> tuple[Snapshot, int]:
-        """Return a checkpoint of a paused machine, and how much memory of its own it had."""
-        partial = snapshot.begin(self.directory)
-        async with machine.capture(partial) as taken:
-            await taken.take()
-            await taken.write()
-        manifest = snapshot.describe(
-            partial,
-            id=secrets.token_hex(4),
-            image="none",
-            spec=self.template.manifest.spec,
-            processor=self.template.manifest.processor,
-            created_ns=1,
-            base=self.template.as_base,
-        )
-        return snapshot.publish(partial, manifest, self.directory), taken.dirty_bytes
 
 
 @pytest.fixture(params=[MachineType.Q35, MachineType.MICROVM])
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     async with opened(tmp_path, request.param, disk_bytes=0) as bench:
         yield bench
-
-
-@pytest.fixture
-async def disk_bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with opened(tmp_path, MachineType.Q35, disk_bytes=8 * MIB) as bench:
-        yield bench
-
-
-@contextlib.asynccontextmanager
-async def opened(
-    tmp_path: Path, machine_type: MachineType, *, disk_bytes: int
-) -> AsyncIterator[Bench]:
-    root = tmp_path / "root"
-    root.write_bytes(bytes(4096))
-    engine = await QemuEngine.detect()
-    spec = MachineSpec(
-        root=root,
-        memory_bytes=MEMORY_BYTES,
-        accelerator=Accelerator.TCG,
-        transport=Transport.SERIAL,
-        machine_type=machine_type,
-        disk_bytes=disk_bytes,
-        qemu_version=engine.version,
-    )
-    directory = Path(f"/tmp/vmpool-{secrets.token_hex(4)}")  # short: a socket's path is limited
-    directory.mkdir(mode=0o700)
-    at = Attachment(directory=directory / "t")
-    at.directory.mkdir()
-    kernel = tiny_guest.kernel(tmp_path, tiny_guest.COUNTER)
-    machine = await engine.boot(spec, kernel, at)
-    await watch.holds(at.directory / "console", tiny_guest.UP)
-    await machine.pause()
-    processor = await machine.processor()
-    partial = snapshot.begin(directory)
-    await machine.save(partial)
-    await machine.kill()
-    manifest = snapshot.describe(
-        partial, id="template", image="none", spec=spec, processor=processor, created_ns=1
-    )
-    yield Bench(engine, snapshot.publish(partial, manifest, directory), directory)
-    engine.close()
-    shutil.rmtree(directory)
 
 
 async def test_a_child_goes_on_where_its_parent_was_and_neither_sees_the_other(
@@ -431,99 +320,5 @@ async def test_a_machine_whose_memory_may_not_be_read_is_told_by_what_lacks(
         async with parent.capture(partial):
             pytest.fail("entered")
     assert caught.value.error_code == "memory_unreadable"
-    assert list(partial.iterdir()) == []
-    await parent.kill()
-
-
-SCRATCH = "/machine/peripheral-anon/device[1]/virtio-backend"
-"""The scratch disk as its guest has it: the second device, whatever node it writes to."""
-
-
-async def woken(bench: Bench, state: Snapshot) -> QemuMachine:
-    """Return a machine that has run: until then QEMU leaves its disks to whom they came from."""
-    machine, _ = await bench.restored(state)
-    await machine.resume()
-    await machine.pause()
-    return machine
-
-
-async def on_disk(machine: QemuMachine, line: str) -> None:
-    """Read or write a guest's disk as it would itself; what is not as said is found in the log."""
-    command = f'qemu-io -d {SCRATCH} "{line}"'
-    said = await machine._hypervisor.execute("human-monitor-command", command_line=command)
-    assert said == ""
-    assert "failed" not in machine._hypervisor._output.tail, line
-
-
-async def test_a_childs_disk_is_its_parents_at_the_fork_and_then_its_own(
-    disk_bench: Bench,
-) -> None:
-    bench = disk_bench
-    parent = await woken(bench, bench.template)
-    await on_disk(parent, "write -P 1 0 64k")
-    one, _ = await bench.captured(parent)
-    await on_disk(parent, "write -P 2 64k 64k")
-    two, _ = await bench.captured(parent)
-    await on_disk(parent, "write -P 3 0 64k")
-    assert [len(checkpoint.layers) for checkpoint in (one, two)] == [1, 2]
-    assert one.layers[0].samefile(two.layers[0])  # frozen once, stored once
-
-    early = await woken(bench, one)
-    late = await woken(bench, two)
-    for line in ("read -P 1 0 64k", "read -P 0 64k 64k"):
-        await on_disk(early, line)
-    for line in ("read -P 1 0 64k", "read -P 2 64k 64k", "write -P 4 128k 64k"):
-        await on_disk(late, line)
-    for checkpoint in (one, two):
-        checkpoint.verify()  # what anyone writes goes elsewhere
-        checkpoint.remove()  # and nobody needs it any more
-    last, _ = await bench.captured(late)
-    assert len(last.layers) == 3
-    grandchild = await woken(bench, last)
-    for line in ("read -P 1 0 64k", "read -P 2 64k 64k", "read -P 4 128k 64k"):
-        await on_disk(grandchild, line)
-    for line in ("read -P 3 0 64k", "read -P 0 128k 64k"):
-        await on_disk(parent, line)
-    for machine in (parent, early, late, grandchild):
-        await machine.kill()
-    bench.template.verify()
-
-
-async def test_an_overlay_that_leads_elsewhere_is_not_kept(disk_bench: Bench) -> None:
-    parent, _ = await disk_bench.restored(disk_bench.template)
-    partial = snapshot.begin(disk_bench.directory)
-    async with parent.capture(partial) as taken:
-        await taken.take()
-        (overlay,) = disk_bench.directory.glob("*/overlay")
-        with overlay.open("r+b") as file:
-            file.seek(8)  # the offset of a backing file's name, and its length
-            file.write(struct.pack(">QI", 512, 9))
-        with pytest.raises(EngineError) as caught:
-            await taken.write()
-    assert caught.value.error_code == "disk_layer_unfit"
-    assert list(partial.iterdir()) == []
-    await parent.kill()
-
-
-async def test_an_overlay_that_is_changed_as_it_is_copied_is_not_kept(
-    disk_bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parent, _ = await disk_bench.restored(disk_bench.template)
-    partial = snapshot.begin(disk_bench.directory)
-    copy = sparse.copy
-
-    def change_first(source: int, target: Path) -> None:
-        (overlay,) = disk_bench.directory.glob("*/overlay")
-        with overlay.open("r+b") as file:
-            file.seek(8)  # the offset of a backing file's name, and its length
-            file.write(struct.pack(">QI", 512, 9))
-        copy(source, target)
-
-    monkeypatch.setattr(sparse, "copy", change_first)
-    async with parent.capture(partial) as taken:
-        await taken.take()
-        with pytest.raises(EngineError) as caught:
-            await taken.write()
-    assert caught.value.error_code == "disk_layer_unfit"
     assert list(partial.iterdir()) == []
     await parent.kill()

@@ -1,0 +1,80 @@
+"""The audit log: found by whom and what, cut in length and number, tenant by tenant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vmpool.store import AuditFilter, Store
+from vmpool.store.audit import DETAIL_BYTES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_the_audit_log_tells_the_newest_first_and_can_be_cut(tmp_path: Path) -> None:
+    async with Store(tmp_path / "db") as store:
+        for number in range(5):
+            detail = {"n": number}
+            await store.audit.record(
+                "create", subject=str(number), tenant_id="local", detail=detail
+            )
+        await store.audit.record("kill", subject="x", tenant_id="t", outcome="not_found")
+        log = await store.audit.entries(2)
+        assert [(row.action, row.outcome) for row in log] == [
+            ("kill", "not_found"),
+            ("create", "ok"),
+        ]
+        assert log[1].detail == {"n": 4}
+        assert await store.audit.prune("local", keep=1) == 4
+        assert await store.audit.prune("local", keep=1) == 0
+        assert [row.subject for row in await store.audit.entries(100)] == ["x", "4"]
+        await store.audit.prune_all(keep=0)
+        assert await store.audit.entries(100) == []
+
+
+async def test_what_one_tenant_does_pushes_no_others_entries_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmpool.store.audit.PRUNE_EVERY", 5)
+    monkeypatch.setattr("vmpool.store.audit.KEEP_AUDIT", 3)
+    async with Store(tmp_path / "db") as store:
+        await store.audit.record("create", subject="quiet", tenant_id="a")
+        for number in range(20):
+            await store.audit.record("run", subject=str(number), tenant_id="b")
+        log = await store.audit.entries(100)
+        assert len(log) <= 1 + 3 + 5
+        assert log[-1].subject == "quiet"
+
+
+async def test_entries_are_found_by_who_what_and_on_which(tmp_path: Path) -> None:
+    async with Store(tmp_path / "db") as store:
+        for number in range(12):
+            await store.audit.record(
+                ("run", "kill")[number % 2],
+                subject=str(number % 3),
+                tenant_id=("t", "local")[number // 6],
+            )
+
+        async def found(**wanted: object) -> list[int]:
+            entries = await store.audit.entries(100, AuditFilter(**wanted))  # type: ignore[arg-type]
+            return [entry.id for entry in entries]
+
+        assert await found() == list(range(12, 0, -1))
+        assert await found(tenant_id="t") == [6, 5, 4, 3, 2, 1]
+        assert await found(action="kill", subject="1") == [8, 2]
+        assert await found(action="kill", subject="1", before=8) == [2]
+        assert await found(subject="' OR 1=1 --") == []
+
+
+@pytest.mark.parametrize("word", ["x", '"', "\\", "é", "\0"])
+async def test_an_audit_entrys_detail_is_cut(tmp_path: Path, word: str) -> None:
+    async with Store(tmp_path / "db") as store:
+        await store.audit.record(
+            "x", subject="y", tenant_id="local", detail={"image": word * 100_000}
+        )
+        (row,) = await store._rows("audit", "id")
+        assert len(row["detail"]) <= DETAIL_BYTES
+        (entry,) = await store.audit.entries(1)
+        assert str(entry.detail["cut"]).startswith('{"image": ')
