@@ -28,6 +28,9 @@ MEMORY_BYTES = 64 * MIB
 FREE, FREE_END = 16 * MIB, 56 * MIB
 """Where nothing lies: below is the guest, and above what its firmware talks to devices by."""
 
+SCRATCH = "/machine/peripheral-anon/device[1]/virtio-backend"
+"""The scratch disk as its guest has it: the second device, whatever node it writes to."""
+
 
 class Peek:
     """The guest's memory of a clone, past its hypervisor."""
@@ -131,3 +134,11 @@ async def woken(bench: Bench, state: Snapshot) -> QemuMachine:
     await machine.resume()
     await machine.pause()
     return machine
+
+
+async def on_disk(machine: QemuMachine, line: str) -> None:
+    """Read or write a guest's disk as it would itself; what is not as said is found in the log."""
+    command = f'qemu-io -d {SCRATCH} "{line}"'
+    said = await machine._hypervisor.execute("human-monitor-command", command_line=command)
+    assert said == ""
+    assert "failed" not in machine._hypervisor._output.tail, line

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.forebears import Bench, opened, woken
+from tests.forebears import Bench, on_disk, opened, woken
 from vmpool import snapshot
-from vmpool.engine.qemu import QemuMachine, sparse
+from vmpool.engine.qemu import sparse
 from vmpool.errors import EngineError
 from vmpool.model import MIB, MachineType
 
@@ -18,22 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
-SCRATCH = "/machine/peripheral-anon/device[1]/virtio-backend"
-"""The scratch disk as its guest has it: the second device, whatever node it writes to."""
-
-
 @pytest.fixture
 async def disk_bench(tmp_path: Path) -> AsyncIterator[Bench]:
     async with opened(tmp_path, MachineType.Q35, disk_bytes=8 * MIB) as bench:
         yield bench
-
-
-async def on_disk(machine: QemuMachine, line: str) -> None:
-    """Read or write a guest's disk as it would itself; what is not as said is found in the log."""
-    command = f'qemu-io -d {SCRATCH} "{line}"'
-    said = await machine._hypervisor.execute("human-monitor-command", command_line=command)
-    assert said == ""
-    assert "failed" not in machine._hypervisor._output.tail, line
 
 
 async def test_a_childs_disk_is_its_parents_at_the_fork_and_then_its_own(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.forebears import Bench, on_disk, woken
 from tests.unit import test_qemu_capture
-from tests.unit.test_qemu_capture import Bench, on_disk, woken
 from vmpool.engine.qemu import QemuMachine, layers, merge, nodes
 from vmpool.errors import DiskFullError, EngineError
 from vmpool.model import Attachment
