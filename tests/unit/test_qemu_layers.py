@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.forebears import Bench, on_disk, woken
-from tests.unit import test_qemu_capture
+from tests.unit import test_qemu_capture_disk
 from vmpool.engine.qemu import QemuMachine, layers, merge, nodes
 from vmpool.errors import DiskFullError, EngineError
 from vmpool.model import Attachment
 from vmpool.snapshot import Snapshot
 
-disk_bench = test_qemu_capture.disk_bench
+disk_bench = test_qemu_capture_disk.disk_bench
 
 
 async def written(bench: Bench, machine: QemuMachine, number: int) -> Snapshot:
