@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
@@ -159,6 +160,8 @@ def test_a_cookie_is_its_hosts_alone(cookie: str, kept: str) -> None:
         ("/ü b\\c", f"{PREFIX}/%C3%BC%20b%5Cc"),
         ("/\\elsewhere.example", f"{PREFIX}/%5Celsewhere.example"),
         ("app-scheme:done", "app-scheme:done"),
+        ("https://192.0.2.1/x", "https://192.0.2.1/x"),
+        ("https://[2001:db8::1]/x", "https://[2001:db8::1]/x"),
     ],
 )
 def test_a_redirection_stays_below_the_port_or_leaves_for_good(
@@ -181,6 +184,15 @@ def test_a_redirection_stays_below_the_port_or_leaves_for_good(
         f"http://{API}{PREFIX}x",
         "http://localhost:8000:1/",
         "http://[/",
+        # Whose host a client finds elsewhere than where it stands, or writes otherwise.
+        "https:/v1/run",
+        "https:v1/run",
+        f"https:///{API}/v1/run",
+        "http://p%6Fol.example:8700/v1/run",
+        "http://\uff50ool.example:8700/v1/run",
+        "http://0x7f.1:8700/v1/run",
+        "http://127.1:8700/v1/run",
+        "http://[0::1]:8700/v1/run",
     ],
 )
 def test_a_redirection_to_the_interface_is_refused(location: str) -> None:
@@ -207,9 +219,10 @@ def test_no_redirection_reaches_the_interface(location: str, target: str) -> Non
     except TaskError:
         return
     # As a client resolves it; one that takes escaped dots and backslashes for real ones, too.
-    for seen in (leads_to, unquote(leads_to).replace("\\", "/")):
+    seen_as = (leads_to, unquote(leads_to).replace("\\", "/"))
+    for scheme, seen in itertools.product(("http", "https"), seen_as):
         try:
-            there = urlsplit(urljoin(f"http://{API}{PREFIX}/a/b", seen))
+            there = urlsplit(urljoin(f"{scheme}://{API}{PREFIX}/a/b", seen))
             own = there.hostname == "pool.example" and there.port == 8700
         except ValueError:
             continue

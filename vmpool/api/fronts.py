@@ -8,6 +8,7 @@ for programs, and browsers run nothing that comes from it.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -72,6 +73,7 @@ _BEYOND_ITS_PATH: Final = frozenset(
 _CLIMBS: Final = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 _PLAIN: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "\\")
 _DEFAULT_PORTS: Final = frozenset({None, 80, 443})
+_NAME: Final = re.compile(r"[a-z0-9._-]+")
 _HOST: Final = re.compile(r"(?P<port>[1-9][0-9]{0,4})-(?P<id>[a-z0-9]{1,64})\.(?P<domain>.+)")
 
 
@@ -171,7 +173,8 @@ def response_headers(front: Front, target: str, headers: Headers) -> list[tuple[
         headers: As the guest sent them, hostile.
 
     Raises:
-        TaskError: `port_redirect_refused`; it leads out of its path, to the interface itself.
+        TaskError: `port_redirect_refused`; it leads out of its path, to the interface itself, or
+            perhaps so, as some clients read it.
     """
     given = list(headers)
     named = {word.strip().lower() for one in _all(given, "connection") for word in one.split(",")}
@@ -209,7 +212,11 @@ def _redirect(front: Front, target: str, location: str) -> str:
         outside = _is_same(parts.hostname, parts.port, front.authority)
     except ValueError as err:
         raise _refused(location) from err
-    if parts.scheme not in {"http", "https"} or not (inside or outside):
+    if parts.scheme not in {"http", "https"}:
+        return there
+    if not _is_plain(parts.hostname or ""):
+        raise _refused(location)
+    if not (inside or outside):
         return there
     path = parts.path or "/"
     below = path.startswith(f"{front.prefix}/")
@@ -217,6 +224,21 @@ def _redirect(front: Front, target: str, location: str) -> str:
         raise _refused(location)
     path = path if below else front.prefix + path
     return urlunsplit(("", "", path, parts.query, parts.fragment))
+
+
+def _is_plain(hostname: str) -> bool:
+    """Whether all clients find the same host there.
+
+    Some take a URL without one for relative to where they are, look for it behind more slashes,
+    decode it, or know more ways to write an address.
+    """
+    name = hostname.rstrip(".")
+    if ":" not in name and not name.rpartition(".")[2][:1].isdigit():
+        return _NAME.fullmatch(name) is not None
+    try:
+        return str(ipaddress.ip_address(name)) == name
+    except ValueError:
+        return False
 
 
 def _is_same(hostname: str | None, port: int | None, authority: str) -> bool:
