@@ -70,7 +70,7 @@ _BEYOND_ITS_PATH: Final = frozenset(
 )
 """What a browser takes as said by, or for, a whole origin."""
 
-_CLIMBS: Final = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
+_CLIMBS: Final = re.compile(r"(?:^|[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:[/\\]|%2f|%5c|$)", re.IGNORECASE)
 _PLAIN: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "\\")
 _DEFAULT_PORTS: Final = frozenset({None, 80, 443})
 _NAME: Final = re.compile(r"[a-z0-9._-]+")
