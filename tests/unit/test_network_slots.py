@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.tap_guest import ICMP, ICMP6, UDP, TapGuest, checksum, echo_request
 from vmpool import egress
 from vmpool.egress import UNCONNECTED
 from vmpool.errors import HostError
-from vmpool.network import namespace
+from vmpool.network import namespace, plan
 from vmpool.network.addressing import GATEWAY, Range
 from vmpool.network.slots import Slot, Slots
 from vmpool.network.trunk import Trunk
@@ -29,6 +30,8 @@ from vmpool.network.trunk import Trunk
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="networks are root's to make")
 
 OPEN: dict[str, Any] = {"mode": "open"}
+GONE: dict[str, Any] = {"mode": "restricted", "allow": [{"domain": "gone.example"}]}
+"""It opens a set of addresses that no slot here ever had."""
 ONE: dict[str, Any] = {
     "mode": "restricted",
     "allow": [{"cidr": f"{ALLOWED}/32", "protocol": "udp", "ports": [PORT]}],
@@ -257,7 +260,7 @@ async def test_rules_are_replaced_without_a_moment_of_open_network(place: Place)
 async def test_a_policy_that_cannot_be_put_in_place_leaves_the_one_before(place: Place) -> None:
     async with place.guest(ONE) as (guest, slot):
         # It takes the place of one whose sets it means to remove, and which never was.
-        slot.recall(egress.policy({"mode": "restricted", "allow": [{"domain": "gone.example"}]}))
+        slot.recall(egress.policy(GONE))
         with pytest.raises(HostError) as caught:
             slot.enforce(egress.policy(OPEN))
         guest.send_udp(OTHER, PORT, b"denied")
@@ -277,6 +280,40 @@ async def test_what_is_sent_is_held_to_a_bandwidth(place: Place) -> None:
         heard = sum(text.startswith("b") for text in place.texts) * len(payload)
         elapsed = time.monotonic() - began
     assert 0 < heard <= (128 << 10) + 1.1 * rate * elapsed
+
+
+def limits_of(place: Place, slot: Slot) -> list[str]:
+    """What the kernel holds the link of a slot to, outwards."""
+    said = place.internet.run(slot.namespace, "tc", "qdisc", "show", "dev", plan.UP)
+    return re.findall(r"rate (\S+)", said)
+
+
+async def test_a_bandwidth_is_changed_and_lifted_while_it_is_in_use(place: Place) -> None:
+    seen = []
+    async with place.guest(ONE) as (guest, slot):
+        for up in (200_000, 10_000_000, 10**11, None, 200_000):
+            slot.enforce(egress.policy({**ONE, "bandwidth": {"up": up, "down": up}}))
+            seen.append(limits_of(place, slot))
+            await place.settle(guest)
+    assert seen == [["1600Kbit"], ["80Mbit"], ["34359Mbit"], [], ["1600Kbit"]]
+
+
+async def test_rules_that_are_refused_leave_the_bandwidth_that_was(place: Place) -> None:
+    limited = egress.policy({**ONE, "bandwidth": {"up": 200_000}})
+    async with place.guest(ONE) as (_, slot):
+        slot.enforce(limited)
+        slot.recall(replace(limited, allow=egress.policy(GONE).allow))
+        with pytest.raises(HostError):
+            slot.enforce(egress.policy(OPEN))
+        assert limits_of(place, slot) == ["1600Kbit"]
+
+
+async def test_a_bandwidth_that_the_server_before_did_not_set_is_set(place: Place) -> None:
+    limited = egress.policy({**ONE, "bandwidth": {"up": 200_000}})
+    async with place.guest(ONE) as (_, slot):
+        slot.recall(limited)  # the journal was told, and then the server was killed
+        slot.enforce(limited)
+        assert limits_of(place, slot) == ["1600Kbit"]
 
 
 async def test_slots_are_used_once_and_their_addresses_come_round_late(place: Place) -> None:

@@ -7,6 +7,7 @@ Everything here blocks for a few milliseconds.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyroute2 import IPRoute, NetlinkError
+from pyroute2.netlink.rtnl import TC_H_ROOT
 
 from vmpool.errors import HostError
 from vmpool.model import GUEST_MAC
@@ -45,6 +47,7 @@ _SETTINGS = Path("/proc/sys/net")
 _BURST_SECONDS = 0.02
 _BURST_LEAST = 128 << 10  # a segment that the kernel has not cut yet has 64 KiB
 _DELAY_SECONDS = 0.1
+_RATE_MOST = 2**32 - 1  # bytes a second in struct tc_ratespec; more than a tap passes
 
 
 def make_slot(slot: Namespace, router: Namespace, number: int, within: Range) -> int:
@@ -138,15 +141,26 @@ def limit(slot: Namespace, bandwidth: Bandwidth) -> None:
         with _routes() as routes:
             for name, rate in ((UP, bandwidth.up), (TAP, bandwidth.down)):
                 (index,) = routes.link_lookup(ifname=name)
-                with contextlib.suppress(NetlinkError):  # there was no limit
-                    routes.tc("del", index=index, root=True)
-                if rate is not None:
-                    burst = max(_BURST_LEAST, int(rate * _BURST_SECONDS))
-                    routes.tc(
-                        "add", "tbf", index=index, rate=rate, burst=burst, latency=_DELAY_SECONDS
-                    )
+                if rate is None:
+                    _lift_limit(routes, index)
+                else:
+                    _set_limit(routes, index, min(rate, _RATE_MOST))
 
     _made(slot, bound)
+
+
+def _set_limit(routes: IPRoute, index: int, rate: int) -> None:
+    burst = max(_BURST_LEAST, int(rate * _BURST_SECONDS))
+    waiting = burst + int(rate * _DELAY_SECONDS)
+    routes.tc("replace", "tbf", index=index, rate=rate, burst=burst, limit=waiting)
+
+
+def _lift_limit(routes: IPRoute, index: int) -> None:
+    try:
+        routes.tc("del", index=index, parent=TC_H_ROOT)
+    except NetlinkError as err:
+        if err.code != errno.ENOENT:  # there was no limit
+            raise
 
 
 def exists(namespace: Namespace, name: str) -> bool:

@@ -47,6 +47,7 @@ class Slot:
         self.address = address
         self._tap = tap
         self._policy: NetworkPolicy | None = None
+        self._bandwidth: Bandwidth | None = Bandwidth()  # `None` while it is not known
 
     @property
     def tap(self) -> int:
@@ -64,14 +65,25 @@ class Slot:
             script = plan.slot(policy, address=self.address, mark=mark)
         else:
             script = plan.replacement(policy, mark=mark, before=self._policy)
-        firewall.apply(self.namespace, script)
-        if policy.bandwidth != (self._policy.bandwidth if self._policy else Bandwidth()):
-            links.limit(self.namespace, policy.bandwidth)
-        self._policy = policy
+        try:
+            if policy.bandwidth != self._bandwidth:
+                links.limit(self.namespace, policy.bandwidth)
+            # Last, for it is done whole or not at all.
+            firewall.apply(self.namespace, script)
+        except BaseException:
+            self._restore_bandwidth()
+            raise
+        self._policy, self._bandwidth = policy, policy.bandwidth
 
     def recall(self, policy: NetworkPolicy) -> None:
-        """Note what is in place already."""
-        self._policy = policy
+        """Note whose rules are in place; who noted that may have died before it set the limits."""
+        self._policy, self._bandwidth = policy, None
+
+    def _restore_bandwidth(self) -> None:
+        self._bandwidth = None
+        if self._policy is not None:
+            links.limit(self.namespace, self._policy.bandwidth)
+            self._bandwidth = self._policy.bandwidth
 
     def let_go(self) -> None:
         """Close the guest's link, which lives on with whom it was given to. *Idempotent.*"""
