@@ -21,6 +21,14 @@ SERVER_FILE = "local-server"
 
 _LIMIT_BYTES = 4096
 
+_PORTS = {"http": 80, "https": 443}
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_LOCALHOST = ("127.0.0.1", "::1")
+"""Where the name leads: clients try both."""
+
+_ALL = frozenset({"00000000", "0" * 32})
+
 _LISTENING = "0A"  # TCP_LISTEN in include/net/tcp_states.h
 
 
@@ -54,15 +62,14 @@ def serves(state: Path, url: str) -> bool:
     try:
         owner = token_path(state).stat().st_uid
         place = urlsplit(url)
-        host, port = place.hostname or "", place.port or 80
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except (OSError, ValueError):
+        host, port = place.hostname or "", place.port or _PORTS[place.scheme]
+        names = _LOCALHOST if host == "localhost" else (host,)
+        addresses = [ipaddress.ip_address(name) for name in names]
+    except (KeyError, OSError, ValueError):
         return False
-    wanted = {_as_listed(address), _as_listed(ipaddress.IPv4Address(0))}
-    wanted.add(_as_listed(ipaddress.IPv6Address(0)))
-    accounts = {
-        uid for listed, uid in _listeners(port) if listed in wanted or address.is_unspecified
-    }
+    wanted = _ALL.union(*map(_as_listed, addresses))
+    anywhere = any(address.is_unspecified for address in addresses)
+    accounts = {uid for listed, uid in _listeners(port) if listed in wanted or anywhere}
     return accounts == {owner}
 
 
@@ -77,11 +84,15 @@ def _listeners(port: int) -> Iterator[tuple[str, int]]:
                     yield address, int(fields[7])
 
 
-def _as_listed(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    """Return an address in hexadecimal, in words of the processor's order."""
-    packed = address.packed
-    words = (packed[at : at + 4][::-1] for at in range(0, len(packed), 4))
-    return b"".join(words).hex().upper()
+def _as_listed(address: _Address) -> set[str]:
+    """Return an address in hexadecimal, in words of the processor's order, and as version 6."""
+    ways = [address.packed]
+    if address.version == 4:
+        ways.append(ipaddress.IPv6Address(f"::ffff:{address}").packed)
+    return {
+        b"".join(packed[at : at + 4][::-1] for at in range(0, len(packed), 4)).hex().upper()
+        for packed in ways
+    }
 
 
 def write_token(state: Path, token: str) -> None:

@@ -181,6 +181,37 @@ def test_the_local_token_does_not_go_to_another_account(tmp_path: Path, host: st
             assert token_for(f"{url}:{port}", tmp_path) == ""
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="listens as another account")
+def test_a_name_of_two_addresses_gets_the_local_token_when_both_are_ours(tmp_path: Path) -> None:
+    local.write_token(tmp_path, "secret")
+    with listening("127.0.0.1") as port:
+        url = f"http://localhost:{port}"
+        assert token_for(url, tmp_path) == "secret"
+        os.seteuid(65534)
+        try:
+            other = socket.create_server(("::1", port), family=socket.AF_INET6)
+        finally:
+            os.seteuid(0)
+        with other:
+            assert token_for(url, tmp_path) == ""
+            assert token_for(f"http://127.0.0.1:{port}", tmp_path) == "secret"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="listens as another account")
+def test_the_local_token_does_not_go_to_a_mapped_address_of_another(tmp_path: Path) -> None:
+    local.write_token(tmp_path, "secret")
+    with listening("::") as port:  # of version 6 alone, so that 127.0.0.1 is free
+        os.seteuid(65534)
+        try:
+            other = socket.socket(socket.AF_INET6)
+        finally:
+            os.seteuid(0)
+        with other:
+            other.bind(("::ffff:127.0.0.1", port))
+            other.listen()
+            assert token_for(f"http://127.0.0.1:{port}", tmp_path) == ""
+
+
 def test_a_given_token_comes_before_a_found_one(tmp_path: Path) -> None:
     local.write_token(tmp_path, "found")
     file = tmp_path / "mine"
