@@ -35,6 +35,7 @@ _X32_FROM = 0x40000000
 
 _SYS_SECCOMP = 317
 _SYS_SOCKET = 41
+_SYS_SOCKETPAIR = 53
 _AF_UNIX = 1
 
 REFUSED = {
@@ -114,7 +115,9 @@ def program() -> bytes:
                 _do(_IF_EQUAL, number, 0, 1) + _do(_RETURN, refuse)
                 for number in sorted(REFUSED.values())
             ),
-            _do(_IF_EQUAL, _SYS_SOCKET, 1, 0),
+            # A pair of most families is refused only after both its sockets were made.
+            _do(_IF_EQUAL, _SYS_SOCKET, 2, 0),
+            _do(_IF_EQUAL, _SYS_SOCKETPAIR, 1, 0),
             _do(_RETURN, _ALLOW),
             _do(_LOAD, _FIRST_ARGUMENT_AT),
             _do(_IF_EQUAL, _AF_UNIX, 0, 1),
