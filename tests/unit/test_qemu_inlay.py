@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import select
 import signal
 import subprocess
 import sys
@@ -136,6 +137,27 @@ def test_a_process_that_is_gone_is_told(patient: Patient) -> None:
     patient.process.wait()
     with pytest.raises(FileNotFoundError):
         inlay.lay(patient.process.pid, patient.descriptor, [])
+
+
+def test_a_process_that_ends_meanwhile_leaves_its_end_to_whoever_started_it(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = inlay._Held._trace
+
+    def ended_after(held: inlay._Held, request: int, data: int = 0) -> None:
+        trace(held, request, data)
+        if request == inlay._CONT:
+            end = os.pidfd_open(patient.process.pid)
+            signal.pidfd_send_signal(end, signal.SIGKILL)
+            assert select.select([end], [], [], 10)[0]
+            os.close(end)
+
+    monkeypatch.setattr(inlay._Held, "_trace", ended_after)
+    with pytest.raises(ProcessLookupError):
+        inlay.lay(patient.process.pid, patient.descriptor, [patient.piece(1, 1, 0)])
+    ended = os.waitid(os.P_PID, patient.process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    assert ended is not None
+    assert ended.si_status == signal.SIGKILL
 
 
 def test_who_is_killed_meanwhile_takes_the_process_along(patient: Patient) -> None:

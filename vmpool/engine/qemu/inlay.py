@@ -37,6 +37,7 @@ _CONT, _SINGLESTEP, _GETREGS, _SETREGS, _DETACH = 7, 9, 12, 13, 17
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
 _O_EXITKILL = 1 << 20
 _EVENT_STOP = 128
+_SIGNAL = 0xFF  # of what a process stopped for; above it is why
 
 _WALL = 0x40000000  # linux/wait.h: whatever kind of child it is
 _AT_SYSINFO_EHDR = 33  # linux/auxvec.h: where the kernel's own code is in every process
@@ -224,11 +225,15 @@ class _Held:
 
     def _wait(self, expected: int) -> None:
         """Wait until the process has stopped as expected."""
-        _, status = os.waitpid(self._pid, _WALL)
-        if not os.WIFSTOPPED(status):
+        # Its end is only looked at: how it ended is for whoever holds it, and its number is
+        # nobody else's until then.
+        kinds = os.WSTOPPED | os.WEXITED | os.WNOWAIT | _WALL
+        change = os.waitid(os.P_PID, self._pid, kinds)
+        assert change is not None  # without WNOHANG
+        if change.si_code != os.CLD_TRAPPED:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-        if status >> 8 != expected:
-            raise _OtherStopError(os.WSTOPSIG(status))
+        if change.si_status != expected:
+            raise _OtherStopError(change.si_status & _SIGNAL)
 
     def _registers(self) -> tuple[int, ...]:
         buffer = ctypes.create_string_buffer(_REGISTERS.size)
