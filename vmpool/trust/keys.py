@@ -86,7 +86,8 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """Return what was written down, `None` for anything else."""
         try:
             proof = msgspec.json.decode(data[:PROOF_LIMIT_BYTES], type=cls)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            PublicKey.parse(proof.key)  # no other words of a stranger are shown to anybody
+        except (msgspec.DecodeError, UnicodeDecodeError, InvalidRequestError):
             return None
         return proof if len(proof.signature) == _SIGNATURE_BYTES else None
 
