@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import select
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +18,8 @@ from tests import tiny_guest
 from tests.forebears import FREE, FREE_END, MEMORY_BYTES, PAGE, Bench, opened, woken
 from vmpool import snapshot
 from vmpool.delta import Delta
-from vmpool.engine.qemu import capture, huge, inlay, pagemap
-from vmpool.errors import DiskFullError, HostError, SnapshotError
+from vmpool.engine.qemu import capture, graft, huge, inlay, pagemap
+from vmpool.errors import DiskFullError, EngineError, HostError, SnapshotError
 from vmpool.model import MIB, MachineType
 from vmpool.snapshot import Snapshot
 
@@ -167,6 +168,27 @@ def lent(bench: Bench, directory: Path, own: Delta | None) -> Snapshot:
     }
     manifest = structs.replace(bench.template.manifest, files=files, base=bench.template.as_base)
     return Snapshot(directory=directory, manifest=manifest, delta=own)
+
+
+async def test_a_hypervisor_that_does_not_stop_to_be_given_pages_is_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stuck(pid: int, *_: object) -> None:
+        end = os.pidfd_open(pid)
+        ended = select.select([end], [], [], 20)[0]
+        os.close(end)
+        assert ended, "nobody ended it"
+        raise ProcessLookupError(3, "gone")
+
+    monkeypatch.setattr(inlay, "lay", stuck)
+    monkeypatch.setattr(graft, "WORTH_BYTES", 1)
+    monkeypatch.setattr(graft, "LAY_TIMEOUT", 0.1)
+    parent, parents = await bench.restored(bench.template)
+    parents.write(FREE, os.urandom(MIB))
+    checkpoint, _ = await bench.captured(parent)
+    with pytest.raises(EngineError):
+        await bench.restored(checkpoint)
+    await parent.kill()
 
 
 async def test_a_child_of_pages_that_are_damaged_is_refused_and_gone(bench: Bench) -> None:

@@ -37,6 +37,9 @@ PAGES_FDSET = DEVICES_FDSET + 1
 WORTH_BYTES = 16 << 20
 """From here on, all stretches together, they are mapped: that has a price of its own."""
 
+LAY_TIMEOUT = 10.0
+"""Seconds that mapping may take; it takes milliseconds."""
+
 TURN_BYTES = 64 << 20
 """What is copied in one turn; others get theirs between two."""
 
@@ -63,9 +66,10 @@ async def graft(
 
         async with turn:
             own, mappings = await _in_thread(find)
-            spans = pagemap.to_process(own.spans, mappings)
+            # In threads, too: a hundred thousand places take a tenth of a second.
+            spans = await _in_thread(partial(pagemap.to_process, own.spans, mappings))
             mapped = await _map(started, own.extent, spans, mappings)
-            parts = _parts(spans, own, mapped)
+            parts = await _in_thread(partial(_parts, spans, own, mapped))
             for part in parts[:1]:
                 await _in_thread(partial(pages.put, pid, *part))
         for part in parts[1:]:
@@ -79,19 +83,24 @@ async def _map(
     """Map the stretches that are worth it; return them."""
     if extent is None:
         return ()
-    pieces = inlay.choose(spans, extent.offset, most=pagemap.INLAID_MOST)
+    choose = partial(inlay.choose, spans, extent.offset, most=pagemap.INLAID_MOST)
+    pieces = await _in_thread(choose)
     # A piece is known again by lying between two mappings of the template.
     ends = {end for mapping in mappings for end in (mapping.start, mapping.end)}
     pieces = {span: piece for span, piece in pieces.items() if ends.isdisjoint(span)}
     if sum(piece.size_bytes for piece in pieces.values()) < WORTH_BYTES:
         return ()
     number = await started.monitor.add_descriptor(extent.file, PAGES_FDSET)
+    # One that does not stop is killed, or the thread would wait for it for ever, and all others for
+    # the turn.
+    alarm = asyncio.get_running_loop().call_later(LAY_TIMEOUT, started.process.send_kill)
     try:
         await _in_thread(partial(inlay.lay, started.process.pid, number, tuple(pieces.values())))
     except OSError as err:
         log.info("pages of a checkpoint are copied, not mapped: %s", err)
         return ()
     finally:
+        alarm.cancel()
         await started.monitor.execute("remove-fd", fdset_id=PAGES_FDSET)
     return pieces.keys()
 
