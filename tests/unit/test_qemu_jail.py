@@ -21,9 +21,12 @@ from tests import hostile
 from tests.stand_ins import PYTHON, isolated
 from vmpool.engine.qemu import process
 from vmpool.engine.qemu.isolation import Isolation
-from vmpool.engine.qemu.jail import landlock
+from vmpool.engine.qemu.jail import calls, landlock
+from vmpool.engine.qemu.jail.contents import Contents
 from vmpool.engine.qemu.jail.limits import SMALL
+from vmpool.engine.qemu.jail.root import Root
 from vmpool.engine.qemu.jail.wall import Wall
+from vmpool.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,3 +144,43 @@ async def test_each_wall_holds_what_it_is_there_for_and_nothing_else_does(
     assert through == {
         name for name, walls in STOPPED_BY.items() if not walls & {ACCOUNT, *standing}
     }
+
+
+_SHARED = 1 << 20  # linux/mount.h: MS_SHARED
+
+
+@pytest.mark.parametrize("missing", ["unshare", "mount"])
+def test_nothing_is_mounted_where_the_host_would_see_it(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the two calls that keep mounts from the host, one does nothing, and says that it did."""
+    mounted = []
+
+    def note(source: str | None, target: str, *_: object) -> None:
+        if source is not None:
+            mounted.append(target)
+
+    unshare, mount = calls.unshare, calls.mount
+
+    def unshare_and_pass_on(kinds: int) -> None:
+        unshare(kinds)
+        mount(None, "/", None, calls.RECURSIVE | _SHARED)  # as systemd has it on the host
+
+    # Whatever the protection does, this test changes no mounts but those of a thread that ends.
+    monkeypatch.setattr(calls, "mount", note)
+    monkeypatch.setattr(calls, "change_root", lambda: None)
+    without = (lambda _: None) if missing == "unshare" else unshare_and_pass_on
+    monkeypatch.setattr(calls, "unshare", without)
+    with pytest.raises(HostError) as caught:
+        Root.of(Contents(code=()))
+    assert caught.value.error_code == "isolation_failed"
+    assert mounted == []
+
+
+def test_a_proc_is_mounted_over_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounted: list[object] = []
+    monkeypatch.setattr(calls, "mount", lambda *arguments: mounted.append(arguments))
+    with pytest.raises(HostError) as caught:
+        Root.mount_proc()
+    assert caught.value.error_code == "isolation_failed"
+    assert mounted == []

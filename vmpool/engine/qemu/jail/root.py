@@ -69,8 +69,10 @@ class Root:
         """Mount /proc for the calling thread, which entered and then took mounts of its own.
 
         Raises:
-            HostError: The kernel refused; `isolation_failed`.
+            HostError: The kernel refused, or it is in no such root; `isolation_failed`.
         """
+        if os.listdir(_PROC):  # noqa: PTH208 -- a name is enough
+            raise _not_apart()
         calls.mount("proc", _PROC, "proc", _UNUSABLE, _PROC_OPTIONS)
 
 
@@ -109,6 +111,7 @@ def _built(contents: Contents) -> int:
 def _build(contents: Contents) -> None:
     """Give the calling thread's mount namespace its root."""
     calls.mount(None, "/", None, calls.RECURSIVE | calls.PRIVATE)
+    _require_apart()
     # Any directory will do to put it on, and this one is wherever there are processes.
     calls.mount("tmpfs", _PROC, "tmpfs", calls.NO_SUID | calls.NO_DEVICES | calls.NO_EXEC, _SHELL)
     at = Path(_PROC)
@@ -122,6 +125,29 @@ def _build(contents: Contents) -> None:
     os.chdir(at)
     calls.change_root()
     calls.mount(None, "/", None, calls.REMOUNT | calls.BIND | _UNUSABLE)
+
+
+def _require_apart() -> None:
+    """Make sure that what the calling thread mounts is seen by nobody else.
+
+    On the host's own /proc it would take the host down: not to be left to one call's doing what it
+    says.
+    """
+    own, ours = (Path(f"/proc/{whose}/ns/mnt").stat().st_ino for whose in ("thread-self", "self"))
+    lines = Path("/proc/thread-self/mountinfo").read_text().splitlines()
+    passed_on = any(
+        field.startswith("shared:")
+        for line in lines
+        for field in line.partition(" - ")[0].split()[6:]  # see proc_pid_mountinfo(5)
+    )
+    if own == ours or passed_on:
+        raise _not_apart()
+
+
+def _not_apart() -> HostError:
+    return HostError(
+        "cannot make a root for QEMU: the mounts are not its own", code="isolation_failed"
+    )
 
 
 def _bind(path: Path, at: Path, flags: int) -> None:
