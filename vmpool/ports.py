@@ -72,6 +72,8 @@ class Ports:
     async def publish(self, sandbox: Sandbox, port: int | None, *, public: bool) -> Exposure:
         """Let everybody reach a port from now on, or nobody without a token. *Idempotent.*
 
+        When cancelled, it may be so or not; what the journal says holds. The others likewise.
+
         Args:
             port: `None` for all.
 
@@ -110,6 +112,11 @@ class Ports:
     async def _change(self, sandbox: Sandbox, change: Callable[[Exposure], Exposure]) -> Exposure:
         async with self._changing:
             changed = change(await self.exposure(sandbox))
-            await self._store.exposures.save(sandbox.id, changed)
+            try:
+                await self._store.exposures.save(sandbox.id, changed)
+            except BaseException:
+                # When cancelled, it may be written yet: whoever asks next is told after that.
+                self._known.pop(sandbox, None)
+                raise
             self._known[sandbox] = changed
         return changed
