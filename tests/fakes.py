@@ -56,8 +56,8 @@ class Faults:
         boot: Raised by `boot`, before anything is started; `prepare` likewise.
         load: Raised by `load`, after which the shell is gone.
         load_delay: Seconds that `load` takes.
-        resume: Raised by `resume`; `pause`, `save`, `kill`, and a capture's `take` and
-            `write` likewise.
+        resume: Raised by `resume`; `pause`, `disconnect`, `save`, `kill`, and a capture's `take`
+            and `write` likewise.
         life: Seconds from `resume` until a machine dies by itself; `None` for for ever.
         guest: More of a guest's command line; see `fake_guest`.
         death: What a machine that died by itself died of, as its obituary says.
@@ -69,6 +69,7 @@ class Faults:
     load_delay: float = 0.0
     resume: VmpoolError | None = None
     pause: VmpoolError | None = None
+    disconnect: VmpoolError | None = None
     save: VmpoolError | None = None
     take: VmpoolError | None = None
     write: VmpoolError | None = None
@@ -233,6 +234,11 @@ class FakeMachine:
         self.tap = os.dup(tap)
 
     async def disconnect(self) -> None:
+        if self._faults.disconnect is not None:
+            raise self._faults.disconnect
+        self._drop_tap()
+
+    def _drop_tap(self) -> None:
         if self.tap is not None:
             os.close(self.tap)
             self.tap = None
@@ -266,7 +272,7 @@ class FakeMachine:
         return self._faults.death or died
 
     async def kill(self) -> None:
-        await self.disconnect()
+        self._drop_tap()
         await self._guest.kill()
         if self._faults.kill is not None:
             raise self._faults.kill

@@ -7,7 +7,7 @@ import os
 import signal
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -21,6 +21,7 @@ from vmpool.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from vmpool.clone import Clone
+    from vmpool.network.connection import Connection
 
 DEADLINES = RestoreDeadlines(hello=30.0, identify=30.0, warm=30.0, activate=30.0)
 FAILED = EngineError("as the test wants it", code="qmp_refused")
@@ -209,6 +210,35 @@ async def test_an_agent_lost_from_a_machine_that_lives_is_told_as_such(
     await restored.wait_dead()
     assert (await restored.obituary()).error_code == "guest_lost"
     await restored.kill()
+
+
+class Plugged:
+    """A network that is plugged in."""
+
+    closed = False
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+async def test_a_network_ends_although_the_hypervisor_does_not_let_go_of_it(bench: Bench) -> None:
+    bench.engine.faults = Faults(disconnect=FAILED)
+    restored, plugged = await bench.restore(), Plugged()
+    restored.connection = cast("Connection", plugged)
+    with pytest.raises(EngineError):
+        await restored.leave()
+    assert plugged.closed
+    assert restored.connection is None
+    await restored.kill()
+
+
+async def test_a_network_ends_although_the_machine_cannot_be_killed(bench: Bench) -> None:
+    bench.engine.faults = Faults(kill=FAILED)
+    restored, plugged = await bench.restore(), Plugged()
+    restored.connection = cast("Connection", plugged)
+    with pytest.raises(EngineError):
+        await restored.kill()
+    assert plugged.closed
 
 
 async def test_a_clone_that_has_no_place_is_an_error_of_ours(bench: Bench) -> None:

@@ -137,12 +137,15 @@ class Clone:
         """Pull the network out and give it back. *Idempotent.*
 
         Raises:
-            EngineError: The hypervisor failed; call `kill()`.
+            EngineError: The hypervisor failed; what it still holds leads nowhere.
         """
-        await self.machine.disconnect()
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            await connection.close()
+        try:
+            await self.machine.disconnect()
+        finally:
+            # One that was taken over by its guest may say no; that is not its to decide.
+            connection, self.connection = self.connection, None
+            if connection is not None:
+                await connection.close()
 
     async def wait_dead(self) -> None:
         """Return once the machine has ended or the agent link is lost."""
@@ -183,7 +186,9 @@ class Clone:
 
     async def _end(self) -> None:
         await self.agent.close()
-        await self.machine.kill()
-        if self.connection is not None:
-            await self.connection.close()
+        try:
+            await self.machine.kill()
+        finally:
+            if self.connection is not None:
+                await self.connection.close()
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
