@@ -210,7 +210,8 @@ class Host:
     async def set_timeout(self, id: str, *, owner: str, timeout: float) -> Sandbox:
         """Move a sandbox's deadline to `timeout` seconds from now. *Idempotent* but for the time.
 
-        A paused one gets that much time when it is resumed.
+        A paused one gets that much time when it is resumed; of one that is being resumed, this is
+        the later word, and waits for that.
 
         Raises:
             NotFoundError: As `sandbox`.
@@ -218,6 +219,9 @@ class Host:
                 same.
         """
         holding = await self._household.find(id, owner=owner)
+        while holding.sandbox.state is SandboxState.RESUMING and holding.operation is not None:
+            await asyncio.wait({holding.operation})
+            holding = await self._household.find(id, owner=owner)
         holding.sandbox.extend(timeout)
         holding.overdue_since = None
         if holding.sandbox.state in {SandboxState.RUNNING, SandboxState.ROLLING_BACK}:
@@ -425,14 +429,7 @@ class Host:
         Raises:
             StoreError, DiskFullError: The journal cannot be used.
         """
-        for row in await self.store.open_sandboxes():
-            if row.state is not SandboxState.PAUSED:
-                continue
-            if self._vault.pause_of(row.id) is None or row.receipt is None:
-                log.error("sandbox=%s is lost: its state is gone from the disk", row.id)
-                await self.store.end_sandbox(row.id, EndReason.SERVER_LOST)
-            else:
-                self._household.recall(row, clone=None, pool=None)
+        await self._pausing.recall()
 
     async def take_over(self, row: SandboxRow, clone: Clone) -> Sandbox:
         """Hold a sandbox of a server before this one, whose machine was adopted.

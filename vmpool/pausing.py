@@ -246,6 +246,28 @@ class Pausing:
         await self._vault.discard(kept.id)
         faults.reach("resume.discarded")
 
+    async def recall(self) -> None:
+        """Know the paused sandboxes of servers before this one.
+
+        Raises:
+            StoreError, DiskFullError: The journal cannot be used.
+        """
+        for row in await self._store.open_sandboxes():
+            if row.state is not SandboxState.PAUSED:
+                continue
+            kept = self._vault.pause_of(row.id)
+            if kept is None or row.receipt is None:
+                why = "its state is gone from the disk"
+            elif row.ticket:
+                why = "nobody was told of it"
+            else:
+                self._household.recall(row, clone=None, pool=None)
+                continue
+            log.error("sandbox=%s is lost: %s", row.id, why)
+            await self._store.end_sandbox(row.id, EndReason.SERVER_LOST)
+            if kept is not None:
+                await self._vault.discard(kept.id)
+
     def _stay_paused(self, holding: Holding) -> None:
         """Note that nothing came of waking it."""
         holding.sandbox.turn(Turn.HALTED)
