@@ -188,7 +188,7 @@ class Catalogue:
         keys = key_of(name, owner), name
         for entries in (self._entries, self._coming):
             for key in keys:
-                if key in entries:
+                if key in entries and visible(key, owner):  # a name may be another's key
                     return key
         raise self._absent(name, owner)
 
