@@ -90,19 +90,15 @@ class Branching:
         """Have a running sandbox go on from a checkpoint of its lineage. *Idempotent.*
 
         Raises:
-            ConflictError: `sandbox_paused`; `checkpoint_unrelated`: it is of another template.
+            ConflictError: `sandbox_paused`; `checkpoint_unrelated`: it is of another template;
+                `checkpoint_secret`: its memory may hold secrets, of which the sandbox has none.
             NotFoundError: `checkpoint_not_found`; it was removed meanwhile.
             SnapshotError: The checkpoint is damaged, or `base_missing`.
             EngineError, GuestError: No machine came up from it.
             StoreError, DiskFullError: The journal could not take it.
         """
         sandbox = holding.running()
-        if to.base_id != holding.base_id:
-            raise ConflictError(
-                f"checkpoint {to.id!r} is of another template than sandbox {sandbox.id!r}",
-                code="checkpoint_unrelated",
-                remedy="create a sandbox from it",
-            )
+        _require_related(holding, to)
         lineage = await self._catalogue.lineage(holding.base_id)
         who, claim = sandbox.receipt, sandbox.claim
         with self._vault.lent(to, to=sandbox.id):
@@ -148,3 +144,21 @@ class Branching:
         log.info("sandbox=%s clone=%s made way for clone=%s", sandbox.id, old.id, clone.id)
         await self._household.kill(holding, old)
         faults.reach("rollback.killed")
+
+
+def _require_related(holding: Holding, to: Checkpoint) -> None:
+    sandbox = holding.sandbox
+    if to.base_id != holding.base_id:
+        raise ConflictError(
+            f"checkpoint {to.id!r} is of another template than sandbox {sandbox.id!r}",
+            code="checkpoint_unrelated",
+            remedy="create a sandbox from it",
+        )
+    if to.secrets and not sandbox.claim.secrets:
+        # Its own checkpoints would count as having none, and be exported with what they hold.
+        raise ConflictError(
+            f"checkpoint {to.id!r} is of a sandbox that was told secrets, and sandbox"
+            f" {sandbox.id!r} was told none",
+            code="checkpoint_secret",
+            remedy="create a sandbox from it",
+        )

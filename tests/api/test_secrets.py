@@ -117,6 +117,17 @@ async def test_a_checkpoint_with_secrets_is_exported_on_purpose_only(
         assert result.stdout == "unknown\n"
 
 
+async def test_a_rollback_brings_no_secrets_to_a_sandbox_that_has_none(server: Server) -> None:
+    async with AsyncClient(server.url, token=server.token) as client:
+        told = await client.create(secrets={"PASSWORD": SECRET})
+        kept = await told.checkpoint("kept")
+        await told.rollback(kept)
+        plain = await client.create()
+        with pytest.raises(ConflictError) as refused:
+            await plain.rollback(kept)
+        assert refused.value.error_code == "checkpoint_secret"
+
+
 async def test_a_command_line_takes_a_secret_from_its_environment_alone(
     server: Server, tmp_path: Path
 ) -> None:
