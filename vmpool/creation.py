@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmpool.egress import UNCONNECTED, NetworkPolicy
-from vmpool.errors import InvalidRequestError
+from vmpool.errors import CapacityError, InvalidRequestError
 from vmpool.lifecycle import AutoResume, EndReason, OnExpiry
 from vmpool.model import ClockPolicy, Rng, Unique, Waking, new_id
 from vmpool.quota import share_of
@@ -101,17 +101,28 @@ class Creation:
         """
         await self._quotas.refresh()
         key = self._catalogue.resolve(claim.template, owner=claim.owner)
-        pool, status = self._catalogue.pool(key), self._catalogue.status(key)
-        assert status.snapshot is not None
-        share = share_of(status.spec)
         began = time.perf_counter_ns()
-        loop = asyncio.get_running_loop()
-        with self._quotas.take(claim.owner, share):
-            self._quotas.pace(claim.owner)
-            clone = await pool.acquire(deadline=loop.time() + wait, party=claim.owner)
-            took = time.perf_counter_ns() - began
-            sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
-            return self._household.admit(sandbox, base_id=status.snapshot, pool=pool, share=share)
+        deadline = asyncio.get_running_loop().time() + wait
+        counted = False
+        while True:
+            pool, status = self._catalogue.pool(key), self._catalogue.status(key)
+            assert status.snapshot is not None
+            share = share_of(status.spec)
+            try:
+                with self._quotas.take(claim.owner, share):
+                    if not counted:
+                        self._quotas.pace(claim.owner)
+                        counted = True
+                    clone = await pool.acquire(deadline=deadline, party=claim.owner)
+                    took = time.perf_counter_ns() - began
+                    sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
+                    return self._household.admit(
+                        sandbox, base_id=status.snapshot, pool=pool, share=share
+                    )
+            except CapacityError as err:
+                # Of a template that was replaced meanwhile, the new one serves who waits.
+                if err.error_code != "pool_closed" or self._catalogue.pool(key) is pool:
+                    raise
 
     async def prepare(self, holding: Holding) -> None:
         """Have a clone of a pool come by its network, randomness and time as asked; or end it.

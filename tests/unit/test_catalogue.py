@@ -11,7 +11,7 @@ import pytest
 
 from tests.api.conftest import IMAGE
 from tests.fake_host import OWNER, add_template, opened, until, wanted
-from tests.fakes import PROCESSOR, FakeEngine, Faults
+from tests.fakes import PROCESSOR, FakeEngine, FakeMachine, FakeShell, Faults
 from vmpool.catalogue import TemplateRequest, TemplateState
 from vmpool.errors import (
     CapacityError,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from vmpool.host import Host
     from vmpool.sandbox import Sandbox
+    from vmpool.snapshot import Snapshot
 
 MORE_MEMORY = 512 * MIB
 
@@ -264,6 +265,39 @@ async def test_a_sandbox_outlives_its_template_replaced_and_removed(host: Host) 
         await host.create(wanted(), owner=OWNER)
     await host.kill(old.id, owner=OWNER)
     await host.kill(new.id, owner=OWNER)
+
+
+async def test_who_waits_for_a_template_that_is_replaced_gets_a_clone_of_the_new_one(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add_template(host, "other")
+    load, loading = FakeShell.load, 0
+
+    async def stuck(shell: FakeShell, snapshot: Snapshot) -> FakeMachine:
+        nonlocal loading
+        loading += 1
+        if loading <= 2:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await shell.kill()
+        return await load(shell, snapshot)
+
+    monkeypatch.setattr(FakeShell, "load", stuck)
+    waiting = [
+        asyncio.create_task(host.create(wanted(template=name), owner=OWNER))
+        for name in (IMAGE, "other")
+    ]
+    await until(lambda: loading == 2)
+    await add_template(host, memory_bytes=MORE_MEMORY)
+    made = await waiting[0]
+    assert host.catalogue.status(IMAGE).census.held == 1
+    assert await runs(made)
+    await host.kill(made.id, owner=OWNER)
+    await host.catalogue.remove("other")
+    with pytest.raises(NotFoundError) as raised:
+        await waiting[1]
+    assert raised.value.error_code == "template_not_found"
 
 
 async def test_a_template_replaced_while_it_restores_leaves_no_clone(
