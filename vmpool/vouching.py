@@ -34,8 +34,9 @@ class Vouching:
         """
         files = [image.directory / name for name in image.manifest.files]
         if not self._custody.is_intact(files):
+            before = self._custody.seals(files)
             await self._images.verify(image)
-            self._custody.note(files)
+            self._custody.note(before)  # what was written to meanwhile is read again
 
     async def base(self, base: Snapshot) -> None:
         """Refuse a base that is not what was saved, or whose image is not what was built.

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.api.conftest import IMAGE
 from tests.fake_host import OWNER, add_template, opened, wanted
 from vmpool import snapshot
-from vmpool.errors import PoolTimeoutError, SnapshotError, VmpoolError
+from vmpool.errors import ImageError, PoolTimeoutError, SnapshotError, VmpoolError
 from vmpool.policy import Limits
 from vmpool.trust import Custody, HostKey, Keyring, Purpose
+from vmpool.vouching import Vouching
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from tests.fakes import FakeEngine
     from vmpool.host import Host
+    from vmpool.image import Image, Library
     from vmpool.snapshot import Snapshot
 
 
@@ -150,6 +152,28 @@ async def test_no_clone_is_made_of_an_image_that_was_changed(host: Host, state: 
     (root,) = (state / "images").glob("*/root.erofs")
     overwrite(root)
     assert await reason(host) == "image_damaged"
+
+
+class Unlucky:
+    """A library whose image is changed just when it has been read."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+
+    async def verify(self, image: Image) -> None:
+        await self._library.verify(image)
+        overwrite(image.root)
+
+
+async def test_an_image_that_is_changed_while_it_is_read_is_read_again(
+    host: Host, custody: Custody
+) -> None:
+    image = host.images.load(IMAGE)
+    unlucky: Any = Unlucky(host.images)
+    await Vouching(unlucky, custody).image(image)
+    with pytest.raises(ImageError) as raised:
+        await Vouching(host.images, custody).image(image)
+    assert raised.value.error_code == "image_damaged"
 
 
 async def test_a_paused_sandbox_whose_memory_was_changed_stays_paused(host: Host) -> None:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _Seal = tuple[int, int, int, int, int]
 """What changes with a file: device, inode, size, and when its content and its inode last did."""
 
+Seals = dict["Path", _Seal | None]
+"""Files as they were at one moment."""
+
 
 class Custody:
     """The snapshots of a host, in whatever directory; safe to use from several threads.
@@ -53,7 +56,7 @@ class Custody:
             ConflictError, DiskFullError, SnapshotError: As `snapshot.publish`.
         """
         published = snapshot.publish(partial, manifest, parent, sign=self._signed)
-        self.note(published.directory / name for name in manifest.files)
+        self.note(self.seals(published.directory / name for name in manifest.files))
         return published
 
     def load(self, directory: Path) -> Snapshot:
@@ -67,7 +70,7 @@ class Custody:
         self.keyring.require(Purpose.SNAPSHOT, found.document, _read_proof(directory), of=what)
         if found.manifest.id != directory.name:
             raise SnapshotError(
-                f"snapshot in {str(directory)!r} is damaged: its manifest is not its own",
+                f"snapshot {directory.name!r} is damaged: its manifest is not its own",
                 code="snapshot_damaged",
             )
         return found
@@ -119,10 +122,14 @@ class Custody:
                 _write_proof(directory, self._signed(found.document))
         return refused
 
-    def note(self, paths: Iterable[Path]) -> None:
-        """Take files as they are now for what they must be: they were just checked."""
-        for path in paths:
-            self._remember(path, _seal_of(path))
+    def seals(self, paths: Iterable[Path]) -> Seals:
+        """Return files as they are now: before they are checked, to be noted behind that."""
+        return {path: _seal_of(path) for path in paths}
+
+    def note(self, seals: Seals) -> None:
+        """Take files as they were for what they must be: they were checked since."""
+        for path, seal in seals.items():
+            self._remember(path, seal)
 
     def is_intact(self, paths: Iterable[Path]) -> bool:
         """Tell whether files were found right and nobody has changed them since; microseconds."""
@@ -170,7 +177,7 @@ def _read_proof(directory: Path) -> bytes:
         return b""
     except OSError as err:
         raise SnapshotError(
-            f"the signature in {str(directory)!r} cannot be read: {err.strerror}",
+            f"the signature of snapshot {directory.name!r} cannot be read: {err.strerror}",
             code="snapshot_damaged",
         ) from err
 
