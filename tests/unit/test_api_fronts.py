@@ -79,6 +79,8 @@ def test_what_is_said_of_the_way_here_goes_on_and_what_is_made_up_does_not() -> 
     [
         ("Authorization", f"Bearer {OURS}"),
         ("authorization", OURS),
+        ("Authorization", f"Bearer {OURS}\u00a0"),
+        ("Authorization", f"Bearer {OURS} \u00a0"),
         ("X-API-Key", OURS),
         ("X-Access-Token", OURS),
         ("vmpool-traffic-token", "any"),

@@ -151,7 +151,7 @@ def request_headers(
             continue
         if lower == "cookie" and not front.has_origin:
             continue
-        if lower in _CREDENTIALS and is_ours(value.rpartition(" ")[2]):
+        if lower in _CREDENTIALS and any(map(is_ours, value.split())):
             continue
         told.append((name, value))
     chain = [*_all(given, "x-forwarded-for"), peer]
