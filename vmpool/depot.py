@@ -214,7 +214,7 @@ class Depot:
         )
         if (found.manifest.image, found.spec) != (digest, spec):
             raise SnapshotError(
-                f"snapshot in {str(directory)!r} is damaged: its manifest is not its own",
+                f"snapshot {directory.name!r} is damaged: its manifest is not its own",
                 code="snapshot_damaged",
             )
         self._custody.verify(found)

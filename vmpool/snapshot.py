@@ -385,7 +385,9 @@ def load(directory: Path) -> Snapshot:
         with (directory / MANIFEST).open("rb") as file:
             data = file.read(_MANIFEST_LIMIT_BYTES + 1)
     except FileNotFoundError as err:
-        raise SnapshotError(f"no snapshot in {str(directory)!r}", code="snapshot_missing") from err
+        raise SnapshotError(
+            f"there is no snapshot {directory.name!r}", code="snapshot_missing"
+        ) from err
     except OSError as err:
         raise _damaged(directory, f"{MANIFEST!r}: {err.strerror}") from err
     manifest = _decode(directory, data)
@@ -432,7 +434,7 @@ def _decode(directory: Path, data: bytes) -> Manifest:
         version = msgspec.json.decode(data, type=_Header).format
         if version != FORMAT:
             raise SnapshotError(
-                f"snapshot in {str(directory)!r} has format {version}, this vmpool reads {FORMAT}",
+                f"snapshot {directory.name!r} has format {version}, this vmpool reads {FORMAT}",
                 code="snapshot_unfit",
                 remedy="upgrade vmpool" if version > FORMAT else "make the template again",
             )
@@ -467,7 +469,7 @@ def wrong_files(manifest: Manifest) -> set[str]:
 
 def _damaged(directory: Path, what: str) -> SnapshotError:
     return SnapshotError(
-        f"snapshot in {str(directory)!r} is damaged: {what}",
+        f"snapshot {directory.name!r} is damaged: {what}",
         code="snapshot_damaged",
         remedy="remove it and make the template again",
     )
@@ -475,7 +477,7 @@ def _damaged(directory: Path, what: str) -> SnapshotError:
 
 def _publishing_failed(final: Path, err: OSError) -> ConflictError | DiskFullError | SnapshotError:
     if err.errno in {errno.ENOTEMPTY, errno.EEXIST}:
-        return ConflictError(f"there is a snapshot in {str(final)!r}", code="snapshot_exists")
+        return ConflictError(f"there is a snapshot {final.name!r}", code="snapshot_exists")
     if err.errno in {errno.ENOSPC, errno.EDQUOT}:
         return DiskFullError(f"no space to publish the snapshot {final.name!r}")
     return SnapshotError(f"cannot publish {str(final)!r}: {err.strerror}", code="snapshot_unsaved")

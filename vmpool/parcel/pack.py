@@ -100,7 +100,8 @@ def padding(size_bytes: int) -> bytes:
 
 def _damaged(path: Path, what: str) -> SnapshotError:
     return SnapshotError(
-        f"{str(path)!r} cannot be exported: {what}",
+        # Its owner reads this, who is not to learn where the host keeps things.
+        f"{path.name!r} of {path.parent.name!r} cannot be exported: {what}",
         code="snapshot_damaged",
         remedy="remove the checkpoint",
     )
