@@ -15,7 +15,9 @@ from vmpool import run
 from vmpool.agent.contexts import ContextInfo, Language
 from vmpool.agent.watches import ChangeKind, FileChange
 from vmpool.clone import RestoreTimings
-from vmpool.errors import GuestError, InvalidRequestError, NotFoundError
+from vmpool.connecting import NetworkStatus
+from vmpool.egress import NetworkPolicy
+from vmpool.errors import ConflictError, GuestError, InvalidRequestError, NotFoundError
 from vmpool.exposure import Exposure
 from vmpool.lifecycle import EndReason
 from vmpool.metrics import Metrics
@@ -31,6 +33,7 @@ from vmpool.model import (
     Transport,
     new_id,
 )
+from vmpool.network.events import EventLog
 from vmpool.ports import Ports
 from vmpool.sandbox import Claim, Sandbox
 from vmpool.scope import Role
@@ -236,6 +239,33 @@ class PaperExposures:
         """Write nothing down."""
 
 
+class PaperNetworks:
+    """Connects nothing: agrees to each policy, and nothing was denied by any."""
+
+    def __init__(self, host: PaperHost) -> None:
+        self._host = host
+
+    async def show(self, id: str, *, owner: str) -> NetworkStatus:
+        await self._host.sandbox(id, owner=owner)
+        return NetworkStatus(policy=NetworkPolicy(), traffic=None)
+
+    async def replace(self, id: str, policy: NetworkPolicy, *, owner: str) -> NetworkStatus:
+        await self._host.sandbox(id, owner=owner)
+        return NetworkStatus(policy=policy, traffic=None)
+
+    async def denials(self, id: str, *, owner: str) -> EventLog:
+        await self._host.sandbox(id, owner=owner)
+        log = EventLog(lambda _: None)
+        log.close()
+        return log
+
+    @contextlib.asynccontextmanager
+    async def capture(self, id: str, _: object, *, owner: str) -> AsyncIterator[Any]:
+        await self._host.sandbox(id, owner=owner)
+        raise ConflictError("there is no network", code="network_none")
+        yield
+
+
 class PaperHost:
     """What the API asks of a host, without machines, pools and journal."""
 
@@ -250,6 +280,7 @@ class PaperHost:
         self.draining = False
         self._live: dict[str, Sandbox] = {}
         self._ended: dict[str, str] = {}
+        self.networks = PaperNetworks(self)
         paper: Any = SimpleNamespace(exposures=PaperExposures())
         self.ports = Ports(paper, cast("Any", self))
 
