@@ -199,7 +199,7 @@ class Sandbox:
 
     @property
     def owner(self) -> str:
-        """Id of the token that made it."""
+        """Id of the tenant whose it is."""
         return self.claim.owner
 
     @property
@@ -377,6 +377,19 @@ class Sandbox:
         since_ns = time.time_ns() if self.paused_ns is None else self.paused_ns
         return (self.deadline_ns - since_ns) / 1e9
 
+    @property
+    def resumed_seconds(self) -> float:
+        """How much time it has if it goes on now: what is left, or all of it anew if none is."""
+        left = self.left_seconds
+        return left if left > 0 else self.claim.timeout
+
+    @property
+    def expires_ns(self) -> int:
+        """When its time is up, in Unix time; of a paused one, when it is if that goes on now."""
+        if self.paused_ns is None:
+            return self.deadline_ns
+        return time.time_ns() + int(self.resumed_seconds * 1e9)
+
     def turn(self, turn: Turn) -> None:
         """Take a turn, unless it has ended.
 
@@ -439,7 +452,7 @@ UNTIMED = RestoreTimings(
 
 def _hash(token: str) -> bytes:
     """Return what is kept of a token: one of 256 random bits needs no salt."""
-    return hashlib.sha256(token.encode()).digest()
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
 def paused(id: str) -> ConflictError:

@@ -66,6 +66,18 @@ async def test_a_stranger_at_a_public_port_does_not_stay(serving: Serve) -> None
         await writer.wait_closed()
 
 
+async def test_a_credential_of_odd_bytes_is_the_guests_own(sandbox: Sandbox) -> None:
+    async with application(mirror) as port:
+        await sandbox.publish(port)
+        where = URL(sandbox.server.url)
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        asked = f"GET {sandbox.path(port)} HTTP/1.1\r\nHost: x\r\nX-API-Key: ".encode()
+        writer.write(asked + b"\xff\r\n\r\n")
+        assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        writer.close()
+        await writer.wait_closed()
+
+
 async def test_all_ports_are_made_public_but_those_set_apart_later(sandbox: Sandbox) -> None:
     path = f"/v1/sandboxes/{sandbox.id}/ports"
     async with application(mirror) as port:
