@@ -211,6 +211,10 @@ class NetworkSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
         str,
         Meta(description="Addresses between this host and its sandboxes; nobody else's here."),
     ] = "10.213.0.0/16"
+    closed: Annotated[
+        tuple[str, ...],
+        Meta(description="Networks that no sandbox reaches, whatever its rules allow."),
+    ] = ("169.254.0.0/16",)
     ready: Annotated[
         int, Meta(ge=0, description="Slots to have made ahead, once a sandbox has a network.")
     ] = 2

@@ -7,6 +7,8 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from vmpool.egress import Destination, NetworkMode, NetworkPolicy, Ports, Protocol
+from vmpool.errors import HostError
+from vmpool.network import addressing, plan
 from vmpool.network.permission import Permission
 
 POLICY = NetworkPolicy(
@@ -65,3 +67,19 @@ def test_one_without_a_network_may_ask_for_nothing() -> None:
 def test_a_name_leads_where_the_policy_lets_it(address: str, allowed: bool) -> None:
     permission = Permission.of(POLICY, protected=HOST)
     assert permission.allows_answer(IPv4Address(address)) is allowed
+
+
+def test_no_name_leads_to_what_the_operator_closed() -> None:
+    everywhere = tuple(Destination(cidr=each) for each in plan.PROTECTED)
+    policy = NetworkPolicy(mode=NetworkMode.OPEN, allow=everywhere)
+    closed = addressing.closed(["169.254.0.0/16", "203.0.113.0/24"])
+    permission = Permission.of(policy, closed=closed)
+    assert not permission.allows_answer(IPv4Address("169.254.169.254"))
+    assert not permission.allows_answer(IPv4Address("203.0.113.9"))
+    assert permission.allows_answer(IPv4Address("10.1.2.3"))
+
+
+def test_what_closes_nothing_is_no_setting() -> None:
+    with pytest.raises(HostError) as caught:
+        addressing.closed(["10.0.0.1/8"])
+    assert caught.value.error_code == "invalid_settings"

@@ -11,7 +11,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
-from ipaddress import IPv6Address
+from ipaddress import IPv4Network, IPv6Address
 from typing import Any
 
 import pytest
@@ -135,6 +135,19 @@ async def test_a_private_address_is_reached_when_it_is_named(place: Place) -> No
     async with place.guest(named) as (guest, _):
         guest.send_udp(PRIVATE, PORT, b"named")
         await guest.received(lambda frame: b"named" in frame and frame[14 + 9] == UDP)
+
+
+async def test_what_the_operator_closed_is_opened_by_no_rule(place: Place) -> None:
+    named = {"mode": "restricted", "allow": [*ONE["allow"], {"cidr": "10.9.0.0/16"}]}
+    closed = (IPv4Network("10.9.9.0/24"), IPv4Network(f"{PRIVATE}/32"))
+    slots = Slots(place.trunk, ready=0, closed=closed)
+    async with Place(place.internet, slots, place.trunk).guest(ONE) as (guest, slot):
+        for policy in (named, {**OPEN, "allow": named["allow"]}):
+            slot.enforce(egress.policy(policy))
+            guest.send_udp(PRIVATE, PORT, b"denied")
+            await place.settle(guest)
+    await slots.close()
+    assert "denied" not in place.texts
 
 
 async def test_everything_that_is_allowed_names_nothing_that_is_protected(place: Place) -> None:

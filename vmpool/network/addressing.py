@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING
 
 from vmpool.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 GUEST = IPv4Address("169.254.77.2")
 """Every guest's address, in a network of two; the agent sets it as it boots."""
@@ -74,6 +78,25 @@ class Range:
             number: From 0 to `slots_most`, exclusively.
         """
         return self.network[_FIRST + number]
+
+
+def closed(texts: Iterable[str]) -> tuple[IPv4Network, ...]:
+    """Return the networks that a setting closes to all sandboxes.
+
+    Raises:
+        HostError: `invalid_settings`; one is no network.
+    """
+    found = []
+    for text in texts:
+        try:
+            found.append(IPv4Network(text))
+        except ValueError as err:
+            raise HostError(
+                f"network.closed has {text!r}: {err}",
+                code="invalid_settings",
+                remedy="name networks of IPv4, like 169.254.0.0/16",
+            ) from err
+    return tuple(found)
 
 
 def _unfit(text: str, why: str) -> HostError:

@@ -37,6 +37,7 @@ class Connection:
         *,
         slots: Slots,
         protected: Sequence[IPv4Network],
+        closed: Sequence[IPv4Network],
         upstream: Upstream,
         events: EventLog,
     ) -> None:
@@ -50,6 +51,7 @@ class Connection:
             slot.namespace,
             policy,
             protected=protected,
+            closed=closed,
             upstream=upstream,
             open_addresses=self._open,
             events=events,

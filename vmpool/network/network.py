@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from vmpool.egress import NetworkMode
-from vmpool.network import namespace
+from vmpool.network import addressing, namespace
 from vmpool.network.addressing import Range
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Network:
         self._tag = hashlib.sha256(os.fsencode(state.resolve())).hexdigest()[:6]
         self._settings = settings
         self._range = Range.parse(settings.range)
+        self._closed = addressing.closed(settings.closed)
         self._on_denial = on_denial
         self._slots: Slots | None = None
         self._upstream: Upstream | None = None
@@ -120,6 +121,7 @@ class Network:
             policy,
             slots=self._opened(),
             protected=(self._range.network,),
+            closed=self._closed,
             upstream=self._upstream,
             events=events,
         )
@@ -143,5 +145,5 @@ class Network:
             servers = tuple(Server.parse(each) for each in self._settings.dns)
             self._upstream = Servers(servers)
             trunk = Trunk(tag=self._tag, within=self._range)
-            self._slots = Slots(trunk, ready=self._settings.ready)
+            self._slots = Slots(trunk, ready=self._settings.ready, closed=self._closed)
         return self._slots

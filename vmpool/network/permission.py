@@ -40,11 +40,18 @@ class Permission:
     protected: tuple[IPv4Network, ...] = ()
 
     @classmethod
-    def of(cls, policy: NetworkPolicy, *, protected: Iterable[IPv4Network] = ()) -> Permission:
+    def of(
+        cls,
+        policy: NetworkPolicy,
+        *,
+        protected: Iterable[IPv4Network] = (),
+        closed: Iterable[IPv4Network] = (),
+    ) -> Permission:
         """Return what a policy permits.
 
         Args:
             protected: Of this host, beyond `plan.PROTECTED`.
+            closed: What no policy opens.
         """
         named = [rule.cidr for rule in policy.allow if rule.cidr]
         allowed = tuple(rule.domain for rule in policy.allow if rule.domain)
@@ -52,8 +59,9 @@ class Permission:
             names=None if policy.mode is NetworkMode.OPEN else allowed,
             denied_names=tuple(rule.domain for rule in policy.deny if rule.domain),
             networks=tuple(each for each in named if any(map(each.subnet_of, plan.PROTECTED))),
-            denied_networks=tuple(
-                rule.cidr for rule in policy.deny if rule.cidr and _denies_all(rule)
+            denied_networks=(
+                *closed,
+                *(rule.cidr for rule in policy.deny if rule.cidr and _denies_all(rule)),
             ),
             protected=(*plan.PROTECTED, *protected),
         )

@@ -5,14 +5,14 @@ admitted; that marks the connection, and the packets of a marked one pass, both 
 another one for each plan, so a plan that takes another's place judges every connection anew, at
 once and in both directions. Everything of a plan is put in place in one transaction.
 
-In the order of judgement: not from the guest's own address; denied; allowed within what is
-protected; protected; allowed; the mode.
+In the order of judgement: not from the guest's own address; closed by the operator; denied; allowed
+within what is protected; protected; allowed; the mode.
 """
 
 from __future__ import annotations
 
 import hashlib
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, collapse_addresses
 from typing import TYPE_CHECKING
 
 from vmpool.egress import NetworkMode, Protocol
@@ -76,6 +76,7 @@ def slot(
     address: IPv4Address,
     mark: int,
     protected: Iterable[IPv4Network] = (),
+    closed: Collection[IPv4Network] = (),
 ) -> str:
     """Return the script that puts a policy in place in a new slot.
 
@@ -83,6 +84,7 @@ def slot(
         address: What the slot is known by outside.
         mark: From 1 to 2**31 - 1.
         protected: Of this host, beyond `PROTECTED`.
+        closed: What no policy opens.
     """
     # One block: a chain that is named twice in one transaction costs a grace period of the kernel.
     return _script(
@@ -90,21 +92,32 @@ def slot(
             [
                 *_declared(domain_sets(policy).values()),
                 *_skeleton(address, protected),
-                *(line for name, rules in _judging(policy, mark) for line in _chain(name, rules)),
+                *(
+                    line
+                    for name, rules in _judging(policy, mark, closed)
+                    for line in _chain(name, rules)
+                ),
             ]
         )
     )
 
 
-def replacement(policy: NetworkPolicy, *, mark: int, before: NetworkPolicy) -> str:
+def replacement(
+    policy: NetworkPolicy,
+    *,
+    mark: int,
+    before: NetworkPolicy,
+    closed: Collection[IPv4Network] = (),
+) -> str:
     """Return the script that puts a policy in the place of another.
 
     Args:
         mark: Another than that of the policy whose place it takes.
+        closed: What no policy opens.
     """
     sets = set(domain_sets(policy).values())
     stale = set(domain_sets(before).values()) - sets
-    judging = list(_judging(policy, mark))
+    judging = list(_judging(policy, mark, closed))
     return _script(
         _table(_declared(sets)),
         [f"flush chain inet {TABLE} {name}" for name, _ in judging],
@@ -270,7 +283,9 @@ def _hooks(address: IPv4Address) -> Iterator[str]:
     )
 
 
-def _judging(policy: NetworkPolicy, mark: int) -> Iterator[tuple[str, list[str]]]:
+def _judging(
+    policy: NetworkPolicy, mark: int, closed: Collection[IPv4Network]
+) -> Iterator[tuple[str, list[str]]]:
     """Yield the chains that a policy makes, with their rules."""
     yield (
         "admit",
@@ -280,21 +295,22 @@ def _judging(policy: NetworkPolicy, mark: int) -> Iterator[tuple[str, list[str]]
             "counter name sent accept",
         ],
     )
-    yield "sending", list(_sending(policy, mark))
-    yield "receiving", list(_receiving(policy, mark))
+    yield "sending", list(_sending(policy, mark, closed))
+    yield "receiving", list(_receiving(policy, mark, closed))
 
 
-def _sending(policy: NetworkPolicy, mark: int) -> Iterator[str]:
+def _sending(policy: NetworkPolicy, mark: int, closed: Collection[IPv4Network]) -> Iterator[str]:
     """Yield the rules for what the guest sends."""
     yield f"ct mark {mark} counter name sent accept"
     yield "ct state invalid goto discard"
+    yield from _closed(closed, "ip daddr", "protected")
     for index, match in _denied(policy, "ip daddr", "dport"):
         yield f"{match} {_log(f'deny {index}')}"
         yield f"{match} goto refuse"
     yield from _admitted(policy, "ip daddr", "dport", protected="protected", unlisted="unlisted")
 
 
-def _receiving(policy: NetworkPolicy, mark: int) -> Iterator[str]:
+def _receiving(policy: NetworkPolicy, mark: int, closed: Collection[IPv4Network]) -> Iterator[str]:
     """Yield the rules for what comes back; nothing comes that the guest did not begin.
 
     Of a connection that another policy admitted, it is judged by where the guest had sent to.
@@ -302,9 +318,16 @@ def _receiving(policy: NetworkPolicy, mark: int) -> Iterator[str]:
     yield "ct direction original goto discard"
     yield f"ct mark {mark} ct state established,related counter name received accept"
     yield "ct state != established goto discard"
+    yield from _closed(closed, "ip saddr", "discard")
     for _, match in _denied(policy, "ip saddr", "sport"):
         yield f"{match} goto discard"
     yield from _admitted(policy, "ip saddr", "sport", protected="discard", unlisted="discard")
+
+
+def _closed(networks: Collection[IPv4Network], address: str, chain: str) -> Iterator[str]:
+    if networks:
+        apart = ", ".join(map(str, collapse_addresses(networks)))  # overlaps are no set
+        yield f"{address} {{ {apart} }} goto {chain}"
 
 
 def _denied(policy: NetworkPolicy, address: str, port: str) -> Iterator[tuple[int, str]]:

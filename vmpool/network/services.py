@@ -44,6 +44,7 @@ class Services:
     Args:
         policy: What holds at first.
         protected: Addresses of this host, beyond `plan.PROTECTED`.
+        closed: Those that no policy opens.
         events: Where denials are noted; the caller's, so that it may outlive the slot.
     """
 
@@ -53,6 +54,7 @@ class Services:
         policy: NetworkPolicy,
         *,
         protected: Iterable[IPv4Network] = (),
+        closed: Iterable[IPv4Network] = (),
         upstream: Upstream,
         open_addresses: Opening,
         events: EventLog,
@@ -60,7 +62,8 @@ class Services:
         self.events = events
         self._namespace = namespace
         self._protected = tuple(protected)
-        self._permission = Permission.of(policy, protected=self._protected)
+        self._closed = tuple(closed)
+        self._permission = self._permitted(policy)
         self._upstream = upstream
         self._open_addresses = open_addresses
         self._resolver: Resolver | None = None
@@ -103,7 +106,7 @@ class Services:
 
     def replace(self, policy: NetworkPolicy) -> None:
         """Let another policy hold, for questions under way as well. *Idempotent.*"""
-        self._permission = Permission.of(policy, protected=self._protected)
+        self._permission = self._permitted(policy)
         if self._resolver is not None:
             self._resolver.permission = self._permission
 
@@ -127,6 +130,9 @@ class Services:
         finally:
             self._capture = None
             self._capturing = False
+
+    def _permitted(self, policy: NetworkPolicy) -> Permission:
+        return Permission.of(policy, protected=self._protected, closed=self._closed)
 
     def _end_capture(self) -> None:
         if self._capture is not None:

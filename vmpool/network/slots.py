@@ -21,7 +21,7 @@ from vmpool.errors import HostError, PoolBusyError
 from vmpool.network import firewall, links, namespace, plan
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address
+    from ipaddress import IPv4Address, IPv4Network
 
     from vmpool.egress import NetworkPolicy
     from vmpool.network.namespace import Namespace
@@ -41,11 +41,20 @@ class Slot:
         address: What it is known by outside.
     """
 
-    def __init__(self, number: int, namespace: Namespace, address: IPv4Address, tap: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        namespace: Namespace,
+        address: IPv4Address,
+        tap: int,
+        *,
+        closed: tuple[IPv4Network, ...] = (),
+    ) -> None:
         self.number = number
         self.namespace = namespace
         self.address = address
         self._tap = tap
+        self._closed = closed
         self._policy: NetworkPolicy | None = None
         self._bandwidth: Bandwidth | None = Bandwidth()  # `None` while it is not known
 
@@ -62,9 +71,10 @@ class Slot:
         """
         mark = 1 + secrets.randbelow(2**31 - 1)
         if self._policy is None:
-            script = plan.slot(policy, address=self.address, mark=mark)
+            script = plan.slot(policy, address=self.address, mark=mark, closed=self._closed)
         else:
-            script = plan.replacement(policy, mark=mark, before=self._policy)
+            before = self._policy
+            script = plan.replacement(policy, mark=mark, before=before, closed=self._closed)
         try:
             if policy.bandwidth != self._bandwidth:
                 links.limit(self.namespace, policy.bandwidth)
@@ -97,11 +107,13 @@ class Slots:
 
     Args:
         ready: How many to have made ahead, once one was wanted.
+        closed: What no policy opens.
     """
 
-    def __init__(self, trunk: Trunk, *, ready: int) -> None:
+    def __init__(self, trunk: Trunk, *, ready: int, closed: tuple[IPv4Network, ...] = ()) -> None:
         self._trunk = trunk
         self._ready_wanted = ready
+        self._closed_networks = closed
         self._ready: list[Slot] = []
         self._making = 0
         self._held: set[int] = set()
@@ -154,7 +166,8 @@ class Slots:
 
         if number in self._held or not await asyncio.to_thread(stands):
             raise HostError(f"network slot {number} is gone", code="network_failed")
-        slot = Slot(number, found, self._trunk.within.slot(number), -1)
+        address = self._trunk.within.slot(number)
+        slot = Slot(number, found, address, -1, closed=self._closed_networks)
         slot.recall(policy)
         self._held.add(number)
         self._standing = True  # or nobody would take down what was raised by the one before
@@ -243,7 +256,7 @@ class Slots:
         except BaseException:
             self._clear(number)
             raise
-        return Slot(number, slot, address, tap)
+        return Slot(number, slot, address, tap, closed=self._closed_networks)
 
     async def _remove(self, slot: Slot) -> None:
         if slot.number not in self._held:
