@@ -219,9 +219,7 @@ class Pausing:
         faults.reach("resume.woken")
         sandbox = holding.sandbox
         kept = self._state_of(sandbox)
-        left = timeout
-        if left is None:
-            left = sandbox.left_seconds if sandbox.left_seconds > 0 else sandbox.claim.timeout
+        left = sandbox.resumed_seconds if timeout is None else timeout
         try:
             await self._store.checkpoints.resume(
                 sandbox.id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from tests.fakes import FakeEngine
     from vmpool.host import Host
+
+HOUR_NS = 3600 * 10**9
 
 
 async def test_a_paused_sandbox_is_files_and_comes_back_as_who_it_was(host: Host) -> None:
@@ -79,3 +82,15 @@ async def test_a_deadline_that_is_moved_while_it_is_resumed_is_the_one_that_coun
     await moving[0]
     assert 4900 < made.left_seconds <= 5000
     assert (await host.store.sandbox(made.id)).deadline_ns == made.deadline_ns
+
+
+async def test_a_paused_sandbox_says_when_it_would_end_if_it_were_resumed_now(host: Host) -> None:
+    made = await host.create(wanted(), owner=OWNER)
+    assert made.expires_ns == made.deadline_ns
+    await host.pause(made.id, owner=OWNER)
+    assert made.paused_ns is not None
+    made.paused_ns -= HOUR_NS
+    made.deadline_ns -= HOUR_NS
+    assert 500e9 < made.expires_ns - time.time_ns() <= 600e9
+    made.deadline_ns = made.paused_ns - 1  # its time was up when it was paused
+    assert 500e9 < made.expires_ns - time.time_ns() <= 600e9

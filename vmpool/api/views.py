@@ -69,7 +69,7 @@ def sandbox(value: Sandbox) -> sandbox_bodies.SandboxAnswer:
         template=value.template,
         state=value.state.value,
         created_at=rfc3339(value.created_ns),
-        expires_at=rfc3339(value.deadline_ns),
+        expires_at=rfc3339(value.expires_ns),
         on_expiry=value.claim.on_expiry.value,
         idle_timeout=value.claim.idle_timeout,
         auto_resume=value.claim.auto_resume is AutoResume.ON_REQUEST,

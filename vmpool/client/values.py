@@ -35,6 +35,7 @@ class SandboxInfo:
 
     Attributes:
         expires_at: When its time is up; then it is ended, or paused where `on_expiry` is `pause`.
+            Of a paused one, when that is if it is resumed now.
         idle_timeout: Seconds without work after which the same comes; `None` for never.
         auto_resume: Whether a paused one wakes when something is asked of its guest.
         parent: Id of the sandbox that it was forked from.
