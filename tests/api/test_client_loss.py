@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -269,6 +270,7 @@ async def test_a_server_that_is_not_there_is_said_in_words() -> None:
     said = f"no server answers at http://127.0.0.1:{port}: Connection refused"
     assert missing.value.message == said
     assert "vmpool up" in missing.value.remedy
+    assert not any("aiohttp" in line for line in traceback.format_exception(missing.value))
 
 
 @pytest.mark.parametrize(

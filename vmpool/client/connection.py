@@ -298,7 +298,10 @@ class Connection:
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
-        """Turn a failure to send or receive into our error."""
+        """Turn a failure to send or receive into our error.
+
+        That has its words, and not the library's frames above ours.
+        """
         try:
             yield
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as err:
@@ -306,19 +309,19 @@ class Connection:
                 f"no server answers at {self.endpoint.url}: {_words(err)}",
                 code="no_server",
                 remedy=f"start one: vmpool up  (or {OTHER_SERVER})",
-            ) from err
-        except aiohttp.SocketTimeoutError as err:
+            ) from None
+        except aiohttp.SocketTimeoutError:
             raise InfrastructureError(
                 f"the server said nothing for {self._timeout} s",
                 code="server_silent",
                 remedy="whether the request took effect is unknown; give the client more time",
-            ) from err
+            ) from None
         except _LostError as err:
-            raise self._lost(err.cause) from err.cause
+            raise self._lost(err.cause) from None
         except (aiohttp.ClientError, ConnectionError) as err:
             if isinstance(err.__cause__, VmpoolError):  # of what was to be sent
                 raise err.__cause__ from None
-            raise self._lost(err) from err
+            raise self._lost(err) from None
 
     def _lost(self, err: BaseException) -> InfrastructureError:
         return InfrastructureError(
