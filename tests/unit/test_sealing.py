@@ -69,3 +69,21 @@ def test_a_key_that_is_none_is_refused(tmp_path: Path) -> None:
     assert refused.value.error_code == "seal_key_unusable"
     with pytest.raises(HostError):
         Sealing(tmp_path / "none" / "key").open()
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604])
+def test_a_seal_key_that_others_can_read_is_not_used(tmp_path: Path, mode: int) -> None:
+    Sealing(tmp_path / "key").open()
+    (tmp_path / "key").chmod(mode)
+    with pytest.raises(HostError) as refused:
+        Sealing(tmp_path / "key").open()
+    assert refused.value.error_code == "seal_key_unusable"
+    assert "chmod 600" in refused.value.remedy
+
+
+def test_a_seal_key_is_not_followed_to_another_place(tmp_path: Path) -> None:
+    Sealing(tmp_path / "elsewhere").open()
+    (tmp_path / "key").symlink_to("elsewhere")
+    with pytest.raises(HostError) as refused:
+        Sealing(tmp_path / "key").open()
+    assert refused.value.error_code == "seal_key_unusable"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -46,11 +47,11 @@ class Sealing:
         try:
             with contextlib.suppress(FileExistsError):
                 self._make()
-            data = self._path.read_bytes()
+            data = self._read()
         except OSError as err:
             raise self._unusable(err.strerror or str(err)) from err
         if len(data) != _KEY_BYTES:
-            raise self._unusable(f"it has {len(data)} bytes, not {_KEY_BYTES}")
+            raise self._unusable(f"it does not have {_KEY_BYTES} bytes")
         self._cipher = AESGCM(data)
 
     def seal(self, values: dict[str, str], *, of: str) -> bytes:
@@ -101,9 +102,18 @@ class Sealing:
         finally:
             beside.unlink()
 
-    def _unusable(self, why: str) -> HostError:
+    def _read(self) -> bytes:
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with os.fdopen(descriptor, "rb") as file:
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode) or mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise self._unusable("others than its owner can use it", f"chmod 600 {self._path}")
+            return file.read(_KEY_BYTES + 1)
+
+    def _unusable(self, why: str, remedy: str = "") -> HostError:
         return HostError(
             f"the key that secrets are sealed with, {str(self._path)!r}, cannot be used: {why}",
             code="seal_key_unusable",
-            remedy="put it back from a copy; or remove it, and sandboxes lose their secrets",
+            remedy=remedy
+            or "put it back from a copy; or remove it, and sandboxes lose their secrets",
         )
