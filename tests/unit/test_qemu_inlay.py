@@ -206,6 +206,52 @@ def test_a_copy_can_be_mapped_by_others_and_not_written_by_them() -> None:
     buffer.close()
 
 
+def made(size_bytes: int) -> int:
+    try:
+        return huge.create(size_bytes)
+    except OSError as err:
+        pytest.skip(f"there are no such files here: {err}")
+
+
+def test_a_copy_that_can_be_mapped_is_never_swapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "swaps").write_text("Filename Type\n/dev/vda2 partition\n")
+    monkeypatch.setattr(huge, "_SWAPS", tmp_path / "swaps")
+
+    def kept_bytes() -> int:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Unevictable"))
+
+    before, size = kept_bytes(), 256 << 20
+    file = made(size)
+    taken = kept_bytes() - before
+    os.close(file)
+    assert taken > size // 2
+
+
+@pytest.mark.parametrize("swaps", ["Filename Type\n", "Filename Type\n/dev/vda2 partition\n"])
+def test_where_it_could_be_swapped_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: str
+) -> None:
+    os.close(made(PAGE))
+    call = huge._call
+
+    def older(number: int, *arguments: int | bytes | None) -> int:
+        if b"noswap" in arguments:
+            raise OSError(22, "Invalid argument")
+        return call(number, *arguments)
+
+    monkeypatch.setattr(huge, "_call", older)
+    monkeypatch.setattr(huge, "_SWAPS", tmp_path / "swaps")
+    (tmp_path / "swaps").write_text(swaps)
+    if "vda2" in swaps:
+        with pytest.raises(OSError, match="Invalid argument"):
+            huge.create(PAGE)
+    else:
+        os.close(huge.create(PAGE))
+
+
 def test_a_copy_is_had_where_no_file_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(size_bytes: int) -> int:
         raise PermissionError(1, "no")
