@@ -35,6 +35,8 @@ from vmpool.model import (
 )
 from vmpool.network.events import EventLog
 from vmpool.ports import Ports
+from vmpool.quota import Quota
+from vmpool.quotas import Quotas
 from vmpool.sandbox import Claim, Sandbox
 from vmpool.scope import Role
 from vmpool.store import Purpose, TokenRow
@@ -281,6 +283,7 @@ class PaperHost:
         self._live: dict[str, Sandbox] = {}
         self._ended: dict[str, str] = {}
         self.networks = PaperNetworks(self)
+        self.quotas = Quotas(Quota(), self.overrides, self.metrics)
         paper: Any = SimpleNamespace(exposures=PaperExposures())
         self.ports = Ports(paper, cast("Any", self))
 
@@ -290,6 +293,12 @@ class PaperHost:
 
     async def find(self, token: str) -> Any:
         return _TOKEN_ROW if token == TOKEN else None
+
+    def resolve(self, name: str, **_: Any) -> str:
+        raise NotFoundError(f"there is no template {name!r}", code="template_not_found")
+
+    async def overrides(self) -> dict[str, Any]:
+        return {}
 
     def status(self, name: str) -> Any:
         raise NotFoundError(f"there is no template {name!r}", code="template_not_found")
@@ -376,6 +385,8 @@ class PaperHost:
     async def fork(
         self, id: str, request: ForkRequest, *, owner: str
     ) -> list[Sandbox | VmpoolError]:
+        if request.count > self.settings.checkpoints.children:
+            raise InvalidRequestError("too many children", code="fork_too_wide")
         made: list[Sandbox | VmpoolError] = [await self.sandbox(id, owner=owner)]
         return (made + [GuestError("on paper")] * request.count)[: request.count]
 
