@@ -120,11 +120,20 @@ async def test_a_second_up_uses_the_token_and_the_template_of_the_first(state: P
     assert b"boot" not in steps
 
 
+async def test_serve_says_what_to_do_where_there_is_no_template(state: Path) -> None:
+    async with running("serve", state) as process:
+        said = await lines_until(process.stderr, "serving on http://127.0.0.1:")
+        assert any("no template yet: vmpool template create" in line for line in said)
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+
 async def test_serve_serves_what_up_made_until_it_is_interrupted(state: Path) -> None:
     async with running("stop", state) as process:
         assert await process.wait() == 0
     async with running("serve", state) as process:
-        await lines_until(process.stderr, "serving on http://127.0.0.1:")
+        said = await lines_until(process.stderr, "serving on http://127.0.0.1:")
+        assert not any("no template" in line for line in said)
         sandbox = (await shell("vmpool sandbox create", state)).strip()
         assert sandbox in await shell("vmpool sandbox list", state)
         process.send_signal(signal.SIGINT)

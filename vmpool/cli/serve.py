@@ -70,5 +70,7 @@ async def serve(settings: Settings, *, base: Base | None = None) -> None:
             open_host(settings, progress=report.say, base=base) as host,
             served(host, listener) as endpoint,
         ):
+            if not host.catalogue.statuses:
+                report.say("there is no template yet: vmpool template create, or vmpool up")
             report.say(f"serving on {endpoint.url}")
             await ended(interrupts, host)
