@@ -45,7 +45,7 @@ def read_ports(text: str) -> tuple[int, int]:
 def command(
     remote: Remote, *, sandbox: str, ports: tuple[tuple[int, int], ...], address: str
 ) -> None:
-    """Have ports of this machine lead to ports of a sandbox, for any protocol, until Ctrl-C.
+    """Have ports of this machine lead to ports of a sandbox, until Ctrl-C.
 
     \b
       vmpool port-forward $id 8000

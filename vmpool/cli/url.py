@@ -39,7 +39,9 @@ def command(
     make_token: bool,
     as_json: bool,
 ) -> None:
-    """Print where a port of a sandbox is found: its own host name, or a path of the server.
+    """Print where a port of a sandbox is found.
+
+    It has a host name of its own, or is a path of the server.
 
     \b
       curl -H "vmpool-traffic-token: $(vmpool url --traffic-token $id 8000)" $(vmpool url $id 8000)
