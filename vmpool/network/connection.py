@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmpool.cancellation import uninterrupted
 from vmpool.network import firewall, names, plan
+from vmpool.network.openings import Openings
 from vmpool.network.services import Services
 from vmpool.network.traffic import Traffic
 
@@ -46,7 +47,7 @@ class Connection:
         self._slot = slot
         self._slots = slots
         self._changing = asyncio.Lock()
-        self._open_until: dict[tuple[str, IPv4Address], float] = {}
+        self._openings = Openings()
         self.services = Services(
             slot.namespace,
             policy,
@@ -106,10 +107,7 @@ class Connection:
                 self.services.replace(before)
                 raise
             self.policy = policy
-            kept = set(plan.domain_sets(policy).values())
-            self._open_until = {
-                key: until for key, until in self._open_until.items() if key[0] in kept
-            }
+            self._openings = self._openings.only(plan.domain_sets(policy).values())
 
     async def traffic(self) -> Traffic:
         """Return what was counted.
@@ -149,34 +147,24 @@ class Connection:
             self._slots.give_back(self._slot)
 
     async def _open(self, name: str, addresses: Sequence[IPv4Address], ttl: float) -> None:
-        """Let the guest send to where a name led, as `resolver.Opening`."""
+        """Let the guest send to where a name led, as `resolver.Opening`.
+
+        Raises:
+            HostError: `network_failed`; the kernel refused, or too much is open already.
+        """
         async with self._changing:
-            sets = plan.domain_sets(self.policy)
-            wanted = {
-                sets[index]
-                for index, rule in enumerate(self.policy.allow)
-                if rule.domain is not None and names.covers(rule.domain, name)
-            }
-            scripts = [self._opening(each, addresses, ttl) for each in sorted(wanted)]
-            if script := "".join(scripts):
-                await asyncio.to_thread(firewall.apply, self._slot.namespace, script)
-            until = time.monotonic() + ttl
-            for each in wanted:
-                self._open_until |= {(each, address): until for address in addresses}
+            # In a thread, with all that goes before: rules and addresses multiply.
+            self._openings = await asyncio.to_thread(self._opened, name, addresses, ttl)
 
-    def _opening(self, name: str, addresses: Sequence[IPv4Address], ttl: float) -> str:
-        """Return the cheapest script by which addresses are in a set for so long, at least."""
-        now, seconds = time.monotonic(), max(1, round(ttl))
-        self._open_until = {key: at for key, at in self._open_until.items() if at > now - 1}
-        new = [each for each in addresses if (name, each) not in self._open_until]
-        late = [
-            each
-            for each in addresses
-            if each not in new and self._open_until[name, each] < now + ttl - _SLACK
-        ]
-        script = plan.opening(name, new, seconds) if new else ""
-        return script + (plan.renewal(name, late, seconds) if late else "")
-
-
-_SLACK = 5.0
-"""Seconds by which an address may close early rather than be renewed at each answer."""
+    def _opened(self, name: str, addresses: Sequence[IPv4Address], ttl: float) -> Openings:
+        """Open addresses; return what is open then. Blocks."""
+        sets = plan.domain_sets(self.policy)
+        wanted = {
+            sets[index]
+            for index, rule in enumerate(self.policy.allow)
+            if rule.domain is not None and names.covers(rule.domain, name)
+        }
+        script, openings = self._openings.extended(wanted, addresses, ttl, time.monotonic())
+        if script:
+            firewall.apply(self._slot.namespace, script)
+        return openings

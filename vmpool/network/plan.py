@@ -65,7 +65,7 @@ ADDRESSES_MOST = 4096
 """That one rule's domain leads to at one time."""
 
 CONNECTIONS_MOST = 4096
-"""Of one guest at one time: the kernel has room for all of the host's together."""
+"""Of one guest at one time; the host's own table has those of all guests."""
 
 _EVENTS = "limit rate 50/second burst 100 packets log"
 
