@@ -135,7 +135,11 @@ class ApiSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
     ] = ""
     port_connections: Annotated[
         int,
-        Meta(ge=1, le=192, description="Connections to the ports of one sandbox at one time, at most 192."),
+        Meta(
+            ge=1,
+            le=192,
+            description="Connections to the ports of one sandbox at one time, at most 192.",
+        ),
     ] = 128
     port_silence: Annotated[
         Seconds,

@@ -139,7 +139,9 @@ def settings_of(struct: type[msgspec.Struct], prefix: str = "") -> dict[str, tup
             found |= settings_of(hint, f"{prefix}{field.name}.")
         else:
             words = [meta.description for meta in get_args(hint) if isinstance(meta, msgspec.Meta)]
-            found[prefix + field.name] = (next(filter(None, words)), field.default)
+            made = field.default_factory
+            default = field.default if made is msgspec.NODEFAULT else made()
+            found[prefix + field.name] = (next(filter(None, words)), default)
     return found
 
 
