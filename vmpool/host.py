@@ -31,7 +31,7 @@ from vmpool.pausing import Pausing
 from vmpool.ports import Ports
 from vmpool.quota import share_of
 from vmpool.sandbox import Claim, Sandbox, paused
-from vmpool.shipping import Cargo, Confidence, Shipping
+from vmpool.shipping import Cargo, Confidence, Shipping, refusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -393,7 +393,10 @@ class Host:
             NotFoundError: `checkpoint_not_found`.
         """
         kept = self._vault.find(id_or_name, owner=owner)
-        self.audit(owner, "checkpoint.export", kept.id, {"cargo": cargo.value})
+        detail = {"cargo": cargo.value, "secrets": confidence.value}
+        refused = refusal(kept, confidence)
+        outcome = "ok" if refused is None else refused.error_code
+        self.audit(owner, "checkpoint.export", kept.id, detail, outcome=outcome)
         return self._shipping.export(kept, cargo, confidence)
 
     async def import_checkpoint(

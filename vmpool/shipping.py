@@ -76,17 +76,12 @@ class Shipping:
         guest's memory has of them is in its memory.
 
         Raises:
-            ConflictError: `checkpoint_secret`; its sandbox was told secrets, which are to be kept.
+            ConflictError: `checkpoint_secret`; as `refusal`.
             NotFoundError: `checkpoint_not_found`; it was removed before.
             SnapshotError: `base_missing`, or it is damaged.
         """
-        if kept.secrets and confidence is Confidence.KEEP:
-            raise ConflictError(
-                f"checkpoint {kept.id!r} is of a sandbox that was told secrets, and its memory may"
-                " hold them",
-                code="checkpoint_secret",
-                remedy="export it with its secrets, to who may have them: --with-secrets",
-            )
+        if (refused := refusal(kept, confidence)) is not None:
+            raise refused
         with self._vault.lent(kept, to="export"):
             state = await self._vault.load(kept)
             assert state.manifest.base is not None
@@ -231,6 +226,18 @@ class Shipping:
             yield beside
         finally:
             await uninterrupted(asyncio.to_thread(shutil.rmtree, beside, ignore_errors=True))
+
+
+def refusal(kept: Checkpoint, confidence: Confidence) -> ConflictError | None:
+    """Return, as an error to raise, why a checkpoint is not exported; `None` when it may be."""
+    if not kept.secrets or confidence is Confidence.SHARE:
+        return None
+    return ConflictError(
+        f"checkpoint {kept.id!r} is of a sandbox that was told secrets, and its memory may hold"
+        " them",
+        code="checkpoint_secret",
+        remedy="export it with its secrets, to who may have them: --with-secrets",
+    )
 
 
 def _require_plain_layers(checkpoint: Snapshot) -> None:

@@ -107,6 +107,11 @@ async def test_a_checkpoint_with_secrets_is_exported_on_purpose_only(
         assert refused.value.error_code == "checkpoint_secret"
         assert not target.exists()
         await client.checkpoints.export_to("kept", target, secrets="share")
+        _, log = await server.call("GET", "/v1/audit?action=checkpoint.export")
+        assert [(each["outcome"], each["detail"]["secrets"]) for each in log["entries"]] == [
+            ("ok", "share"),
+            ("checkpoint_secret", "keep"),
+        ]
         where = ["--server", server.url, "--token", server.token, "--state", str(tmp_path)]
         words = ["kept", str(tmp_path / "again"), "--with-secrets", *where]
         ended = await asyncio.to_thread(CliRunner().invoke, parcels.export, words)
