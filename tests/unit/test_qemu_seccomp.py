@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # asm/unistd_64.h
 GETUID, SOCKET, SOCKETPAIR = 102, 41, 53
-BY_QEMU = {
+BY_QEMU: dict[str, tuple[int, *tuple[int | bytes, ...]]] = {
     "fork": (57,),
     "vfork": (58,),
     "clone, a process": (56, 17, 0, 0, 0, 0),
