@@ -253,10 +253,10 @@ async def test_what_it_takes_to_check_a_snapshot_is_no_time_of_an_adoption(
     lineage = Catalogue.lineage_of_running
     checked = asyncio.Event()
 
-    async def slow(catalogue: Catalogue, base: str) -> Lineage:
+    async def slow(catalogue: Catalogue, base: str, *, owner: str) -> Lineage:
         asyncio.get_running_loop().call_later(1.2, checked.set)
         await checked.wait()
-        return await lineage(catalogue, base)
+        return await lineage(catalogue, base, owner=owner)
 
     monkeypatch.setattr(Catalogue, "lineage_of_running", slow)
     adopted, lost = await settled(state)
