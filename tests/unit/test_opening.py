@@ -253,7 +253,7 @@ async def test_what_it_takes_to_check_a_snapshot_is_no_time_of_an_adoption(
     lineage = Catalogue.lineage_of_running
     checked = asyncio.Event()
 
-    async def slow(catalogue: Catalogue, base: str, *, owner: str) -> Lineage:
+    async def slow(catalogue: Catalogue, base: str, *, owner: str | None = None) -> Lineage:
         asyncio.get_running_loop().call_later(1.2, checked.set)
         await checked.wait()
         return await lineage(catalogue, base, owner=owner)
