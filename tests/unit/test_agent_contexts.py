@@ -247,7 +247,7 @@ async def test_an_abandoned_execution_is_interrupted(guest: Path) -> None:
 
 
 async def test_a_host_that_is_lost_abandons_and_its_successor_finds_the_state(guest: Path) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async with connected(guest) as agent:
             context = await create(agent)
             await run(agent, context, "x = 1")
