@@ -29,7 +29,8 @@ def other(ground: Ground) -> Iterator[Ground]:
     state.mkdir()
     for name in ("images", "snapshots"):
         (state / name).symlink_to((ground.state / name).resolve())
-    shutil.copy(ground.state / "vmpool.toml", state)
+    for name in ("vmpool.toml", "host-key"):  # the key has signed the template
+        shutil.copy2(ground.state / name, state)
     yield Ground(state)
     shutil.rmtree(state)
 
