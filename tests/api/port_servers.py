@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from aiohttp import WSMsgType, web
 
 from tests.api.conftest import Serve, Server
@@ -50,8 +51,8 @@ async def made(server: Server, **body: Any) -> Sandbox:
     return Sandbox(server, answer["id"], answer["access_token"])
 
 
-@contextlib.asynccontextmanager
-async def served(serving: Serve) -> AsyncIterator[Sandbox]:
+@pytest.fixture
+async def sandbox(serving: Serve) -> AsyncIterator[Sandbox]:
     """Yield a sandbox of a server whose ports have names."""
     api = ApiSettings(domain=DOMAIN, port_connections=120, port_silence=2.0)
     async with asyncio.timeout(90), serving(api=api) as server:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
-import pytest
 from yarl import URL
 
+from tests.api import port_servers
 from tests.api.conftest import Serve
 from tests.api.port_servers import (
     DOMAIN,
@@ -18,7 +17,6 @@ from tests.api.port_servers import (
     made,
     mirror,
     saying,
-    served,
     websocket_echo,
 )
 from vmpool.config import ApiSettings
@@ -26,10 +24,7 @@ from vmpool.config import ApiSettings
 GRACE = 20.0
 
 
-@pytest.fixture
-async def sandbox(serving: Serve) -> AsyncIterator[Sandbox]:
-    async with served(serving) as made:
-        yield made
+sandbox = port_servers.sandbox
 
 
 async def told(sandbox: Sandbox, port: int, headers: dict[str, str]) -> tuple[int, Any]:

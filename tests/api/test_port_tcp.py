@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
+from tests.api import port_servers
 from tests.api.conftest import Serve
 from tests.api.port_servers import (
     Sandbox,
@@ -20,17 +21,13 @@ from tests.api.port_servers import (
     made,
     mirror,
     saying,
-    served,
     websocket_echo,
 )
 
 GRACE = 20.0
 
 
-@pytest.fixture
-async def sandbox(serving: Serve) -> AsyncIterator[Sandbox]:
-    async with served(serving) as made:
-        yield made
+sandbox = port_servers.sandbox
 
 
 @contextlib.asynccontextmanager

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import WSMsgType, web
 from yarl import URL
 
+from tests.api import port_servers
 from tests.api.conftest import Serve
 from tests.api.port_servers import (
     Sandbox,
@@ -20,7 +21,6 @@ from tests.api.port_servers import (
     made,
     mirror,
     saying,
-    served,
     websocket_echo,
 )
 from vmpool.config import ApiSettings
@@ -29,10 +29,7 @@ GRACE = 20.0
 MIB = 1 << 20
 
 
-@pytest.fixture
-async def sandbox(serving: Serve) -> AsyncIterator[Sandbox]:
-    async with served(serving) as made:
-        yield made
+sandbox = port_servers.sandbox
 
 
 async def test_a_request_is_handed_on_as_it_was_written(sandbox: Sandbox) -> None:
