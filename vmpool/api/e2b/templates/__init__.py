@@ -1,0 +1,1 @@
+"""Templates as E2B's clients name, list and build them."""
