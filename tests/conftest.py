@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 import pytest_asyncio
 
-from tests import leftovers
+from tests import leftovers, seclusion
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -31,7 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _marked_and_confined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Mark every process that the run starts, and give stray temporary files one place to show."""
+    """Mark every process that the run starts, and give what is stray one place to show."""
+    seclusion.seclude()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(leftovers.MARK_NAME, leftovers.MARK)
         patch.setenv("TMPDIR", os.fspath(tmp_path_factory.mktemp("stray")))

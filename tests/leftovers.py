@@ -2,7 +2,12 @@
 
 A census lists what lives now: descriptors of this process, processes that descend from it, network
 interfaces and namespaces, temporary files outside the test's own directory. Two of them tell what
-came and stayed. It knows nothing of vmpool, so that it finds what vmpool forgets.
+came and stayed. It knows next to nothing of vmpool, so that it finds what vmpool forgets.
+
+Other runs of tests, and servers, may be on the same machine. Processes carry the mark of their
+run; temporary files, and the names of network namespaces (`tests/seclusion.py`), have a place for
+each run; a server's network interface counts when its host's tag has been seen in a namespace's
+name here.
 """
 
 from __future__ import annotations
@@ -16,13 +21,20 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.seclusion import NAMES
+
 MARK_NAME = "VMPOOL_TEST_RUN"
 """Environment variable that every process started by this test run inherits."""
 
 MARK = secrets.token_hex(8)
 
+SERVERS = "vmpool-"
+"""What a server's interface and its namespaces are called by; the tag of its host follows."""
+
 GRACE_SECONDS = 2.0
 """How long a killed process may take to disappear; an orphan's end is not ours to await."""
+
+_tags: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +50,12 @@ class Census:
     @classmethod
     def take(cls) -> Census:
         """Count everything now."""
+        namespaces = _entries(NAMES)
         return cls(
             descriptors=_descriptors(),
             processes=_processes(),
-            links=_entries(Path("/sys/class/net")),
-            namespaces=_entries(Path("/run/netns")),
+            links=_links(namespaces),
+            namespaces=namespaces,
             files=_entries(Path(tempfile.gettempdir())),
         )
 
@@ -118,6 +131,16 @@ def _is_our_child(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return stat.rpartition(")")[2].split()[1] == str(os.getpid())
+
+
+def _links(namespaces: frozenset[str]) -> frozenset[str]:
+    """Return interfaces of the machine, without those of servers that are not this run's."""
+    _tags.update(name.split("-")[1] for name in namespaces if name.startswith(SERVERS))
+    return frozenset(
+        name
+        for name in _entries(Path("/sys/class/net"))
+        if not name.startswith(SERVERS) or name.removeprefix(SERVERS) in _tags
+    )
 
 
 def _entries(directory: Path) -> frozenset[str]:

@@ -8,12 +8,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pytest
 
 from tests import leftovers
-
-if TYPE_CHECKING:
-    import pytest
+from tests.seclusion import NAMES
 
 
 def spawn_an_orphan() -> int:
@@ -79,3 +78,25 @@ def test_a_process_that_is_just_dying_does_not_count() -> None:
     pid = spawn_an_orphan()
     os.kill(pid, signal.SIGKILL)
     assert leftovers.since(before) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces are root's to name")
+def test_a_network_namespace_of_this_run_is_found() -> None:
+    before = leftovers.Census.take()
+    made = NAMES / f"vmpool-test-{os.getpid()}"
+    made.touch()
+    left = leftovers.since(before)
+    made.unlink()
+    assert left == [f"network namespace {made.name}"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces are root's to name")
+def test_a_network_namespace_of_another_run_is_not() -> None:
+    before = leftovers.Census.take()
+    # Where whoever started us is, as any run beside this one.
+    elsewhere = Path(f"/proc/{os.getppid()}/root{NAMES}")
+    made = elsewhere / f"vmpool-test-{os.getpid()}-elsewhere"
+    made.touch()
+    left = leftovers.since(before)
+    made.unlink()
+    assert left == []
