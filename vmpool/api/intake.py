@@ -32,7 +32,8 @@ async def continue_later(request: web.Request) -> None:
     """Answer `Expect: 100-continue` once the body is wanted, and not before."""
 
 
-async def _continue(request: web.Request) -> None:
+async def go_on(request: web.Request) -> None:
+    """Have a client send its body that waits to be told to."""
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0  # the response proper has not begun
@@ -56,7 +57,7 @@ async def read_json(request: web.Request, limits: Limits, loan: Loan) -> bytes:
     limits.check_body_size(request.content_length or 0)
     loan.grow_to(request.content_length or 0)
     packed = compression.is_packed(request)
-    await _continue(request)
+    await go_on(request)
     body = bytearray()
     try:
         async with asyncio.timeout(limits.published.body_seconds):
@@ -66,9 +67,9 @@ async def read_json(request: web.Request, limits: Limits, loan: Loan) -> bytes:
                 limits.check_body_size(len(body))
                 loan.grow_to(len(body))
     except TimeoutError as err:
-        raise _too_slow(limits) from err
+        raise too_slow(limits) from err
     except web.RequestPayloadError as err:
-        raise _broken(err) from err
+        raise broken(err) from err
     return bytes(body)
 
 
@@ -108,7 +109,7 @@ async def read_content(request: web.Request, limits: Limits) -> AsyncGenerator[b
 
 async def read_as_sent(request: web.Request, limits: Limits) -> AsyncGenerator[bytes, None]:
     """Yield a body of any size in chunks, packed or not, as `read_content`."""
-    await _continue(request)
+    await go_on(request)
     loop = asyncio.get_running_loop()
     received, waited = 0, 0.0
     for _ in itertools.count():
@@ -118,9 +119,9 @@ async def read_as_sent(request: web.Request, limits: Limits) -> AsyncGenerator[b
             async with asyncio.timeout(min(patience, _left(patience, received, waited))):
                 chunk = await request.content.read(CHUNK_BYTES)
         except TimeoutError as err:
-            raise _too_slow(limits) from err
+            raise too_slow(limits) from err
         except web.RequestPayloadError as err:
-            raise _broken(err) from err
+            raise broken(err) from err
         waited += loop.time() - began
         if not chunk:
             return
@@ -133,12 +134,14 @@ def _left(patience: float, received: int, waited: float) -> float:
     return patience + received / LEAST_BYTES_A_SECOND - waited
 
 
-def _too_slow(limits: Limits) -> CallerError:
+def too_slow(limits: Limits) -> CallerError:
+    """Return, as an error to raise, that a body did not come in time."""
     return CallerError(
         f"the request body did not come within {limits.published.body_seconds} s",
         code="body_timeout",
     )
 
 
-def _broken(err: Exception) -> InvalidRequestError:
+def broken(err: Exception) -> InvalidRequestError:
+    """Return, as an error to raise, that a body cannot be read."""
     return InvalidRequestError(f"the request body is broken: {err}", code="invalid_body")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _WORD_OF_CODE: Final[Mapping[str, str]] = {
     "file_exists": "already_exists",
+    "task_timeout": "deadline_exceeded",
     "unknown_user": "unauthenticated",
 }
 _WORD_OF_STATUS: Final[Mapping[int, str]] = {
