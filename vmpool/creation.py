@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vmpool.egress import UNCONNECTED, NetworkPolicy
 from vmpool.errors import CapacityError, InvalidRequestError
 from vmpool.lifecycle import AutoResume, EndReason, OnExpiry
-from vmpool.model import ClockPolicy, Rng, Unique, Waking, new_id
+from vmpool.model import ClockPolicy, Rng, Unique, Waking
 from vmpool.quota import share_of
 from vmpool.sandbox import Claim, Sandbox
 
@@ -115,7 +115,7 @@ class Creation:
                         counted = True
                     clone = await pool.acquire(deadline=deadline, party=claim.owner)
                     took = time.perf_counter_ns() - began
-                    sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
+                    sandbox = self._household.make(clone, claim, acquire_ns=took)
                     return self._household.admit(
                         sandbox, base_id=status.snapshot, pool=pool, share=share
                     )

@@ -156,7 +156,7 @@ class Forking:
             )
             place.fill(clone)
             took = time.perf_counter_ns() - began
-            sandbox = Sandbox(id=id, clone=clone, claim=claim, acquire_ns=took)
+            sandbox = self._household.make(clone, claim, acquire_ns=took, id=id)
             holding = self._hold(sandbox, lineage, room)
         return await self._furnish(holding, {}, was=kept.network)
 
@@ -186,7 +186,7 @@ class Forking:
         faults.reach("fork.woken")
         place.fill(clone)
         took = time.perf_counter_ns() - began
-        sandbox = Sandbox(id=new_id(), clone=clone, claim=claim, acquire_ns=took)
+        sandbox = self._household.make(clone, claim, acquire_ns=took)
         holding = self._hold(sandbox, lineage, room)
         await self._furnish(holding, seedling.files, was=seedling.was)
         faults.reach("fork.recorded")

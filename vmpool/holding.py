@@ -97,8 +97,12 @@ class Holding:
         )
 
 
-def recalled(row: SandboxRow, clone: Clone | None) -> Sandbox:
-    """Return a sandbox as the journal knows it."""
+def recalled(row: SandboxRow, clone: Clone | None, access_token: str) -> Sandbox:
+    """Return a sandbox as the journal knows it.
+
+    Args:
+        access_token: What opens it, if that was so when it was made.
+    """
     assert row.receipt is not None
     assert row.deadline_ns is not None
     claim = Claim(
@@ -125,4 +129,6 @@ def recalled(row: SandboxRow, clone: Clone | None) -> Sandbox:
         receipt=row.receipt,
         clock_offset_ns=row.clock_offset_ns,
     )
-    return Sandbox(id=row.id, clone=clone, claim=claim, acquire_ns=0, past=past)
+    return Sandbox(
+        id=row.id, clone=clone, claim=claim, acquire_ns=0, access_token=access_token, past=past
+    )

@@ -19,8 +19,9 @@ from vmpool.errors import CapacityError, NotFoundError, VmpoolError
 from vmpool.holding import ONE_SANDBOX, Holding, recalled
 from vmpool.idleness import idle
 from vmpool.lifecycle import EndReason, OnStop, SandboxState
+from vmpool.model import new_id
 from vmpool.quota import Usage
-from vmpool.sandbox import ended
+from vmpool.sandbox import Sandbox, ended
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from vmpool.errors import InfrastructureError
     from vmpool.metrics import Metrics
     from vmpool.pool import Pool
-    from vmpool.sandbox import Sandbox
+    from vmpool.sandbox import Claim
     from vmpool.store import SandboxRow, Store
     from vmpool.vault import Vault
 
@@ -113,6 +114,25 @@ class Household:
             return holding
         raise await self._absent(id, owner)
 
+    def make(self, clone: Clone, claim: Claim, *, acquire_ns: int, id: str = "") -> Sandbox:
+        """Return a new sandbox, which nobody watches over yet.
+
+        Args:
+            id: Its own; a new one when empty.
+        """
+        id = id or new_id()
+        return Sandbox(
+            id=id,
+            clone=clone,
+            claim=claim,
+            acquire_ns=acquire_ns,
+            access_token=self._access_token(id),
+        )
+
+    def _access_token(self, id: str) -> str:
+        """Return what opens a sandbox for its whole life, also after a restart of the server."""
+        return self._store.token(of=f"sandbox {id}")
+
     def admit(
         self,
         sandbox: Sandbox,
@@ -146,7 +166,8 @@ class Household:
             clone: Its machine, which counts in `pool` as held; `None` for one that is paused.
             share: As of `admit`.
         """
-        holding = self.admit(recalled(row, clone), base_id=row.base_id, pool=pool, share=share)
+        sandbox = recalled(row, clone, self._access_token(row.id))
+        holding = self.admit(sandbox, base_id=row.base_id, pool=pool, share=share)
         holding.journaled = True
         return holding
 

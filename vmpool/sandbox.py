@@ -131,11 +131,12 @@ class Sandbox:
 
     Args:
         clone: Its machine; `None` for one that is paused, which has a past.
+        access_token: Opens it; one that nobody can tell again when it is empty.
         past: `None` for one that is new.
 
     Attributes:
         access_token: Opens this sandbox alone, for its whole life; empty when another server made
-            it: then only its hash is known.
+            it with a token that only its maker knows: then only its hash is known.
         acquire_ns: How long its maker waited for the clone.
         created_ns: Unix time; `deadline_ns` likewise, but while it is paused its time stands still
             at `paused_ns`.
@@ -150,19 +151,20 @@ class Sandbox:
         clone: Clone | None,
         claim: Claim,
         acquire_ns: int,
+        access_token: str = "",
         past: Past | None = None,
     ) -> None:
         self.id = id
         self.claim = claim
         self.acquire_ns = acquire_ns
         if past is None:
-            self.access_token = secrets.token_urlsafe(32)
+            self.access_token = access_token or secrets.token_urlsafe(32)
             self.access_hash = _hash(self.access_token)
             self.created_ns = time.time_ns()
             self.deadline_ns = self.created_ns + int(claim.timeout * 1e9)
         else:
-            self.access_token = ""
             self.access_hash = past.access_hash
+            self.access_token = access_token if self.admits(access_token) else ""
             self.created_ns, self.deadline_ns = past.created_ns, past.deadline_ns
         self.paused_ns = None if past is None or clone is not None else past.paused_ns
         self._past = past

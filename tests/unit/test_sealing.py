@@ -87,3 +87,12 @@ def test_a_seal_key_is_not_followed_to_another_place(tmp_path: Path) -> None:
     with pytest.raises(HostError) as refused:
         Sealing(tmp_path / "key").open()
     assert refused.value.error_code == "seal_key_unusable"
+
+
+def test_a_token_is_told_again_to_whoever_has_the_key(sealing: Sealing, tmp_path: Path) -> None:
+    again, other = Sealing(sealing._path), Sealing(tmp_path / "key")
+    again.open()
+    other.open()
+    token = sealing.token(of="it")
+    assert again.token(of="it") == token
+    assert len({token, sealing.token(of="other"), other.token(of="it")}) == 3

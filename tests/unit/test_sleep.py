@@ -177,6 +177,7 @@ async def test_a_paused_sandbox_and_a_checkpoint_survive_their_server(
         assert again.left_seconds == left
         assert again.admits(token)
         assert await host.sandbox_by_access_token(again.id, token) is again
+        assert again.access_token == token
         assert await host.sandbox_by_access_token(again.id, "another") is None
         await host.resume(again.id, owner=OWNER, timeout=None)
         assert again.receipt.machine_id == receipt.machine_id

@@ -104,6 +104,14 @@ class Store:
     ) -> None:
         await self._journal.__aexit__(exc_type, exc, traceback)
 
+    def token(self, *, of: str) -> str:
+        """Return the token of something that has one for life; it is written down nowhere.
+
+        Args:
+            of: What it opens; the same gives the same, until the key beside the journal is lost.
+        """
+        return self._sealing.token(of=of)
+
     # Images and templates.
 
     async def save_image(self, image: ImageRow) -> None:

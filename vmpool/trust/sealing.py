@@ -7,7 +7,9 @@ nothing about who is told them.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hmac
 import os
 import secrets
 import stat
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _VERSION = b"\x01"
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
+_TOKENS = b"vmpool tokens"
+"""What the key of tokens is derived for; the key itself seals, and does nothing else."""
 
 
 class Sealing:
@@ -37,6 +41,7 @@ class Sealing:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._cipher: AESGCM | None = None
+        self._tokens = b""
 
     def open(self) -> None:
         """Read the key, or make one; whole or not at all. *Idempotent.*
@@ -53,6 +58,7 @@ class Sealing:
         if len(data) != _KEY_BYTES:
             raise self._unusable(f"it does not have {_KEY_BYTES} bytes")
         self._cipher = AESGCM(data)
+        self._tokens = hmac.digest(data, _TOKENS, "sha256")
 
     def seal(self, values: dict[str, str], *, of: str) -> bytes:
         """Return values as they may lie on disk; empty for none.
@@ -83,6 +89,16 @@ class Sealing:
             return self._opened().decrypt(nonce, data, of.encode())
         except InvalidTag:
             return None
+
+    def token(self, *, of: str) -> str:
+        """Return a token that whoever has the key can tell again, and nobody else: 256 bits.
+
+        Args:
+            of: What it opens; the same gives the same.
+        """
+        assert self._tokens, "not open"
+        digest = hmac.digest(self._tokens, of.encode(), "sha256")
+        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
     def _opened(self) -> AESGCM:
         assert self._cipher is not None, "not open"
