@@ -30,7 +30,7 @@ _WORD_OF_STATUS: Final[Mapping[int, str]] = {
     408: "deadline_exceeded",
     409: "failed_precondition",
     410: "not_found",
-    413: "resource_exhausted",
+    413: "invalid_argument",  # the word of Connect for it is what clients take for a rate limit
     415: "invalid_argument",
     416: "out_of_range",
     422: "unknown",
