@@ -438,6 +438,15 @@ class FileKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinkEnd:
+    """What a symbolic link leads to in the end; `mode` is its permission bits."""
+
+    path: str
+    kind: FileKind
+    mode: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileInfo:
     """One entry of a guest's file system.
 
@@ -447,6 +456,9 @@ class FileInfo:
         owner: Account name, or the number when it has none; `group` likewise.
         modified_ns: Unix time.
         target: Where a symbolic link points, as written in it.
+        resolved: What it leads to; `None` for what is no link, and for one that leads nowhere that
+            the asking account can see.
+        metadata: The words that its writer left with it.
     """
 
     path: str
@@ -457,3 +469,5 @@ class FileInfo:
     group: str
     modified_ns: int
     target: str | None = None
+    resolved: LinkEnd | None = None
+    metadata: dict[str, str] = field(default_factory=dict)

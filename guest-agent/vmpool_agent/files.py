@@ -17,7 +17,7 @@ import sys
 import tarfile
 from typing import TYPE_CHECKING, Any
 
-from vmpool_agent import spawn, watch
+from vmpool_agent import metadata, spawn, watch
 from vmpool_agent.session import OperationError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _NAME_SHOWN = 1024
 _CHUNK = 128 * 1024
 _UNCHANGED = -1  # chown(2)
 _LARGEST_ID = 2**32 - 1  # itself no id: chown(2) takes it for -1
+_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 _CODES = {
     errno.ENOENT: "file_not_found",
     errno.ENOTDIR: "not_a_directory",
@@ -74,25 +75,38 @@ def perform(name: str, account: Account, request: dict[str, Any]) -> int:
 def describe(path: str) -> dict[str, Any]:
     """Return the `info` of an entry, links not followed."""
     entry = os.lstat(path)
-    kind = "other"
-    target = None
-    if stat.S_ISREG(entry.st_mode):
-        kind = "file"
-    elif stat.S_ISDIR(entry.st_mode):
-        kind = "directory"
-    elif stat.S_ISLNK(entry.st_mode):
-        kind = "symlink"
-        target = os.readlink(path)  # noqa: PTH115 the text as written, not a path
-    return {
+    info = {
         "path": path,
-        "kind": kind,
+        "kind": _kind(entry.st_mode),
         "size_bytes": entry.st_size,
         "mode": stat.S_IMODE(entry.st_mode),
         "owner": _owner(entry.st_uid),
         "group": _group(entry.st_gid),
         "modified_ns": entry.st_mtime_ns,
-        "target": target,
+        "target": None,
     }
+    if stat.S_ISLNK(entry.st_mode):
+        info["target"] = os.readlink(path)  # noqa: PTH115 the text as written, not a path
+        info["resolved"] = _resolved(path)
+    elif kept := metadata.read(path):
+        info["metadata"] = kept
+    return info
+
+
+def _resolved(path: str) -> dict[str, Any] | None:
+    """Return what a link leads to in the end; nothing when the account cannot see it."""
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    at = os.path.realpath(path)
+    if len(at) > watch.MAX_PATH:
+        return None
+    return {"path": at, "kind": _kind(found.st_mode), "mode": stat.S_IMODE(found.st_mode)}
+
+
+def _kind(mode: int) -> str:
+    return _KINDS.get(stat.S_IFMT(mode), "other")
 
 
 def _read(path: str, _account: Account, request: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +127,7 @@ def _read(path: str, _account: Account, request: dict[str, Any]) -> dict[str, An
 
 def _write(path: str, account: Account, request: dict[str, Any]) -> dict[str, Any]:
     mode = _number(request, "mode")
+    kept = metadata.wanted(request)
     _make_parents(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK
     created = not os.path.lexists(path)
@@ -124,6 +139,8 @@ def _write(path: str, account: Account, request: dict[str, Any]) -> dict[str, An
                 os.fchown(fd, account.uid, account.gid)
             if mode is not None:
                 os.fchmod(fd, stat.S_IMODE(mode))
+            if kept is not None:
+                metadata.replace(fd, kept)
             while True:
                 data = os.read(0, _CHUNK)
                 if not data:
@@ -151,7 +168,7 @@ def _list(path: str, _account: Account, request: dict[str, Any]) -> dict[str, An
     batch: list[dict[str, Any]] = []
     total = size = 0
     for count, entry in enumerate(_walk(path, _number(request, "depth") or 1)):
-        cost = _ENTRY_COST + len(entry["path"]) + len(entry["target"] or "")
+        cost = _cost(entry)
         total += cost
         size += cost
         if count >= MAX_ENTRIES or total > MAX_LISTING:
@@ -165,6 +182,14 @@ def _list(path: str, _account: Account, request: dict[str, Any]) -> dict[str, An
     if batch:
         spawn.tell({"type": "entries", "entries": batch})
     return {}
+
+
+def _cost(entry: dict[str, Any]) -> int:
+    """Return about how many characters an entry has."""
+    cost = _ENTRY_COST + len(entry["path"]) + len(entry["target"] or "")
+    if resolved := entry.get("resolved"):
+        cost += _ENTRY_COST + len(resolved["path"])
+    return cost + sum(len(key) + len(one) for key, one in entry.get("metadata", {}).items())
 
 
 def _remove(path: str, _account: Account, _request: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmpool.agent import answers
+from vmpool.agent import answers, listing
 from vmpool.errors import GuestError
 from vmpool.model import Result
 
@@ -44,6 +44,27 @@ def test_of_too_many_forms_the_first_are_kept_and_say_so(
 def test_permission_bits_are_such(mode: int) -> None:
     entry = {"path": "/x", "kind": "file", "size_bytes": 0, "mode": 0o7777}
     entry |= {"owner": "root", "group": "root", "modified_ns": 0}
-    assert answers.file_info(entry).mode == 0o7777
+    assert listing.file_info(entry).mode == 0o7777
     with pytest.raises(GuestError, match="'mode'"):
-        answers.file_info(entry | {"mode": mode})
+        listing.file_info(entry | {"mode": mode})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"metadata": ["a"]},
+        {"metadata": {"key": 1}},
+        {"metadata": {"key": "line\nbreak"}},
+        {"metadata": {"key": "ö"}},
+        {"metadata": {"key": "v" * 4094}},
+        {"resolved": "/x"},
+        {"resolved": {"path": "/x", "kind": "link", "mode": 0}},
+        {"resolved": {"path": "/x" * 4096, "kind": "file", "mode": 0}},
+    ],
+)
+def test_what_a_guest_says_of_a_file_is_bounded(wrong: dict[str, object]) -> None:
+    entry: dict[str, object] = {"path": "/x", "kind": "file", "size_bytes": 0, "mode": 0o644}
+    entry |= {"owner": "root", "group": "root", "modified_ns": 0}
+    with pytest.raises(GuestError) as caught:
+        listing.file_info(entry | wrong)
+    assert caught.value.error_code == "guest_protocol"

@@ -20,7 +20,7 @@ from tests import fake_guest
 from tests.connected_agent import connected
 from vmpool.agent import Agent
 from vmpool.errors import GuestFileError, InvalidRequestError, TooLargeError
-from vmpool.model import Command, FileKind
+from vmpool.model import Command, FileKind, LinkEnd
 from vmpool_agent import wire
 from vmpool_agent.message import decode
 
@@ -99,6 +99,63 @@ async def test_a_listing_is_lexical_parents_first_to_the_depth_asked(guest: Path
     ]  # fmt: skip
     assert [entry.path.removeprefix(root) for entry in shallow] == ["a", "b", "b.txt", "link"]
     assert (shallow[-1].kind, shallow[-1].target) == (FileKind.SYMLINK, "nowhere")
+
+
+async def test_of_a_link_it_is_told_what_it_leads_to(guest: Path) -> None:
+    home = guest.parent / "home"
+    (home / "directory").mkdir(mode=0o750)
+    (home / "first").symlink_to("second")
+    (home / "second").symlink_to(home / "directory")
+    (home / "dangling").symlink_to("nowhere")
+    async with connected(guest) as agent:
+        first = await agent.stat("first", user="user")
+        dangling = await agent.stat("dangling", user="user")
+        plain = await agent.stat("directory", user="user")
+    assert (first.kind, first.target) == (FileKind.SYMLINK, "second")
+    end = LinkEnd(path=str(home.resolve() / "directory"), kind=FileKind.DIRECTORY, mode=0o750)
+    assert first.resolved == end
+    assert (dangling.kind, dangling.resolved, plain.resolved) == (FileKind.SYMLINK, None, None)
+
+
+async def test_metadata_is_kept_with_a_file_until_it_is_replaced(guest: Path) -> None:
+    file = guest.parent / "home" / "kept" / "f"
+    words = {"author": 'A "B" C', "k" * 246: "", "purpose": "v" * 3000}
+    async with connected(guest) as agent:
+        made = await agent.write_file("kept/f", pieces(b"1"), user="user", metadata=words)
+        left = await agent.write_file("kept/f", pieces(b"2"), user="user")
+        assert made.metadata == left.metadata == words
+        assert os.getxattr(file, "user.e2b.author") == b'A "B" C'
+        os.setxattr(file, "user.other", b"of a program's own")
+        fewer = await agent.write_file(
+            "kept/f", pieces(b"3"), user="user", metadata={"author": "D"}
+        )
+        assert fewer.metadata == {"author": "D"}
+        (listed,) = await agent.list_directory("kept", user="user")
+        assert listed.metadata == {"author": "D"}
+        none = await agent.write_file("kept/f", pieces(b"4"), user="user", metadata={})
+        assert none.metadata == {}
+    assert os.listxattr(file) == ["user.other"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{"": "no key"}, {"k" * 247: ""}, {"k": "v" * 4096}, {"k": "ö"}, {"k": "two\nlines"}],
+)
+async def test_metadata_that_does_not_fit_is_refused(guest: Path, words: dict[str, str]) -> None:
+    async with connected(guest) as agent:
+        with pytest.raises(InvalidRequestError) as raised:
+            await agent.write_file("unfit", pieces(b"1"), user="user", metadata=words)
+    assert raised.value.error_code == "bad_request"
+    assert not (guest.parent / "home" / "unfit").exists()
+
+
+async def test_attributes_that_a_guest_made_itself_are_told_only_if_they_fit(guest: Path) -> None:
+    file = guest.parent / "home" / "own"
+    file.touch()
+    os.setxattr(file, "user.e2b.binary", b"\xff\x00")
+    os.setxattr(file, "user.e2b.good", b"word")
+    async with connected(guest) as agent:
+        assert (await agent.stat("own", user="user")).metadata == {"good": "word"}
 
 
 async def test_a_directory_beyond_the_limit_is_refused(guest: Path) -> None:

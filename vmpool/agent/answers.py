@@ -24,8 +24,6 @@ from vmpool.model import (
     Command,
     ExecutionEvent,
     Exited,
-    FileInfo,
-    FileKind,
     IdentityReceipt,
     Output,
     Preserve,
@@ -62,6 +60,7 @@ FILE_REFUSALS = frozenset(
         "file_not_found",
         "io_error",
         "is_a_directory",
+        "metadata_unsupported",
         "name_too_long",
         "not_a_directory",
         "not_a_regular_file",
@@ -74,13 +73,18 @@ FILE_REFUSALS = frozenset(
 )
 _MAX_TEXT = 4096
 _MAX_PATH = 4096  # PATH_MAX in linux/limits.h
-_MOST_MODE = 0o7777
 _MAX_FORMS = 64
 """What a result has at most; a value with more is odd, but nobody's fault."""
 _PLAIN = "text/plain"
 _MAX_STRUCTURE = 20_000
 """Values in a document that only the slower decoder understands, which makes all into objects."""
 _SHOWN_TEXT = 500
+
+
+class _LinkEnd(TypedDict):
+    path: str
+    kind: str
+    mode: int
 
 
 class _Info(TypedDict):
@@ -92,6 +96,8 @@ class _Info(TypedDict):
     group: str
     modified_ns: int
     target: NotRequired[str | None]
+    resolved: NotRequired[_LinkEnd | None]
+    metadata: NotRequired[dict[str, str]]
 
 
 class _Change(TypedDict):
@@ -219,7 +225,7 @@ def execution_event(message: dict[str, Any]) -> ExecutionEvent:
             if not isinstance(mime, dict):
                 raise malformed("mime")
             forms = _forms({_clean(kind): _clean(_text(mime, kind)) for kind in mime})
-            id = None if "display_id" not in message else _short(message, "display_id")
+            id = None if "display_id" not in message else short(message, "display_id")
             return Result(forms, is_main=message.get("is_main") is True, display_id=id)
         case "raised":
             name, value, trace = (
@@ -297,50 +303,12 @@ def receipt(message: dict[str, Any], clock_error_ns: int, rng: Rng) -> IdentityR
     if not isinstance(generators, list) or not all(isinstance(name, str) for name in generators):
         raise malformed("generators")
     return IdentityReceipt(
-        hostname=_short(message, "hostname"),
-        machine_id=_short(message, "machine_id"),
-        boot_id=_short(message, "boot_id"),
+        hostname=short(message, "hostname"),
+        machine_id=short(message, "machine_id"),
+        boot_id=short(message, "boot_id"),
         entropy_bits=integer(message, "entropy_bits"),
         generators=tuple(_clean(name[:_MAX_TEXT]) for name in generators[:64]),
         clock_error_ns=clock_error_ns,
-    )
-
-
-def entries(message: dict[str, Any]) -> list[FileInfo]:
-    """Return the entries of a message.
-
-    Raises:
-        GuestError: The message is malformed.
-    """
-    listed = message.get("entries")
-    if not isinstance(listed, list):
-        raise malformed("entries")
-    return [file_info(entry) for entry in listed]
-
-
-def file_info(value: object) -> FileInfo:
-    """Return one entry; a name that is not UTF-8 holds surrogate escapes, for the way back.
-
-    Raises:
-        GuestError: It is malformed.
-    """
-    if not isinstance(value, dict):
-        raise malformed("info")
-    try:
-        kind = FileKind(_short(value, "kind"))
-    except ValueError as err:
-        raise malformed("kind") from err
-    if not 0 <= integer(value, "mode") <= _MOST_MODE:
-        raise malformed("mode")
-    return FileInfo(
-        path=path(value, "path"),
-        kind=kind,
-        size_bytes=integer(value, "size_bytes"),
-        mode=value["mode"],
-        owner=_short(value, "owner"),
-        group=_short(value, "group"),
-        modified_ns=integer(value, "modified_ns"),
-        target=None if value.get("target") is None else path(value, "target"),
     )
 
 
@@ -354,6 +322,15 @@ def path(message: dict[str, Any], name: str) -> str:
     if len(text) > _MAX_PATH:
         raise malformed(name)
     return text
+
+
+def short(message: dict[str, Any], name: str) -> str:
+    """Return a member that is text, cut and without control characters.
+
+    Raises:
+        GuestError: It is none.
+    """
+    return _clean(_text(message, name)[:_MAX_TEXT])
 
 
 def integer(message: dict[str, Any], name: str) -> int:
@@ -417,10 +394,6 @@ def _text(message: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise malformed(name)
     return value
-
-
-def _short(message: dict[str, Any], name: str) -> str:
-    return _clean(_text(message, name)[:_MAX_TEXT])
 
 
 def _decode(document: bytes) -> dict[str, Any]:

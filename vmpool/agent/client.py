@@ -10,7 +10,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from vmpool.agent import answers
+from vmpool.agent import answers, listing
 from vmpool.agent.asking import ask, patience
 from vmpool.agent.contexts import Contexts
 from vmpool.agent.execution import Execution
@@ -39,7 +39,6 @@ _MAX_ENTRIES = 10_000
 _MAX_LISTING = 8 * 1024 * 1024
 _LISTING_DEADLINE = 300.0
 """Seconds that a whole listing may take."""
-_ENTRY_COST = 128
 
 
 async def connect(
@@ -222,15 +221,25 @@ class Agent:
             answers.done(answers.expect(event))
 
     async def write_file(
-        self, path: str, data: AsyncIterable[bytes], *, user: str, mode: int | None = None
+        self,
+        path: str,
+        data: AsyncIterable[bytes],
+        *,
+        user: str,
+        mode: int | None = None,
+        metadata: dict[str, str] | None = None,
     ) -> FileInfo:
         """Write a file, parents included. Not atomic: on failure a part of it may be there.
 
+        Args:
+            metadata: Words that are kept with it, instead of all before; `None` leaves those.
+
         Raises:
+            InvalidRequestError: `unknown_user`; `bad_request`: there is too much metadata.
             GuestFileError: The guest refused; the code says why.
             GuestError: The guest died, hung or broke the protocol.
         """
-        request = {"op": "write", "path": path, "user": user, "mode": mode}
+        request = {"op": "write", "path": path, "user": user, "mode": mode, "metadata": metadata}
         async with self._link.open() as channel:
             async with patience():
                 await channel.send_message(request)
@@ -241,7 +250,7 @@ class Agent:
             channel.finish()
             async with patience():
                 answer = answers.expect(await channel.receive())
-            return answers.file_info(answers.done(answer).get("info"))
+            return listing.file_info(answers.done(answer).get("info"))
 
     async def stat(self, path: str, *, user: str) -> FileInfo:
         """Return what is at `path`, links not followed.
@@ -271,9 +280,9 @@ class Agent:
                 if answer.get("type") != "entries":
                     answers.done(answer)
                     return entries
-                listed = answers.entries(answer)
+                listed = listing.entries(answer)
                 entries += listed
-                size += sum(_ENTRY_COST + len(e.path) + len(e.target or "") for e in listed)
+                size += sum(map(listing.cost, listed))
                 if len(entries) > _MAX_ENTRIES or size > _MAX_LISTING:
                     raise TooLargeError(f"{path!r} is too large", code="too_many_entries")
 
@@ -350,7 +359,7 @@ class Agent:
         return tunnelling(self._link, port)
 
     async def _ask_for_info(self, request: dict[str, Any]) -> FileInfo:
-        return answers.file_info((await ask(self._link, request)).get("info"))
+        return listing.file_info((await ask(self._link, request)).get("info"))
 
     async def _ask_with_clock(
         self, request: dict[str, Any], offset_ns: int, timeout: float
