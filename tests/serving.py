@@ -49,6 +49,23 @@ class Ground:
         file = self.state / "local-token"
         return file.read_text().strip() if file.exists() else ""
 
+    @contextlib.contextmanager
+    def beside(self, suffix: str) -> Iterator[Ground]:
+        """Yield a state directory for another server, over the same images and snapshots.
+
+        It has the key that has signed them: a server with another would make the template anew, at
+        the place of the one that is in use here.
+        """
+        state = Path(f"{self.state}-{suffix}")
+        state.mkdir()
+        for name in (kept.IMAGES, kept.SNAPSHOTS):
+            (state / name).symlink_to((self.state / name).resolve())
+        shutil.copy2(self.state / kept.KEY, state)
+        try:
+            yield Ground(state)
+        finally:
+            shutil.rmtree(state)
+
     def hypervisors(self) -> list[int]:
         """Return the process ids of QEMUs that were started from here."""
         names = {directory.name for directory in self.clones}

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -70,13 +68,9 @@ class View:
 @pytest.fixture
 def bare(ground: Ground, server: UpServer) -> Iterator[Ground]:
     """A state directory beside the shared server's, over the same images and snapshots."""
-    state = Path(f"{ground.state}-c")
-    state.mkdir()
-    for name in ("images", "snapshots"):
-        (state / name).symlink_to((ground.state / name).resolve())
-    (state / "vmpool.toml").write_text(SETTINGS)
-    yield Ground(state)
-    shutil.rmtree(state)
+    with ground.beside("c") as other:
+        (other.state / "vmpool.toml").write_text(SETTINGS)
+        yield other
 
 
 async def test_a_crash_at_any_place_costs_nothing_that_was_promised(bare: Ground) -> None:

@@ -216,28 +216,25 @@ async def test_a_policy_stays_with_its_sandbox_and_its_children(api: Api) -> Non
 async def test_what_a_killed_server_leaves_is_adopted_or_cleared(
     ground: Ground, server: Server, internet: Internet
 ) -> None:
-    own = ground.state / "other"
-    own.mkdir()
-    for name in ("images", "snapshots"):
-        (own / name).symlink_to((ground.state / name).resolve())
-    (own / "vmpool.toml").write_text(
-        f'[network]\ndns = ["{nets.WORLD}"]\nrange = "10.214.0.0/16"\n'
-    )
-    one = start(Ground(own), internet)
-    try:
-        made = await leave_one(one, internet)
-    finally:
-        await asyncio.to_thread(one.stop, signal.SIGKILL)
-    two = start(Ground(own), internet)
-    try:
-        await asyncio.to_thread(two.__enter__)
-        async with internet.client(two) as api:
-            assert (await attempt(api, made, nets.ALLOWED, "second")).startswith("answer")
-            assert "answer" not in await attempt(api, made, nets.OTHER, "denied")
-            assert (await api.call("DELETE", f"/v1/sandboxes/{made}"))[0] == 204
-    finally:
-        await asyncio.to_thread(two.stop)
-    ours = hashlib.sha256(os.fsencode(own.resolve())).hexdigest()[:6]
+    with ground.beside("n") as own:
+        (own.state / "vmpool.toml").write_text(
+            f'[network]\ndns = ["{nets.WORLD}"]\nrange = "10.214.0.0/16"\n'
+        )
+        one = start(own, internet)
+        try:
+            made = await leave_one(one, internet)
+        finally:
+            await asyncio.to_thread(one.stop, signal.SIGKILL)
+        two = start(own, internet)
+        try:
+            await asyncio.to_thread(two.__enter__)
+            async with internet.client(two) as api:
+                assert (await attempt(api, made, nets.ALLOWED, "second")).startswith("answer")
+                assert "answer" not in await attempt(api, made, nets.OTHER, "denied")
+                assert (await api.call("DELETE", f"/v1/sandboxes/{made}"))[0] == 204
+        finally:
+            await asyncio.to_thread(two.stop)
+        ours = hashlib.sha256(os.fsencode(own.state.resolve())).hexdigest()[:6]
     assert not list(namespace.named(f"vmpool-{ours}"))
     assert ours not in internet.run(internet.home, "nft", "list", "ruleset")
     assert ours not in internet.run(internet.home, "ip", "link")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,12 +18,8 @@ pytestmark = [pytest.mark.tcg, pytest.mark.shares_host, pytest.mark.timeout(900)
 @pytest.fixture
 def other(ground: Ground, server: UpServer) -> Iterator[Ground]:
     """A state directory beside the shared server's, over the same images and snapshots."""
-    state = Path(f"{ground.state}-r")
-    state.mkdir()
-    for name in ("images", "snapshots"):
-        (state / name).symlink_to((ground.state / name).resolve())
-    yield Ground(state)
-    shutil.rmtree(state)
+    with ground.beside("r") as beside:
+        yield beside
 
 
 async def test_after_kill_9_the_next_server_goes_on_with_all_that_was_promised(

@@ -7,9 +7,7 @@ is tried. Over the fake engine it always is.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -37,21 +35,17 @@ waiting = 0
 @pytest.fixture
 def world(ground: Ground, server: UpServer) -> Iterator[World]:
     """A state directory beside the shared server's, over the same images and snapshots."""
-    state = Path(f"{ground.state}-s")
-    state.mkdir()
-    for name in ("images", "snapshots"):
-        (state / name).symlink_to((ground.state / name).resolve())
-    (state / "vmpool.toml").write_text(SETTINGS)
-    other = Ground(state)
-    environment = {"VMPOOL_CONFIG": os.fspath(state / "vmpool.toml")}
-    image = (state / "images/names" / TEMPLATE).read_text()
-    yield World(
-        ground=other,
-        template={"name": TEMPLATE, "image": image, "limits": {"ready": 1}},
-        serve=lambda: Server(other, TEMPLATE, "serve", environment=environment),
-        remembers=True,
-    )
-    shutil.rmtree(state)
+    with ground.beside("s") as other:
+        settings = other.state / "vmpool.toml"
+        settings.write_text(SETTINGS)
+        environment = {"VMPOOL_CONFIG": os.fspath(settings)}
+        image = (other.state / "images/names" / TEMPLATE).read_text()
+        yield World(
+            ground=other,
+            template={"name": TEMPLATE, "image": image, "limits": {"ready": 1}},
+            serve=lambda: Server(other, TEMPLATE, "serve", environment=environment),
+            remembers=True,
+        )
 
 
 async def test_whatever_is_asked_when_a_server_dies_the_next_one_tells_no_lie(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import doctest
 import re
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,12 +26,8 @@ KILLS = "kill -9"
 @pytest.fixture
 def state(ground: Ground, server: UpServer) -> Iterator[Ground]:
     """A state directory beside the shared server's, over the same images and snapshots."""
-    state = Path(f"{ground.state}-w")
-    state.mkdir()
-    for name in ("images", "snapshots"):
-        (state / name).symlink_to((ground.state / name).resolve())
-    yield Ground(state)
-    shutil.rmtree(state)
+    with ground.beside("w") as beside:
+        yield beside
 
 
 def blocks() -> list[tuple[str, str]]:
