@@ -8,7 +8,7 @@ own, named so that nobody's are touched, and are removed in the end.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -105,4 +105,4 @@ async def _quieten(host: Host, progress: Callable[[str], None]) -> None:
             await host.catalogue.remove(status.name)
         elif known.state is TemplateState.READY:
             pool = host.catalogue.pool(status.name)
-            pool.resize(replace(pool.limits, ready=0))
+            pool.resize(pool.limits.without_spares())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -367,7 +367,9 @@ class Catalogue:
         await self._retire(entry)
 
     def _show(self, name: str, pool: Pool[Clone]) -> None:
-        self._ground.metrics.watch_pool(name, lambda: pool.census, lambda: pool.counters)
+        self._ground.metrics.watch_pool(
+            name, lambda: pool.census, lambda: pool.aim, lambda: pool.counters
+        )
 
     def _entry(self, name: str) -> Entry:
         entry = self._entries.get(name) or self._coming.get(name)
@@ -399,7 +401,7 @@ class Catalogue:
     async def _account(self, name: str, base: Snapshot) -> Pool[Clone]:
         """Return a pool for what descends from a snapshot that no template names."""
         limits = self._ground.settings.pool.limits(clone_bytes=base.spec.memory_bytes)
-        pool = await self._open_pool(name, base, replace(limits, ready=0))
+        pool = await self._open_pool(name, base, limits.without_spares())
         await pool.withdraw()
         return pool
 

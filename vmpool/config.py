@@ -43,6 +43,14 @@ class PoolSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     """`[pool]` for every template, `[templates.NAME]` for what differs in one."""
 
     ready: Annotated[int, Meta(ge=0, description="Spare clones to keep restored.")] = 2
+    ready_most: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Spares to keep at most while many clones are asked for; never fewer than"
+            " `ready`, whatever this says.",
+        ),
+    ] = 0
     total: Annotated[int, Meta(ge=1, description="Clones at most, whatever they are doing.")] = 16
     queue: Annotated[
         int, Meta(ge=0, description="Callers of one tenant that may wait for a clone.")
@@ -61,6 +69,7 @@ class PoolSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
         """
         return Limits(
             ready=self.ready,
+            ready_most=self.ready_most,
             total=self.total,
             queue=self.queue,
             parallel_restores=self.parallel_restores,

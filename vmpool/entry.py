@@ -79,6 +79,7 @@ class TemplateStatus:
 
 
 class Entry:
+        aim: How many spares its pool keeps now.
     """One template: what was asked, what came of it, and its pool once there is one.
 
     Attributes:
@@ -91,6 +92,7 @@ class Entry:
         self,
         *,
         name: str,
+    aim: int
         digest: str,
         image_name: str,
         spec: MachineSpec,
@@ -120,7 +122,7 @@ class Entry:
         """
         if owner_of(self.name) is None:
             return Usage()
-        share, ready = self.spec, self.limits.ready
+        share, ready = self.spec, self.limits.most_ready
         return Usage(
             vcpus=ready * share.vcpus,
             memory_bytes=ready * share.memory_bytes,
@@ -157,3 +159,4 @@ class Entry:
             error=str(trouble) if trouble is not None else "",
             created_ns=self.created_ns,
         )
+            aim=self.pool.aim if self.pool is not None else 0,

@@ -80,10 +80,18 @@ class Metrics:
         )
 
     def watch_pool(
-        self, template: str, census: Callable[[], Census], counters: Callable[[], Mapping[str, int]]
+        self,
+        template: str,
+        census: Callable[[], Census],
+        aim: Callable[[], int],
+        counters: Callable[[], Mapping[str, int]],
     ) -> None:
-        """Show a pool's census and counters from now on, asked for at each `render`."""
-        self._pools.sources[template] = (census, counters)
+        """Show a pool's census and counters from now on, asked for at each `render`.
+
+        Args:
+            aim: Tells how many spares it keeps.
+        """
+        self._pools.sources[template] = (census, aim, counters)
 
     def forget_pool(self, template: str) -> None:
         """Show a pool no more. *Idempotent.*"""
@@ -179,7 +187,9 @@ class _Pools(Collector):
     """Reads the pools when somebody asks."""
 
     def __init__(self) -> None:
-        self.sources: dict[str, tuple[Callable[[], Census], Callable[[], Mapping[str, int]]]] = {}
+        self.sources: dict[
+            str, tuple[Callable[[], Census], Callable[[], int], Callable[[], Mapping[str, int]]]
+        ] = {}
 
     def collect(self) -> Iterator[Metric]:
         clones = GaugeMetricFamily(
@@ -188,17 +198,21 @@ class _Pools(Collector):
         waiting = GaugeMetricFamily(
             "vmpool_pool_waiting", "Callers who wait for a clone.", labels=["template"]
         )
+        aims = GaugeMetricFamily(
+            "vmpool_pool_aim", "Spare clones that a pool keeps now.", labels=["template"]
+        )
         events = CounterMetricFamily(
             "vmpool_pool_events", "What happened in a pool.", labels=["template", "event"]
         )
-        for template, (census, counters) in self.sources.items():
+        for template, (census, aim, counters) in self.sources.items():
             counts = asdict(census())
             waiting.add_metric([template], counts.pop("waiting"))
+            aims.add_metric([template], aim())
             for state, number in counts.items():
                 clones.add_metric([template, state], number)
             for event, number in counters().items():
                 events.add_metric([template, event], number)
-        yield from (clones, waiting, events)
+        yield from (clones, waiting, aims, events)
 
 
 class _Sandboxes(Collector):

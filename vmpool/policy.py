@@ -6,7 +6,7 @@ It does not know what a clone is, who waits or how long a restore takes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vmpool.errors import InvalidRequestError
 
@@ -16,6 +16,8 @@ BACKOFF_FIRST = 0.1
 BACKOFF_MOST = 10.0
 """Seconds that a retry waits at most: also how long a repaired host may go unnoticed."""
 
+_LEAST = {"ready": 0, "ready_most": 0, "total": 1, "queue": 0, "parallel_restores": 1}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -23,6 +25,8 @@ class Limits:
 
     Attributes:
         ready: Spare clones to keep restored.
+        ready_most: Spares to keep at most while many clones are asked for; never fewer than
+            `ready`, whatever this says.
         total: Clones at most, whatever they are doing.
         queue: Callers of one tenant that may wait for a clone at most.
         parallel_restores: Restores at most at one time.
@@ -35,6 +39,7 @@ class Limits:
     """
 
     ready: int = 2
+    ready_most: int = 0
     total: int = 16
     queue: int = 256
     parallel_restores: int = 2
@@ -42,7 +47,7 @@ class Limits:
     clone_bytes: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("ready", 0), ("total", 1), ("queue", 0), ("parallel_restores", 1)):
+        for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 message = f"limit {name} is {getattr(self, name)!r}, the least is {least}"
                 raise InvalidRequestError(message, code="invalid_limits")
@@ -59,6 +64,15 @@ class Limits:
         if self.memory_bytes is None or self.clone_bytes == 0:
             return self.total
         return min(self.total, self.memory_bytes // self.clone_bytes)
+
+    @property
+    def most_ready(self) -> int:
+        """Spares that there may be."""
+        return max(self.ready, self.ready_most)
+
+    def without_spares(self) -> Limits:
+        """Return the same for a pool that keeps none ready."""
+        return replace(self, ready=0, ready_most=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

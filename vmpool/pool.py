@@ -1,11 +1,10 @@
 """Pool: ready clones of one template, and those who wait for them.
 
-Decides who gets which clone, and when one is restored or given up; how many, `policy` says. It
+Decides who gets which clone, and who is turned away; `supply` restores and ends them. It
 knows no engine, no guest and no sandbox: a clone is something that `restore` makes and that can be
 activated, killed and watched.
 
-Every decision is one synchronous step, so that nothing happens between a check and its act; the I/O
-that follows runs in tasks that the pool owns.
+Every decision is one synchronous step, so that nothing happens between a check and its act.
 """
 
 from __future__ import annotations
@@ -14,32 +13,18 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter, deque
-from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from vmpool import policy, spare
 from vmpool.cancellation import uninterrupted
-from vmpool.chores import Chores
-from vmpool.errors import (
-    CapacityError,
-    GuestError,
-    PoolBusyError,
-    PoolTimeoutError,
-    VmpoolError,
-)
-from vmpool.lifecycle import CloneEnd, CloneEvent, CloneState
+from vmpool.errors import CapacityError, PoolBusyError, PoolTimeoutError, VmpoolError
+from vmpool.lifecycle import CloneEnd
 from vmpool.place import Place
-from vmpool.roster import Roster
 from vmpool.spare import PoolClone
-from vmpool.trouble import Trouble
+from vmpool.supply import Source, Supply
 from vmpool.waiters import Line, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from vmpool.policy import Census, Limits
@@ -81,29 +66,24 @@ class Pool(Generic[C]):
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.name = name
-        self._restore = restore
-        self._limits = limits
-        self._restores: AbstractAsyncContextManager[object] = restores or nullcontext()
-        self._restore_timeout = restore_timeout
-        self._kill_timeout = kill_timeout
         self._on_acquire = on_acquire
-        self._jitter = jitter
-
-        self._counters: Counter[str] = Counter()
-        self._roster: Roster[C] = Roster()
-        self._ready: deque[Member[C]] = deque()
         self._line: Line[Member[C]] = Line()
-        self._chores = Chores(f"pool {name}")
-
-        self._open = False
+        source = Source(
+            restore=restore,
+            restores=restores,
+            restore_timeout=restore_timeout,
+            kill_timeout=kill_timeout,
+            jitter=jitter,
+        )
+        self._supply = Supply(name, source=source, limits=limits, line=self._line)
+        self._counters = self._supply.counters
+        self._roster = self._supply.roster
         self._gives = False
-        self._trouble = Trouble()
-        self._retry: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
-        self._open = self._gives = True
-        self._rebalance()
+        self._gives = True
+        self._supply.open()
         return self
 
     async def __aexit__(
@@ -117,12 +97,17 @@ class Pool(Generic[C]):
     @property
     def limits(self) -> Limits:
         """What the pool may use; changed by `resize`."""
-        return self._limits
+        return self._supply.limits
+
+    @property
+    def aim(self) -> int:
+        """How many spares it keeps now: `Limits.ready`, or more while many are asked for."""
+        return self._supply.aim
 
     @property
     def census(self) -> Census:
         """Clones by what they are doing, and the callers who wait, now."""
-        return self._roster.census(waiting=len(self._line))
+        return self._supply.census
 
     @property
     def counters(self) -> dict[str, int]:
@@ -139,7 +124,7 @@ class Pool(Generic[C]):
     @property
     def last_error(self) -> Exception | None:
         """Why clones fail now; `None` once one was restored, or activated, since."""
-        return self._trouble.cause
+        return self._supply.trouble.cause
 
     async def acquire(self, *, deadline: float, party: str = "") -> C:
         """Return an activated clone, which is then the caller's to kill and to `release`.
@@ -160,12 +145,13 @@ class Pool(Generic[C]):
         """
         began_ns = time.perf_counter_ns()
         enqueue = self._enqueue
+        self._supply.asked()
         while True:
             if not self._gives:
                 raise self._closed()
             if deadline <= self._loop.time():
                 raise self._timed_out()
-            member = self._take_ready()
+            member = self._supply.take()
             if member is None:
                 member = await self._offered(enqueue(party), deadline)
             if member is not None and await self._activate(member, deadline):
@@ -187,24 +173,24 @@ class Pool(Generic[C]):
             PoolBusyError: `pool_full`; with all spares gone there would be no room either.
             CapacityError: `pool_closed`.
         """
-        if not self._open:
+        if not self._supply.running:
             raise self._closed()
         census = self.census
-        if census.held + census.waiting >= self._limits.capacity:
+        if census.held + census.waiting >= self.limits.capacity:
             self._counters["refused"] += 1
             raise PoolBusyError(
-                f"all {self._limits.capacity} clones that {self.name!r} may have are in use",
+                f"all {self.limits.capacity} clones that {self.name!r} may have are in use",
                 code="pool_full",
                 remedy="kill or pause a sandbox, or raise the template's limits",
             )
-        place = Place(self._roster.reserve(), roster=self._roster, freed=self._rebalance)
-        self._rebalance()
+        place = Place(self._roster.reserve(), roster=self._roster, freed=self._supply.rebalance)
+        self._supply.rebalance()
         return place
 
     def admit(self, clone: C) -> None:
         """Count a clone that runs already as held, whatever the limits say; spares give way."""
         self._roster.fill(self._roster.reserve(), clone)
-        self._rebalance()
+        self._supply.rebalance()
 
     def exchange(self, old: C, new: C) -> None:
         """Count `new` as held in place of `old`, whose holder kills it and releases nothing.
@@ -220,12 +206,11 @@ class Pool(Generic[C]):
         Raises:
             ValueError: The clone is not held from this pool, or was released before.
         """
-        self._end(self._holding(clone), CloneEnd.RELEASED)
+        self._supply.end(self._holding(clone), CloneEnd.RELEASED)
 
     def resize(self, limits: Limits) -> None:
         """Change the limits; spares beyond them are killed in the background, held clones stay."""
-        self._limits = limits
-        self._rebalance()
+        self._supply.resize(limits)
 
     async def withdraw(self) -> None:
         """Turn waiters away, cancel restores, kill what nobody holds; return when it is gone.
@@ -235,11 +220,9 @@ class Pool(Generic[C]):
         """
         self._gives = False
         self._line.fail(self._closed)
-        for member in self._roster:
-            if member.state is CloneState.RESTORING:
-                self._recall(member)
-        self.resize(replace(self._limits, ready=0))
-        await uninterrupted(self._chores.done(within=2 * self._kill_timeout))
+        self._supply.recall()
+        self.resize(self.limits.without_spares())
+        await uninterrupted(self._supply.done())
 
     async def close(self) -> None:
         """Turn waiters away, cancel restores, kill what nobody holds; return when it is gone.
@@ -248,9 +231,10 @@ class Pool(Generic[C]):
         *Idempotent.* Goes on to its end when cancelled, and raises then; takes no longer than two
         kill timeouts.
         """
-        if self._open:
-            self._shut()
-        await uninterrupted(self._chores.done(within=2 * self._kill_timeout))
+        self._gives = False
+        self._line.fail(self._closed)
+        self._supply.shut()
+        await uninterrupted(self._supply.done())
 
     # What takes time. Each awaits one thing and leaves the deciding to the steps below.
 
@@ -261,12 +245,12 @@ class Pool(Generic[C]):
             member = await waiter
         except asyncio.CancelledError:
             if waiter.unseen is not None:
-                self._decline(waiter.unseen)
+                self._supply.decline(waiter.unseen)
             raise
         finally:
             expiry.cancel()
             self._line.leave(waiter)
-        return member if self._accept(member) else None
+        return member if self._supply.accept(member) else None
 
     async def _activate(self, member: Member[C], deadline: float) -> bool:
         """Wake a clone for its caller; false when it failed, or the pool closed meanwhile."""
@@ -277,39 +261,15 @@ class Pool(Generic[C]):
                 await member.clone.activate()
         except VmpoolError as error:
             log.warning("pool=%s activation failed: %s", self.name, error)
-            self._clone_failed(error)
-            self._spoil(member, CloneEnd.ACTIVATION_FAILED)
+            self._supply.failed(error)
+            self._supply.spoil(member, CloneEnd.ACTIVATION_FAILED)
             return False
         except BaseException as error:
-            self._spoil(member, CloneEnd.ABANDONED)
+            self._supply.spoil(member, CloneEnd.ABANDONED)
             if isinstance(error, TimeoutError) and limit.expired():
                 raise self._timed_out() from self.last_error
             raise
-        return self._activated(member)
-
-    async def _keep(self, member: Member[C]) -> None:
-        """Restore a clone and watch it until somebody takes it."""
-        try:
-            async with self._restores:
-                clone = await spare.restored(self._restore, within=self._restore_timeout)
-        except Exception as error:  # noqa: BLE001 - the task's top: whatever failed, try again later
-            self._restore_failed(member, error)
-            return
-        self._arrive(member, clone)
-        if member.state is CloneState.DYING:
-            return
-        await clone.wait_dead()
-        self._died(member)
-
-    async def _reap(self, member: Member[C], end: CloneEnd) -> None:
-        """Kill a clone. One that cannot be killed is written off, for the next start to sweep."""
-        assert member.clone is not None
-        try:
-            await spare.killed(member.clone, within=self._kill_timeout)
-        except Exception:
-            self._counters["kill_failed"] += 1
-            log.exception("pool=%s a clone could not be killed", self.name)
-        self._end(member, end)
+        return self._supply.activated(member)
 
     # Steps. Each is one synchronous decision.
 
@@ -332,169 +292,23 @@ class Pool(Generic[C]):
         return error
 
     def _enqueue(self, party: str) -> Waiter[Member[C]]:
-        if self._line.count(party) >= self._limits.queue:
+        if self._line.count(party) >= self.limits.queue:
             self._counters["refused"] += 1
             raise PoolBusyError(
-                f"no clone of {self.name!r} is ready and {self._limits.queue} callers wait already",
+                f"no clone of {self.name!r} is ready and {self.limits.queue} callers wait already",
                 remedy="try again in a moment, or raise the template's limits",
             )
         self._counters["queued"] += 1
         waiter = self._line.join(party)
-        self._rebalance()
+        self._supply.rebalance()
         return waiter
 
     def _requeue(self, party: str) -> Waiter[Member[C]]:
         """Queue a caller whose turn it was already: before all others, and never refused."""
         waiter = self._line.rejoin(party)
-        self._rebalance()
+        self._supply.rebalance()
         return waiter
 
     def _expire(self, waiter: Waiter[Member[C]]) -> None:
         if waiter.waits:
             waiter.fail(self._timed_out())
-
-    def _rebalance(self) -> None:
-        """Do what the policy asks for, now or when the backoff is over."""
-        if not self._open:
-            return
-        step = policy.plan(self._limits, self.census)
-        for _ in range(step.retire):
-            self._doom(self._ready.popleft(), CloneEnd.RETIRED)  # the oldest
-        for _ in range(step.recall):
-            self._recall(self._roster.youngest(CloneState.RESTORING))
-        if step.restore == 0:
-            return
-        if self._loop.time() < self._trouble.retry_at:
-            if self._retry is None:
-                self._retry = self._loop.call_at(self._trouble.retry_at, self._try_again)
-            return
-        for _ in range(step.restore):
-            self._begin()
-
-    def _try_again(self) -> None:
-        self._retry = None
-        self._rebalance()
-
-    def _begin(self) -> None:
-        member = self._roster.begin()
-        member.keeper = self._chores.begin(self._keep(member))
-        member.keeper.add_done_callback(partial(self._kept, member))
-
-    def _recall(self, member: Member[C]) -> None:
-        """Cancel a restore; it counts until it has ended."""
-        assert member.keeper is not None
-        self._roster.step(member, CloneEvent.DOOM)
-        member.keeper.cancel()
-
-    def _kept(self, member: Member[C], _keeper: asyncio.Task[None]) -> None:
-        """Count out a restore that was recalled, perhaps before its task had begun."""
-        if member.state is CloneState.DYING and member.clone is None:
-            self._end(member, CloneEnd.RECALLED)
-
-    def _restore_failed(self, member: Member[C], error: Exception) -> None:
-        unexpected = None if isinstance(error, VmpoolError) else error
-        log.warning("pool=%s restore failed: %s", self.name, error, exc_info=unexpected)
-        self._trouble.restore_failed(error, now=self._loop.time(), jitter=self._jitter())
-        self._end(member, CloneEnd.RESTORE_FAILED)
-
-    def _arrive(self, member: Member[C], clone: C) -> None:
-        member.clone = clone
-        self._counters["restored"] += 1
-        self._trouble.restored()
-        if member.state is CloneState.DYING:  # recalled, and too late
-            self._chores.begin(self._reap(member, CloneEnd.RETIRED))
-            return
-        self._roster.step(member, CloneEvent.RESTORED)
-        self._place(member)
-        self._rebalance()
-
-    def _place(self, member: Member[C]) -> None:
-        """Offer a ready clone to the first who waits, or keep it."""
-        if self._line.offer(member):
-            self._roster.step(member, CloneEvent.OFFER)
-        else:
-            self._ready.append(member)
-
-    def _died(self, member: Member[C]) -> None:
-        """Replace a clone that died while nobody had touched it."""
-        if member.state not in {CloneState.READY, CloneState.OFFERED}:
-            return
-        log.warning("pool=%s a clone died while it was ready", self.name)
-        if member.state is CloneState.READY:
-            self._ready.remove(member)
-        self._clone_failed(GuestError("a clone died while it was ready", code="clone_died"))
-        self._doom(member, CloneEnd.DIED_READY)
-        self._rebalance()
-
-    def _take_ready(self) -> Member[C] | None:
-        """Take the youngest spare: what it touched last is still in the host's caches."""
-        if not self._ready:
-            return None
-        member = self._ready.pop()
-        self._touch(member)
-        self._rebalance()
-        return member
-
-    def _accept(self, member: Member[C]) -> bool:
-        """Take what was offered; false when it died, or the pool closed, on the way."""
-        if member.state is not CloneState.OFFERED:
-            return False
-        self._touch(member)
-        return True
-
-    def _decline(self, member: Member[C]) -> None:
-        """Take back an offer that its caller never saw.
-
-        Nobody has resumed the clone, so it is as it was and serves the next one; to kill it would
-        let a crowd of impatient callers drain the pool.
-        """
-        if member.state is CloneState.OFFERED:
-            self._roster.step(member, CloneEvent.DECLINE)
-            self._place(member)
-            self._rebalance()
-
-    def _touch(self, member: Member[C]) -> None:
-        """Begin to activate; from here on its caller sees the clone die, not its keeper."""
-        assert member.keeper is not None
-        self._roster.step(member, CloneEvent.TAKE)
-        member.keeper.cancel()
-
-    def _activated(self, member: Member[C]) -> bool:
-        if member.state is not CloneState.ACTIVATING:
-            return False
-        self._roster.step(member, CloneEvent.ACTIVATED)
-        self._counters["acquired"] += 1
-        self._trouble.activated()
-        return True
-
-    def _spoil(self, member: Member[C], end: CloneEnd) -> None:
-        """Have a touched clone killed, unless the pool has closed and does so already."""
-        if member.state is CloneState.ACTIVATING:
-            self._doom(member, end)
-            self._rebalance()
-
-    def _clone_failed(self, error: VmpoolError) -> None:
-        self._trouble.clone_failed(error, now=self._loop.time(), jitter=self._jitter())
-
-    def _doom(self, member: Member[C], end: CloneEnd) -> None:
-        """Have a clone killed; it counts until it is gone."""
-        self._roster.step(member, CloneEvent.DOOM)
-        if member.keeper is not None and member.keeper is not asyncio.current_task():
-            member.keeper.cancel()
-        self._chores.begin(self._reap(member, end))
-
-    def _end(self, member: Member[C], end: CloneEnd) -> None:
-        self._roster.end(member, end)
-        self._rebalance()
-
-    def _shut(self) -> None:
-        self._open = self._gives = False
-        if self._retry is not None:
-            self._retry.cancel()
-        self._line.fail(self._closed)
-        self._ready.clear()
-        for member in self._roster:
-            if member.state is CloneState.RESTORING:
-                self._recall(member)
-            elif member.state not in {CloneState.HELD, CloneState.RESERVED, CloneState.DYING}:
-                self._doom(member, CloneEnd.POOL_CLOSED)

@@ -34,7 +34,9 @@ def with_everything() -> Metrics:
     metrics.execution("task_timeout", Fault.TASK)
     metrics.sandbox_ended(EndReason.EXPIRED)
     metrics.guest_failed("guest_error")
-    metrics.watch_pool("python", lambda: Census(ready=2, waiting=3), lambda: {"acquired": 7})
+    metrics.watch_pool(
+        "python", lambda: Census(ready=2, waiting=3), lambda: 2, lambda: {"acquired": 7}
+    )
     metrics.turned("sandbox.fork", "pool_full", 3_000_000)
     metrics.stopped("pause", 20_000_000)
     metrics.watch_sandboxes(lambda: {"paused": 2}, lambda: {"kept": 5})
@@ -64,10 +66,12 @@ def test_what_is_told_shows_up_in_seconds_and_counts() -> None:
 def test_a_pool_is_asked_when_somebody_looks() -> None:
     metrics = Metrics()
     now = Census(ready=1)
-    metrics.watch_pool("python", lambda: now, dict)
+    aim = 1
+    metrics.watch_pool("python", lambda: now, lambda: aim, dict)
     assert values(metrics)["vmpool_pool_clones", "ready", "python"] == 1
-    now = Census(held=4, waiting=2)
+    now, aim = Census(held=4, waiting=2), 6
     seen = values(metrics)
+    assert seen["vmpool_pool_aim", "python"] == 6
     assert seen["vmpool_pool_clones", "ready", "python"] == 0
     assert seen["vmpool_pool_clones", "held", "python"] == 4
     assert seen["vmpool_pool_waiting", "python"] == 2

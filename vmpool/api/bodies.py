@@ -122,6 +122,7 @@ class PoolLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a template's pool may use; what is left out has the default."""
 
     ready: Annotated[int, Meta(ge=0, le=4096)] | UnsetType = UNSET
+    ready_most: Annotated[int, Meta(ge=0, le=4096)] | UnsetType = UNSET
     total: Annotated[int, Meta(ge=1, le=4096)] | UnsetType = UNSET
     queue: Annotated[int, Meta(ge=0, le=65536)] | UnsetType = UNSET
     parallel_restores: Annotated[int, Meta(ge=1, le=256)] | UnsetType = UNSET
@@ -362,8 +363,9 @@ class FileList(Struct, frozen=True, kw_only=True):
 
 
 class PoolAnswer(Struct, frozen=True, kw_only=True):
-    """Clones of one template now."""
+    """Clones of one template now, and how many spares there are to be."""
 
+    aim: int
     ready: int
     restoring: int
     held: int
@@ -375,6 +377,7 @@ class LimitsAnswer(Struct, frozen=True, kw_only=True):
     """What a template's pool may use."""
 
     ready: int
+    ready_most: int
     total: int
     queue: int
     parallel_restores: int

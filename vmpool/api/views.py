@@ -228,9 +228,10 @@ def file(value: FileInfo) -> bodies.FileEntry:
     )
 
 
-def pool(value: policy.Census) -> bodies.PoolAnswer:
+def pool(value: policy.Census, *, aim: int) -> bodies.PoolAnswer:
     """Return the clones of one template."""
     return bodies.PoolAnswer(
+        aim=aim,
         ready=value.ready,
         restoring=value.restoring,
         held=value.held,
@@ -256,12 +257,13 @@ def template(value: TemplateStatus) -> bodies.TemplateAnswer:
         accelerator=value.spec.accelerator.value,
         limits=bodies.LimitsAnswer(
             ready=value.limits.ready,
+            ready_most=value.limits.ready_most,
             total=value.limits.total,
             queue=value.limits.queue,
             parallel_restores=value.limits.parallel_restores,
             memory_bytes=value.limits.memory_bytes,
         ),
-        pool=pool(value.census),
+        pool=pool(value.census, aim=value.aim),
     )
 
 

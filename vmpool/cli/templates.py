@@ -32,6 +32,9 @@ def command() -> None:
 @click.option("--vcpus", type=click.IntRange(min=1), metavar="N", help="Virtual CPUs of each.")
 @click.option("--disk", type=Size(), metavar="SIZE", help="Scratch disk of each; 0 for none.")
 @click.option("--ready", type=click.IntRange(min=0), metavar="N", help="Clones to keep ready.")
+@click.option(
+    "--ready-most", type=click.IntRange(min=0), metavar="N", help="The same under demand, at most."
+)
 @click.option("--total", type=click.IntRange(min=1), metavar="N", help="Clones at most.")
 @json_option
 def create(
@@ -43,6 +46,7 @@ def create(
     vcpus: int | None,
     disk: int | None,
     ready: int | None,
+    ready_most: int | None,
     total: int | None,
     as_json: bool,
 ) -> None:
@@ -53,7 +57,7 @@ def create(
     """
     body: dict[str, Any] = {"name": name, "image": image or name}
     body |= _given(memory_bytes=memory, vcpus=vcpus, disk_bytes=disk)
-    if limits := _given(ready=ready, total=total):
+    if limits := _given(ready=ready, ready_most=ready_most, total=total):
         body["limits"] = limits
     with Progress(sys.stderr) as progress:
         progress(f"making template {name}")
@@ -82,7 +86,7 @@ def list_(remote: Remote, *, as_json: bool) -> None:
                 one["state"],
                 one["image"],
                 table.size(one["memory_bytes"]),
-                f"{one['pool']['ready']}/{one['limits']['ready']}",
+                f"{one['pool']['ready']}/{one['pool']['aim']}",
                 str(one["pool"]["held"]),
                 str(one["pool"]["waiting"]),
                 one["error"],

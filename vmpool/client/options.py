@@ -194,7 +194,7 @@ class TemplateOptions(TypedDict, total=False):
     """What machine to save under a name, and its pool.
 
     Attributes:
-        limits: `ready`, `total`, `queue`, `parallel_restores`, `memory_bytes`.
+        limits: `ready`, `ready_most`, `total`, `queue`, `parallel_restores`, `memory_bytes`.
     """
 
     memory_bytes: int

@@ -104,8 +104,13 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolCensus:
-    """Clones of one template, and those who wait for one."""
+    """Clones of one template, and those who wait for one.
 
+    Attributes:
+        aim: Spares that it keeps now.
+    """
+
+    aim: int
     ready: int
     restoring: int
     held: int
@@ -118,6 +123,7 @@ class PoolLimits:
     """What a template's pool may use."""
 
     ready: int
+    ready_most: int
     total: int
     queue: int
     parallel_restores: int
