@@ -110,6 +110,19 @@ async def test_a_part_of_a_file_can_be_had(
         assert (response.status, await response.read(), shown) == answer
 
 
+@pytest.mark.parametrize(("wanted", "size"), [("bytes=-3", 3), ("", 100_000)])
+async def test_through_a_link_its_end_is_what_is_measured(
+    server: Server, files: str, tmp_path: Path, wanted: str, size: int
+) -> None:
+    content = os.urandom(100_000)
+    (tmp_path / "file").write_bytes(content)
+    (tmp_path / "link").symlink_to("file")
+    url = f"{server.url}{files}?path={tmp_path}/link"
+    async with server.session.get(url, headers={"Range": wanted} if wanted else {}) as response:
+        assert response.headers["Content-Length"] == str(size)
+        assert await response.read() == content[-size:]
+
+
 async def test_a_part_that_is_not_there_is_refused(
     server: Server, files: str, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Final
 
 from vmpool.api import bodies, entries, files, uploads, watches
 from vmpool.api.auth import Access
+from vmpool.api.download import BINARY
 from vmpool.api.route import Answer, Route, reads, takes
 
 JSON: Final = "application/json"
@@ -20,8 +21,8 @@ FILE_ROUTES: Final[tuple[Route, ...]] = (
         summary="Read a file",
         access=Access.SANDBOX,
         answers=(
-            Answer(media=files.BINARY),
-            Answer(status=206, media=files.BINARY),
+            Answer(media=BINARY),
+            Answer(status=206, media=BINARY),
         ),
         problems=(*_FILE, 416),
         **reads(bodies.FileQuery, files.download),
@@ -32,7 +33,7 @@ FILE_ROUTES: Final[tuple[Route, ...]] = (
         name="upload_file",
         summary="Write a file, making its parents",
         access=Access.SANDBOX,
-        uploads=files.BINARY,
+        uploads=BINARY,
         answers=(Answer(body=bodies.FileEntry, media=JSON),),
         problems=(*_FILE, 408, 413, 415),
         **reads(bodies.WriteQuery, files.upload),

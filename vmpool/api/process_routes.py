@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from vmpool.api import bodies, execs, files, processes
+from vmpool.api import bodies, execs, processes
 from vmpool.api.auth import Access
+from vmpool.api.download import BINARY
 from vmpool.api.idempotency import takes_once
 from vmpool.api.route import Answer, Route, reads, takes
 
@@ -80,7 +81,7 @@ PROCESS_ROUTES: Final[tuple[Route, ...]] = (
         name="write_process_input",
         summary="Hand a process input; the body's raw bytes",
         access=Access.SANDBOX,
-        uploads=files.BINARY,
+        uploads=BINARY,
         answers=(Answer(status=204),),
         problems=(*_PROCESS, 408, 413, 415),
         **reads(processes.InputQuery, processes.write_input),
