@@ -88,6 +88,7 @@ class Process:
         self._followers: list[Attachment] = []
         self._reaped = False
         self._mourners: list[Callable[[], None]] = []
+        self._givers: list[Callable[[], None]] = []
 
     @property
     def pid(self) -> int:
@@ -132,6 +133,9 @@ class Process:
         else:
             self.ended = value
             self._table.end(self)
+            givers, self._givers = self._givers, []
+            for giver in givers:
+                giver()
 
     def end(self) -> None:
         """See `relay.Outlet`."""
@@ -185,6 +189,15 @@ class Process:
             callback()
         else:
             self._mourners.append(callback)
+
+    def join(self, giver: Callable[[], None]) -> None:
+        """Call somebody who gives it input once it has ended, unless they have left."""
+        self._givers.append(giver)
+
+    def leave(self, giver: Callable[[], None]) -> None:
+        """Call them no more. *Idempotent.*"""
+        if giver in self._givers:
+            self._givers.remove(giver)
 
     def describe(self) -> dict[str, Any]:
         """Return what the host is told of it."""

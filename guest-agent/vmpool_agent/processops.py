@@ -96,6 +96,7 @@ class _Input:
         self._finished = False
         if not self._process.running.relay.takes_input:
             raise OperationError("stdin_closed", f"process {self._process.pid} takes no input")
+        self._process.join(self._on_process_ended)
 
     def on_data(self, data: wire.Data) -> None:
         """See `session.Operation`."""
@@ -107,6 +108,7 @@ class _Input:
     def on_finish(self) -> None:
         """See `session.Operation`."""
         running = self._process.execution
+        self._process.leave(self._on_process_ended)
         if self._close and running is not None:
             running.relay.finish_input()
         self._finished = True
@@ -121,8 +123,13 @@ class _Input:
 
     def on_closed(self) -> None:
         """See `session.Operation`; what a process does not read must not pile up here."""
+        self._process.leave(self._on_process_ended)
         if self._process.execution is not None:
             self._process.execution.relay.withdraw(self)
+
+    def _on_process_ended(self) -> None:
+        error = OperationError("process_ended", f"process {self._process.pid} has ended")
+        self._channel.fail(error)
 
     def _on_taken(self, data: wire.Data) -> None:
         self._waiting -= 1

@@ -215,6 +215,32 @@ async def test_input_that_is_not_read_goes_with_whoever_sent_it(guest: Path) -> 
     assert 0 < ended.output_bytes <= 64 << 10
 
 
+async def test_who_gives_input_is_told_at_once_that_the_process_has_ended(guest: Path) -> None:
+    hold = asyncio.Event()
+
+    async def word_and_then_nothing() -> AsyncIterator[bytes]:
+        yield b"word\n"
+        await hold.wait()
+
+    async with connected(guest) as agent, asyncio.timeout(GRACE):
+        pid = await agent.processes.start(shell("read word", stdin=True))
+        with pytest.raises(ConflictError) as caught:
+            await agent.processes.input(pid, word_and_then_nothing())
+    assert caught.value.error_code == "process_ended"
+
+
+async def test_input_that_fails_on_its_way_is_told_to_whoever_gives_it(guest: Path) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"word\n"
+        raise InvalidRequestError("no more of it")
+
+    async with connected(guest) as agent, asyncio.timeout(GRACE):
+        pid = await agent.processes.start(shell("read word; read more", stdin=True))
+        with pytest.raises(InvalidRequestError):
+            await agent.processes.input(pid, broken())
+        assert (await look(agent, pid)).ended is None
+
+
 async def test_all_who_are_attached_are_told_the_same(guest: Path) -> None:
     async with connected(guest) as agent:
         pid = await agent.processes.start(shell("read x; seq 20000; exit 3", stdin=True))

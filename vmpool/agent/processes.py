@@ -5,6 +5,7 @@ Everything that the guest says of them is checked before it becomes a value.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal as signals
 from typing import TYPE_CHECKING, Any
@@ -227,7 +228,8 @@ class Processes:
     async def input(self, pid: int, data: AsyncIterable[bytes]) -> None:
         """Hand a process input as it comes; returns when the process has all of it.
 
-        Waits for as long as the process does not read; who stops waiting takes nothing back.
+        Waits for as long as the process does not read, and `data` does not come; who stops waiting
+        takes nothing back.
 
         Raises:
             NotFoundError: `process_not_found`.
@@ -237,11 +239,18 @@ class Processes:
         async with self._link.open() as channel:
             async with patience():
                 await channel.send_message({"op": "input", "pid": pid})
-            async for chunk in data:
-                if not await channel.send_data(wire.STDIN, chunk):
-                    break
-            channel.finish()
-            _expect(await channel.receive(), "done")
+            giving = asyncio.create_task(_give(channel, data))
+            hearing = asyncio.create_task(_done(channel))
+            try:
+                # The process may end, or the guest be lost, while there is nothing to give.
+                await asyncio.wait((hearing, giving), return_when=asyncio.FIRST_EXCEPTION)
+                for task in (hearing, giving):
+                    if task.done():
+                        task.result()
+            finally:
+                hearing.cancel()
+                giving.cancel()
+                await asyncio.gather(hearing, giving, return_exceptions=True)
 
     async def close_stdin(self, pid: int) -> None:
         """Let a process see the end of its stdin; at a terminal that is typed instead.
@@ -254,12 +263,23 @@ class Processes:
         async with self._link.open() as channel, patience():
             await channel.send_message({"op": "input", "pid": pid, "close": True})
             channel.finish()
-            _expect(await channel.receive(), "done")
+            await _done(channel)
 
     async def _ask(self, request: dict[str, Any]) -> None:
         async with self._link.open() as channel, patience():
             await channel.send_message(request)
-            _expect(await channel.receive(), "done")
+            await _done(channel)
+
+
+async def _give(channel: LinkChannel, data: AsyncIterable[bytes]) -> None:
+    async for chunk in data:
+        if not await channel.send_data(wire.STDIN, chunk):
+            break
+    channel.finish()
+
+
+async def _done(channel: LinkChannel) -> None:
+    _expect(await channel.receive(), "done")
 
 
 def _expect(event: wire.Data | wire.Message | None, *kinds: str) -> dict[str, Any]:
