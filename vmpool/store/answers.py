@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerRow:
+# The second condition is the index's own: without it all rows of the past would be looked through.
+SETTLE = "UPDATE sandboxes SET ticket = x'' WHERE ticket = ? AND ticket != x''"
+"""Takes a ticket off the sandboxes that were made with it."""
+
+
     """A good answer to a request with an idempotency key.
 
     Attributes:
@@ -58,8 +63,8 @@ class Answers:
         row = asdict(answer) | {"body": body, "made_ns": self._now_ns()}
 
         def record(db: Database) -> None:
-            db.table("answers").insert(row, replace=True)
-            db.execute("UPDATE sandboxes SET ticket = x'' WHERE ticket = ?", [answer.ticket])
+            insert(db, "answers", row, instead="REPLACE")
+            db.execute(SETTLE, [answer.ticket])
             _forget(db, row["made_ns"] - within_ns)
             db.execute(
                 """DELETE FROM answers WHERE owner = ? AND made_ns < (SELECT made_ns FROM answers
