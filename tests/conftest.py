@@ -24,9 +24,21 @@ hypothesis.settings.register_profile("vmpool", deadline=None)  # neighbours make
 hypothesis.settings.load_profile("vmpool")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what boots machines last: what fails in a second is known in a second."""
-    items.sort(key=lambda item: any(map(item.get_closest_marker, ("tcg", "kvm"))))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put what boots machines last: what fails in a second is known in a second.
+
+    Where workers share the run (`-n 2`), put it first instead, as it takes longest; each directory
+    of such tests stays with one worker, whose server they share, and any other module does.
+    """
+    workers = config.pluginmanager.hasplugin("dsession") or hasattr(config, "workerinput")
+    items.sort(key=lambda item: _boots(item) != workers)
+    for item in items:
+        together = item.path.parent if _boots(item) else item.path
+        item.add_marker(pytest.mark.xdist_group(os.fspath(together.relative_to(config.rootpath))))
+
+
+def _boots(item: pytest.Item) -> bool:
+    return any(map(item.get_closest_marker, ("tcg", "kvm")))
 
 
 @pytest.fixture(scope="session", autouse=True)
