@@ -27,7 +27,7 @@ from sqlite_utils import Database
 from vmpool.errors import DiskFullError, StoreError, VmpoolError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -38,6 +38,18 @@ BUSY_TIMEOUT_MS = 5000
 
 Schema = tuple[tuple[str, ...], ...]
 """Statements that lead from each version of the schema to the next, from an empty file on."""
+
+
+def insert(db: Database, table: str, row: Mapping[str, object], *, instead: str = "ABORT") -> None:
+    """Add a row to a table; sqlite-utils' own asks for the schema first, each time.
+
+    Args:
+        table: A name of ours, as are the columns'.
+        instead: What SQLite does when there is such a row: its conflict clause.
+    """
+    columns, marks = ", ".join(row), ", ".join("?" * len(row))
+    sql = f"INSERT OR {instead} INTO {table} ({columns}) VALUES ({marks})"  # noqa: S608 - names of ours
+    db.execute(sql, list(row.values()))
 
 
 class Durability(Enum):

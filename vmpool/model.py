@@ -34,7 +34,11 @@ def new_id(prefix: str = "") -> str:
 
     Ids hold no dash, so that one can be a label of a host name beside a port.
     """
-    return prefix + "".join(secrets.choice(_ID_ALPHABET) for _ in range(20))
+    number, letters = secrets.randbits(160), [prefix]  # more than are used: each id is as likely
+    for _ in range(20):
+        number, letter = divmod(number, len(_ID_ALPHABET))
+        letters.append(_ID_ALPHABET[letter])
+    return "".join(letters)
 
 
 class Accelerator(StrEnum):

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from vmpool.journal import insert
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -19,13 +21,13 @@ if TYPE_CHECKING:
     from vmpool.trust.sealing import Sealing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerRow:
 # The second condition is the index's own: without it all rows of the past would be looked through.
 SETTLE = "UPDATE sandboxes SET ticket = x'' WHERE ticket = ? AND ticket != x''"
 """Takes a ticket off the sandboxes that were made with it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRow:
     """A good answer to a request with an idempotency key.
 
     Attributes:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
+
+from vmpool.journal import insert
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +43,9 @@ class AuditRow:
     detail: dict[str, Any] = field(default_factory=dict)
     outcome: str = "ok"
     id: int = 0
+
+
+_COLUMNS = tuple(field.name for field in fields(AuditRow) if field.name != "id")  # SQLite counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +94,8 @@ class Audit:
             subject=subject,
             outcome=outcome,
         )
-        row = asdict(entry) | {"detail": _detail(detail or {})}
-        del row["id"]  # SQLite counts
-        await self._journal.run(lambda db: db.table("audit").insert(row))
+        row = {name: getattr(entry, name) for name in _COLUMNS} | {"detail": _detail(detail or {})}
+        await self._journal.run(lambda db: insert(db, "audit", row))
 
     async def entries(self, limit: int, wanted: AuditFilter | None = None) -> list[AuditRow]:
         """Return the last `limit` entries that are wanted, the newest first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,9 @@ class SandboxRow:
 
 class Purpose(StrEnum):
     """What a checkpoint is there for."""
+_SANDBOX_COLUMNS = tuple(field.name for field in fields(SandboxRow))
+
+
 
     KEPT = "kept"
     """Somebody asked for it, and removes it."""
@@ -168,7 +171,7 @@ def sandbox(row: dict[str, Any], sealing: Sealing) -> SandboxRow:
 
 def sandbox_columns(sandbox: SandboxRow, sealing: Sealing) -> dict[str, Any]:
     """Return a sandbox as it is recorded."""
-    return asdict(sandbox) | {
+    return {name: getattr(sandbox, name) for name in _SANDBOX_COLUMNS} | {
         "metadata": json.dumps(sandbox.metadata),
         "env": json.dumps(sandbox.env),
         "rng": _rng_text(sandbox.rng),

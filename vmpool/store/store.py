@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
 from vmpool.errors import NotFoundError
-from vmpool.journal import Journal
+from vmpool.journal import Journal, insert
 from vmpool.store import rows
 from vmpool.store.answers import Answers
 from vmpool.store.audit import KEEP_AUDIT, Audit
@@ -177,7 +177,7 @@ class Store:
             self._grown = 0
             await self._prune_sandboxes()  # first: who meets an error has no row
         row = rows.sandbox_columns(sandbox, self._sealing)
-        await self._journal.run(lambda db: db.table("sandboxes").insert(row))
+        await self._journal.run(lambda db: insert(db, "sandboxes", row))
 
     async def sandbox(self, sandbox_id: str) -> SandboxRow:
         """Return one sandbox, open or ended.
