@@ -29,13 +29,15 @@ from IPython.core import page
 from IPython.core.compilerop import CachingCompiler
 from IPython.core.displayhook import DisplayHook
 from IPython.core.displaypub import DisplayPublisher
+from IPython.core.formatters import BaseFormatter
 from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.profiledir import ProfileDir
 from IPython.lib import pretty
+from traitlets import ObjectName
 from traitlets.config import Config
 
-from vmpool_agent import display, failure, generators, spawn
+from vmpool_agent import display, failure, forms, generators, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,6 +46,15 @@ if TYPE_CHECKING:
 _LIBRARIES = (str(pathlib.Path(IPython.__file__).parent), str(pathlib.Path(__file__).parent))
 _INLINE = "module://matplotlib_inline.backend_inline"
 _TEXT = "text/plain"
+_AS_DATA: tuple[tuple[str, str, str, Callable[[Any], Any]], ...] = (
+    # Not `Figure`, whose forms IPython takes away when it begins to draw inline.
+    (forms.CHART, "matplotlib.figure", "FigureBase", forms.chart),
+    (forms.DATA, "pandas.core.frame", "DataFrame", forms.table),
+    (forms.DATA, "pandas", "DataFrame", forms.table),  # as it calls itself from 3.0 on
+    ("application/json", "builtins", "list", forms.document),
+    ("application/json", "builtins", "dict", forms.document),
+)
+"""Forms beside IPython's own, the types that have them by module and name, and what makes them."""
 _PLAIN = frozenset({bool, int, float, complex, str, bytes})
 """Types without rich forms; asking a value for each of a dozen costs more than most cells."""
 _LITERAL = frozenset({int, str, bytes})
@@ -121,6 +132,13 @@ class _Publisher(DisplayPublisher):
 
     def clear_output(self, wait: bool = False) -> None:
         """Nothing: what was told is told."""
+
+
+class _AsData(BaseFormatter):
+    """Makes a form for types that are registered; a value that has none asks for none."""
+
+    print_method = ObjectName("_repr_vmpool_")
+    _return_type = str
 
 
 class _Transformer(TransformerManager):
@@ -255,12 +273,21 @@ def _make_shell() -> Shell:
     config.InteractiveShell.compiler_class = _Compiler
     config.PlainTextFormatter.max_seq_length = 0
     shell = Shell.instance(config=config)
+    _add_forms(shell.display_formatter)
     atexit.unregister(shell.atexit_operations)
     shell.db = {}
     shell.input_transformer_manager = _Transformer()
     shell.set_hook("show_in_pager", page.as_hook(page.display_page), 90)
     warnings.filterwarnings("ignore", message="To exit: use", category=UserWarning)
     return shell
+
+
+def _add_forms(formatter: Any) -> None:
+    """Have values shown as data, too."""
+    for kind, module, name, make in _AS_DATA:
+        if kind not in formatter.formatters:
+            formatter.formatters[kind] = _AsData(parent=formatter, format_type=kind)
+        formatter.formatters[kind].for_type_by_name(module, name, make)
 
 
 class Notebook:

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from vmpool_agent import notebook
+from vmpool_agent import forms, notebook
 
 
 def warm() -> None:
@@ -31,6 +31,8 @@ def warm() -> None:
     axes.set_title("warm")
     axes.legend()
     figure.savefig(io.BytesIO(), format="png")
+    forms.chart(figure)
+    forms.table(frame)
     plt.close(figure)
     notebook.rehearse()
     plt.switch_backend("Agg")  # for code that runs in no context
