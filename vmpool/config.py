@@ -214,6 +214,23 @@ class TenantSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
         )
 
 
+class E2bSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """`[e2b]`: what E2B's clients find here."""
+
+    aliases: Annotated[
+        dict[str, tuple[str, ...]],
+        Meta(
+            description="Templates for names that they ask for: the first of each list that there"
+            " is, unless a template has the very name."
+        ),
+    ] = msgspec.field(
+        default_factory=lambda: {
+            "base": ("code-interpreter", "python"),
+            "code-interpreter-v1": ("code-interpreter", "python"),
+        }
+    )
+
+
 class NetworkSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """`[network]`: what sandboxes are connected to; see networks.md."""
 
@@ -235,6 +252,13 @@ class NetworkSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, k
         list[str],
         Meta(description="Servers to ask on behalf of sandboxes; empty for those of the host."),
     ] = []
+    up: Annotated[
+        Size | None,
+        Meta(description="Bytes a second that one sandbox sends at most, whatever it asks for."),
+    ] = None
+    down: Annotated[
+        Size | None, Meta(description="Bytes a second that one sandbox receives at most.")
+    ] = None
     capture_bytes: Annotated[
         Size, Meta(description="Size of a file of captured packets at most.")
     ] = 100 * MIB
@@ -300,6 +324,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     checkpoints: CheckpointSettings = CheckpointSettings()
     deadlines: DeadlineSettings = DeadlineSettings()
     network: NetworkSettings = NetworkSettings()
+    e2b: E2bSettings = E2bSettings()
     templates: Annotated[
         dict[str, PoolSettings], Meta(description="Pools of single templates, by name.")
     ] = {}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import codecs
 import functools
+import json
+import re
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=msgspec.Struct)
 
 _ENCODER: Final = msgspec.json.Encoder()
+_NOT_ASCII: Final = re.compile("[^\\x00-\\x7f]+")
 
 
 def encode(body: msgspec.Struct) -> bytes:
@@ -32,6 +35,15 @@ def encode(body: msgspec.Struct) -> bytes:
 def encode_plain(value: dict[str, Any]) -> bytes:
     """Return a document that is no body as JSON."""
     return _ENCODER.encode(value)
+
+
+def encode_ascii(body: msgspec.Struct) -> bytes:
+    """Return a body as JSON in which all that is not ASCII is escaped."""
+    data = _ENCODER.encode(body)
+    if data.isascii():
+        return data
+    # Outside of strings JSON is ASCII.
+    return _NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], data.decode()).encode()
 
 
 @functools.cache

@@ -47,7 +47,8 @@ def build(*, wanted: str, state: Path, fresh: bool, as_json: bool) -> None:
     """Build an image from a recipe.
 
     RECIPE is a name, of one in the directory `recipes` of the state directory or of one that comes
-    with vmpool (base, python); or a path with a slash. What is unchanged is not built again.
+    with vmpool (base, python, code-interpreter); or a path with a slash. What is unchanged is not
+    built again.
 
     \b
       vmpool image build ./recipes/mine
