@@ -16,7 +16,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any, cast
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
 from vmpool.engine.qemu import answers
 from vmpool.errors import EngineError
@@ -99,6 +99,18 @@ class _Wire(logging.LoggerAdapter[logging.Logger]):
         super().log(min(level, logging.DEBUG), msg, *args, **kwargs)
 
 
+class _Client(QMPClient):
+    """The library's client, which writes a message out for its log only if that is wanted."""
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        self.logger.debug("--> %s", msg)
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        self.logger.debug("<-- %s", msg)
+        return msg
+
+
 class _FloodError(QMPError):
     """Ends the library's reader from within."""
 
@@ -123,7 +135,7 @@ class Monitor:
         self.flooded = False
         self._on_flood = on_flood
         self._unasked = 0
-        self._client = QMPClient()
+        self._client = _Client()
         self._client.logger = cast("logging.Logger", _Wire(log.getChild("wire"), {}))
         self._client.events.event_filter = self._sift
 
