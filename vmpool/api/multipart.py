@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from vmpool.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 
 HEADERS_BYTES: Final = 1 << 14
 """The longest path in the guest, each byte escaped, and then some."""
@@ -38,11 +38,13 @@ class Part:
     """What stands before a part's content.
 
     Attributes:
+        name: Of the form's field; `None` where there is none.
         filename: As it was sent, slashes and all; `None` where there is none.
         headers: By their names in lower case.
     """
 
     filename: str | None
+    name: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -192,12 +194,13 @@ def _part(lines: bytes) -> Part:
             headers[name.strip().lower()] = value.strip()
     except UnicodeDecodeError as err:
         raise _broken("a part has headers that are not UTF-8") from err
-    return Part(filename=_filename(headers.get("content-disposition", "")), headers=headers)
-
-
-def _filename(disposition: str) -> str | None:
-    """Return the name that a part's file has, as browsers, curl and Python's clients write it."""
+    disposition = headers.get("content-disposition", "")
     found = {match[1].lower(): (match[2], match[3]) for match in _PARAMETER.finditer(disposition)}
+    return Part(filename=_filename(found), name=_unquoted(found, "name"), headers=headers)
+
+
+def _filename(found: Mapping[str, tuple[str | None, str | None]]) -> str | None:
+    """Return the name that a part's file has, as browsers, curl and Python's clients write it."""
     exact = "".join(filter(None, found.get("filename*", ())))
     if exact:
         charset, _, quoted = exact.partition("'")
@@ -207,11 +210,15 @@ def _filename(disposition: str) -> str | None:
             return unquote_to_bytes(quoted.partition("'")[2]).decode()
         except UnicodeDecodeError as err:
             raise _broken("a part has a name that is not UTF-8") from err
-    if "filename" not in found:
+    return _unquoted(found, "filename")
+
+
+def _unquoted(found: Mapping[str, tuple[str | None, str | None]], name: str) -> str | None:
+    if name not in found:
         return None
-    quoted, token = found["filename"]
+    quoted, token = found[name]
     if quoted is None:
-        return token.strip()
+        return (token or "").strip()
     return _ESCAPED.sub(lambda match: chr(int(match[1], 16)), quoted.replace('\\"', '"'))
 
 

@@ -76,7 +76,7 @@ async def upload(call: Call, query: UploadQuery) -> web.Response:
             if len(files) == FILES:
                 raise TooLargeError(f"the request has over {FILES} files", code="too_many_files")
             path = posixpath.join(directory or "", part.filename or "")
-            async with aclosing(_limited(parts, path, call.limits)) as content:
+            async with aclosing(limited(parts, path, call.limits)) as content:
                 files.append(await _write(call, agent, path, _own(part, query), content))
                 async for _ in content:  # of a file that was refused
                     pass
@@ -109,7 +109,12 @@ async def _write(
     return UploadedFile(path=path, error=told)
 
 
-async def _limited(parts: Parts, path: str, limits: Limits) -> AsyncGenerator[bytes, None]:
+async def limited(parts: Parts, path: str, limits: Limits) -> AsyncGenerator[bytes, None]:
+    """Yield the content of the part at hand, which is to become the file at `path`.
+
+    Raises:
+        TooLargeError: `file_too_large`.
+    """
     size_bytes = 0
     async with aclosing(parts.content()) as chunks:
         async for chunk in chunks:
