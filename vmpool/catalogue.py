@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vmpool import clone, draft
 from vmpool.cancellation import uninterrupted
 from vmpool.depot import Depot
-from vmpool.entry import Entry, TemplateRequest, TemplateState, TemplateStatus
+from vmpool.entry import Entry, Offer, TemplateRequest, TemplateState, TemplateStatus
 from vmpool.errors import (
     CapacityError,
     ConflictError,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from vmpool.policy import Limits
     from vmpool.snapshot import Base, Manifest, Snapshot
 
-__all__ = ["Catalogue", "TemplateRequest", "TemplateState", "TemplateStatus"]
+__all__ = ["Catalogue", "Offer", "TemplateRequest", "TemplateState", "TemplateStatus"]
 
 log = logging.getLogger(__name__)
 
@@ -246,10 +246,30 @@ class Catalogue:
         self._require_idle(request.key)
         image = self._ground.images.load(request.image)
         entry = draft.requested(self._ground, request, image)
+        return await self._add(entry, image, progress)
+
+    async def offer(self, offer: Offer) -> TemplateStatus:
+        """Have a snapshot that was made of a checkpoint under a name, as `add`. *Idempotent.*
+
+        Whoever calls keeps the snapshot `wanted` meanwhile.
+
+        Raises:
+            SnapshotError: `snapshot_missing`; or it is damaged, or cannot run here.
+            VmpoolError: As `add`.
+        """
+        self._require_idle(offer.key)
+        found = await self._depot.find_fit(offer.snapshot)
+        image = self._ground.images.load(found.manifest.image)
+        entry = draft.offered(self._ground, offer, found, image.name)
+        return await self._add(entry, image, lambda _: None)
+
+    async def _add(
+        self, entry: Entry, image: Image, progress: Callable[[str], None]
+    ) -> TemplateStatus:
         quotas = self._ground.quotas
         await quotas.refresh()
-        self._require_idle(request.key)
-        with quotas.take(request.owner or LOCAL, entry.usage):
+        self._require_idle(entry.name)
+        with quotas.take(owner_of(entry.name) or LOCAL, entry.usage):
             self._coming[entry.name] = entry
             try:
                 await self._work(entry.name, self._make(entry, image, progress))
@@ -272,7 +292,7 @@ class Catalogue:
                 entry = draft.recorded(self._ground, row, image.name, root=image.root)
                 self._begin(row.name, self._bring_up_saved(entry, image, row, progress))
             self._entries[row.name] = entry
-        for id in await self._depot.imported():  # a crash left them, if nobody needs them
+        for id in await self._depot.unnamed():  # a crash left them, if nobody needs them
             await self.release_base(id)
 
     async def settled(self, name: str) -> TemplateStatus:
@@ -392,9 +412,12 @@ class Catalogue:
         self, entry: Entry, image: Image, progress: Callable[[str], None]
     ) -> Pool[Clone]:
         await self._vouching.image(image)
-        entry.snapshot = await self._depot.find_or_make(
-            image, entry.spec, needed=lambda: self._lineages.needed, progress=progress
-        )
+        if entry.derived is not None:
+            entry.snapshot = await self._depot.find_fit(entry.derived)
+        else:
+            entry.snapshot = await self._depot.find_or_make(
+                image, entry.spec, needed=lambda: self._lineages.needed, progress=progress
+            )
         entry.pool = await self._open_pool(entry.name, entry.snapshot, entry.limits)
         return entry.pool
 
@@ -452,6 +475,7 @@ class Catalogue:
                 vcpus=entry.spec.vcpus,
                 disk_bytes=entry.spec.disk_bytes,
                 created_ns=entry.created_ns,
+                env=entry.env,
             )
         )
 

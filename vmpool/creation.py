@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vmpool.egress import UNCONNECTED, NetworkPolicy
@@ -115,7 +115,8 @@ class Creation:
                         counted = True
                     clone = await pool.acquire(deadline=deadline, party=claim.owner)
                     took = time.perf_counter_ns() - began
-                    sandbox = self._household.make(clone, claim, acquire_ns=took)
+                    own = replace(claim, env=status.env | claim.env) if status.env else claim
+                    sandbox = self._household.make(clone, own, acquire_ns=took)
                     return self._household.admit(
                         sandbox, base_id=status.snapshot, pool=pool, share=share
                     )

@@ -103,7 +103,7 @@ class Writer:
             DiskFullError, SnapshotError: As the constructor.
         """
         with self._failing():
-            for first, last in _runs(data):
+            for first, last in runs(data):
                 with data[first:last] as run:
                     self._write(run, self._at + first)
         self._at += len(data)
@@ -181,7 +181,7 @@ def _data_offset(count: int) -> int:
     return -(-(_HEADER.size + 16 * count) // PAGE_BYTES) * PAGE_BYTES
 
 
-def _runs(data: memoryview) -> Iterator[Span]:
+def runs(data: memoryview) -> Iterator[Span]:
     """Yield start and end of every run of pages that are not all zero."""
     start: int | None = None
     for page in range(0, len(data), PAGE_BYTES):

@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 IMPORTED = "imported"
 """What the id of a base begins with that came with a checkpoint: no template's has it."""
 
+DERIVED = "derived"
+"""What the id of a snapshot begins with that was made of a checkpoint: no image makes it again."""
+
 _OF_USE = frozenset({"snapshot_unfit", "snapshot_processor_unfit", "snapshot_untrusted"})
 """Codes of a snapshot that is whole, and of use on another host or once its key is trusted."""
 
@@ -131,6 +134,19 @@ class Depot:
                 return None
             return await asyncio.to_thread(self._custody.load_verified, directory)
 
+    async def find_fit(self, name: str) -> Snapshot:
+        """Return a snapshot that is there, checked, and can run on this host.
+
+        Raises:
+            SnapshotError: `snapshot_missing`; or as `find` and `require_fit`.
+            HostError: This host has not its CPU model; code `cpu_model_unfit`.
+        """
+        found = await self.find(name)
+        if found is None:
+            raise SnapshotError(f"there is no snapshot {name!r}", code="snapshot_missing")
+        await self.require_fit(found)
+        return found
+
     async def require_fit(self, stranger: Snapshot) -> None:
         """Refuse a snapshot that cannot run on this host; of its files none is read.
 
@@ -144,10 +160,17 @@ class Depot:
             processors[spec.accelerator] = await self._processor(spec)
         stranger.fits(version=version, processors=processors, transports=self._transports)
 
-    async def imported(self) -> list[str]:
-        """Return the ids of the bases that came with checkpoints; no template is made of them."""
+    async def unnamed(self) -> list[str]:
+        """Return the ids of the snapshots that no image is made into.
+
+        They came with checkpoints, or were made of them, and only rows say who needs them.
+        """
         return await asyncio.to_thread(
-            lambda: sorted(path.name for path in self._snapshots.glob(f"{IMPORTED}*"))
+            lambda: sorted(
+                path.name
+                for path in self._snapshots.iterdir()
+                if path.name.startswith((IMPORTED, DERIVED))
+            )
         )
 
     async def sizes(self, *, but: Collection[str]) -> dict[str, int]:

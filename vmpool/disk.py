@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from vmpool.errors import DiskFullError, HostError, InfrastructureError, InvalidRequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 CLUSTER_BITS = 16
@@ -32,6 +33,12 @@ _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 HEADER_BYTES = _HEADER.size
 # Offsets of the clusters that an empty overlay consists of; the header's is 0.
 _REFCOUNT_TABLE, _REFCOUNT_BLOCK, _L1_TABLE, _END = (CLUSTER_BYTES * n for n in (1, 2, 3, 4))
+
+# docs/interop/qcow2.rst, "L1 table" and "L2 table"
+_TABLE_ENTRIES = CLUSTER_BYTES // 8
+_PLACE = (1 << 56) - (1 << 9)
+_ZERO = 1
+_PACKED = 1 << 62
 
 
 def write_overlay(descriptor: int, size_bytes: int) -> None:
@@ -112,6 +119,40 @@ def require_plain(header: bytes, size_bytes: int) -> None:
         if found == wanted and snapshots == incompatible == 0:
             return
     raise InfrastructureError("a disk overlay is not what was made")
+
+
+def clusters(descriptor: int, size_bytes: int) -> Iterator[tuple[int, int | None]]:
+    """Yield what an overlay holds itself: offset in the disk, and in the file or `None` for zeros.
+
+    In the order of the disk, each place once. The file is believed no further than its header and
+    its tables lead within it. Blocks.
+
+    Raises:
+        InfrastructureError: It names another file, is packed, or is none of ours.
+    """
+    header = os.pread(descriptor, HEADER_BYTES, 0)
+    require_plain(header, size_bytes)
+    _, _, _, _, _, _, _, l1_entries, l1_offset, *_ = _HEADER.unpack(header)
+    mapped = CLUSTER_BYTES * _TABLE_ENTRIES
+    if l1_entries > _TABLE_ENTRIES:
+        raise InfrastructureError("a disk overlay is not what was made")
+    for first, table in enumerate(_table(descriptor, l1_offset, l1_entries)):
+        if not table & _PLACE:
+            continue
+        entries = _table(descriptor, table & _PLACE, _TABLE_ENTRIES)
+        for second, entry in enumerate(entries):
+            place = first * mapped + second * CLUSTER_BYTES
+            if entry & _PACKED:
+                raise InfrastructureError("a disk overlay is packed, which none of ours is")
+            if place >= size_bytes or not entry & (_PLACE | _ZERO):
+                continue
+            yield place, None if entry & _ZERO else entry & _PLACE
+
+
+def _table(descriptor: int, offset: int, entries: int) -> tuple[int, ...]:
+    """Return a table of offsets; what lies beyond the file's end points nowhere."""
+    data = os.pread(descriptor, entries * 8, offset)
+    return struct.unpack(f">{entries}Q", data.ljust(entries * 8, b"\0"))
 
 
 async def create_scratch(path: Path, size_bytes: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmpool.config import PoolSettings
+from vmpool.depot import DERIVED
 from vmpool.entry import Entry
 from vmpool.errors import InvalidRequestError
 from vmpool.model import MIB, Accelerator, MachineSpec, Nic
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmpool.config import Settings
-    from vmpool.entry import TemplateRequest
+    from vmpool.entry import Offer, TemplateRequest
     from vmpool.ground import Ground
     from vmpool.image import Image
+    from vmpool.snapshot import Snapshot
     from vmpool.store import TemplateRow
+
+DERIVED_READY = 1
+"""Clones to keep ready of a template that was made of a checkpoint, where nobody says."""
 
 
 def requested(ground: Ground, request: TemplateRequest, image: Image) -> Entry:
@@ -56,6 +61,21 @@ def requested(ground: Ground, request: TemplateRequest, image: Image) -> Entry:
     )
 
 
+def offered(ground: Ground, offer: Offer, found: Snapshot, image_name: str) -> Entry:
+    """Return the template that a snapshot becomes which was made of a checkpoint."""
+    limits = offer.limits or _limits(ground.settings, offer.key, DERIVED_READY)
+    return Entry(
+        name=offer.key,
+        digest=found.manifest.image,
+        image_name=image_name,
+        spec=found.spec,
+        limits=replace(limits, clone_bytes=found.spec.memory_bytes),
+        created_ns=time.time_ns(),
+        derived=offer.snapshot,
+        env=offer.env,
+    )
+
+
 def recorded(ground: Ground, row: TemplateRow, image_name: str, *, root: Path) -> Entry:
     """Return the template that a row of the journal means to the hypervisor that is here now."""
     return Entry(
@@ -67,6 +87,8 @@ def recorded(ground: Ground, row: TemplateRow, image_name: str, *, root: Path) -
         ),
         limits=Limits(**row.limits),
         created_ns=row.created_ns,
+        derived=row.snapshot_id if row.snapshot_id.startswith(DERIVED) else None,
+        env=row.env,
     )
 
 

@@ -5,7 +5,7 @@ It holds and shows; what is done with a template, the catalogue decides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -55,6 +55,23 @@ class TemplateRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A snapshot that was made of a checkpoint, and is to be had under a name.
+
+    Attributes:
+        key: What it is to be known by.
+        snapshot: Its id.
+        limits: Of its pool; `None` for what the settings say, with one clone ready.
+        env: Environment of everything that runs in its sandboxes, under their own.
+    """
+
+    key: str
+    snapshot: str
+    limits: Limits | None = None
+    env: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateStatus:
     """One template at one moment.
 
@@ -62,8 +79,10 @@ class TemplateStatus:
         name: Its key: after its tenant's id, if it is one's own.
         image: Digest of its image; `image_name` is what that was called.
         snapshot: Id of its snapshot, `None` until there is one.
+        aim: How many spares its pool keeps now.
         error: Why it failed, or why its pool cannot restore at present; empty otherwise.
         created_ns: Unix time.
+        env: As of an `Offer`.
     """
 
     name: str
@@ -73,31 +92,35 @@ class TemplateStatus:
     spec: MachineSpec
     limits: Limits
     census: Census
+    aim: int
     state: TemplateState
     error: str
     created_ns: int
+    env: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 class Entry:
-        aim: How many spares its pool keeps now.
     """One template: what was asked, what came of it, and its pool once there is one.
 
     Attributes:
         digest: Of its image.
         error: Why it failed, for one that was brought up behind everybody's back.
         created_ns: Unix time.
+        derived: Id of its snapshot, when that was made of a checkpoint.
+        env: As of an `Offer`.
     """
 
     def __init__(
         self,
         *,
         name: str,
-    aim: int
         digest: str,
         image_name: str,
         spec: MachineSpec,
         limits: Limits,
         created_ns: int,
+        derived: str | None = None,
+        env: dict[str, str] | None = None,
     ) -> None:
         self.name = name
         self.digest = digest
@@ -105,6 +128,8 @@ class Entry:
         self.spec = spec
         self.limits = limits
         self.created_ns = created_ns
+        self.derived = derived
+        self.env = env or {}
         self.snapshot: Snapshot | None = None
         self.pool: Pool[Clone] | None = None
         self.error: VmpoolError | None = None
@@ -112,7 +137,7 @@ class Entry:
     @property
     def snapshot_id(self) -> str:
         """Name of its snapshot, whether there is one yet or not."""
-        return template.snapshot_id(self.digest, self.spec)
+        return self.derived or template.snapshot_id(self.digest, self.spec)
 
     @property
     def usage(self) -> Usage:
@@ -155,8 +180,9 @@ class Entry:
             spec=self.spec,
             limits=self.limits,
             census=self.pool.census if self.pool is not None else Census(),
+            aim=self.pool.aim if self.pool is not None else 0,
             state=self.state,
             error=str(trouble) if trouble is not None else "",
             created_ns=self.created_ns,
+            env=self.env,
         )
-            aim=self.pool.aim if self.pool is not None else 0,

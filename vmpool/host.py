@@ -17,6 +17,7 @@ from vmpool.branching import Branching
 from vmpool.cancellation import uninterrupted
 from vmpool.connecting import Connecting
 from vmpool.creation import CreateRequest, Creation
+from vmpool.derivation import Derivation
 from vmpool.errors import CapacityError, InvalidRequestError, VmpoolError
 from vmpool.expiry import Expiry
 from vmpool.facts import HostFacts
@@ -56,6 +57,7 @@ class Host:
         facts: What this machine can do.
         images: The image library.
         catalogue: The templates with their pools.
+        derivation: Makes templates of checkpoints.
         store: The journal.
         metrics: What has been counted.
         ports: What may be reached of its sandboxes.
@@ -105,6 +107,7 @@ class Host:
             self.quotas.count(count)
         self.ports = Ports(ground.store, self._household)
         self.networks = Networks(connecting, self._household, self._auditing)
+        self.derivation = Derivation(ground, means)
         self._pausing, self._branching = Pausing(means), Branching(means)
         self._forking = Forking(means)
         self._creation = Creation(means, self._forking)
@@ -129,9 +132,8 @@ class Host:
         """
         self._require_taking()
         sandbox = await self._creation.create(request, owner)
-        source = {"template": request.template}
-        if request.checkpoint is not None:
-            source = {"checkpoint": request.checkpoint}
+        name, of = request.template, request.checkpoint
+        source = {"template": name} if of is None else {"checkpoint": of}
         self.audit(owner, "sandbox.create", sandbox.id, source)
         return sandbox
 
@@ -348,9 +350,8 @@ class Host:
             VmpoolError: As `Branching.keep`.
         """
         holding = await self._household.find(id, owner=owner)
-        with self._auditing.noted(
-            "sandbox.checkpoint", id, owner, {} if name is None else {"name": name}
-        ):
+        detail = {} if name is None else {"name": name}
+        with self._auditing.noted("sandbox.checkpoint", id, owner, detail):
             return await self._household.finish(
                 holding, lambda: self._branching.keep(holding, name)
             )
@@ -394,8 +395,7 @@ class Host:
         """
         kept = self._vault.find(id_or_name, owner=owner)
         detail = {"cargo": cargo.value, "secrets": confidence.value}
-        refused = refusal(kept, confidence)
-        outcome = "ok" if refused is None else refused.error_code
+        outcome = "ok" if (no := refusal(kept, confidence)) is None else no.error_code
         self.audit(owner, "checkpoint.export", kept.id, detail, outcome=outcome)
         return self._shipping.export(kept, cargo, confidence)
 
@@ -417,8 +417,8 @@ class Host:
             VmpoolError: As `Shipping.take_in`.
         """
         id = new_id("cp")
-        said = {"name": name, "believing": believing}
-        detail = {key: value for key, value in said.items() if value is not None}
+        said = (("name", name), ("believing", believing))
+        detail = {key: value for key, value in said if value is not None}
         with self._auditing.noted("checkpoint.import", id, owner, detail):
             return await self._shipping.take_in(
                 chunks, id=id, owner=owner, name=name, believing=believing

@@ -41,6 +41,8 @@ DEVICE_STATE = "device-state"
 PAGES = "pages"
 DISK = "disk"
 _LAYER = "layer-"
+LAYERS = f"{_LAYER}*"
+"""What finds a checkpoint's layers of disk in its directory; in their order, once sorted."""
 
 _MANIFEST_LIMIT_BYTES = 1 << 20
 

@@ -144,7 +144,7 @@ async def _make_once(
             agent = await _first_answer(machine, boot_timeout)
             undo.push_async_callback(agent.close)
             progress("walking the paths that every clone walks first")
-            await _rehearse(agent)
+            await rehearse(agent)
         await agent.close()
         progress("saving memory and devices")
         await machine.pause()
@@ -261,10 +261,14 @@ def _last_words(directory: Path) -> str:
     return "; the end of its console: " + " | ".join(last) if last else ""
 
 
-async def _rehearse(agent: Agent) -> None:
-    """Give back what booting left in memory, then do what every clone does first.
+async def rehearse(agent: Agent) -> None:
+    """Give back what is left in memory, do what every clone does first, and give the claim up.
 
     In this order, so that the pages and names that a clone will look for are in the guest's caches.
+    Nothing is asked of the agent afterwards: the machine is to be saved.
+
+    Raises:
+        GuestError: The guest did not, or not in time.
     """
     await warm(agent, timeout=STEP_TIMEOUT)
     await agent.quiesce(timeout=STEP_TIMEOUT)

@@ -277,6 +277,7 @@ class PaperHost:
         self.facts = SimpleNamespace(accelerator=Accelerator.TCG, transport=Transport.SERIAL)
         self.images = SimpleNamespace(list=list)
         self.catalogue = self
+        self.derivation = self
         self.store = SimpleNamespace(tokens=self, audit=PaperAudit(), answers=None)
         self.statuses: list[Any] = []
         self.draining = False
@@ -305,6 +306,10 @@ class PaperHost:
 
     async def add(self, request: Any, **_: Any) -> Any:
         raise NotFoundError(f"no image {request.image!r}", code="image_not_found")
+
+    async def derive(self, request: Any, *, owner: str) -> Any:
+        self.find_checkpoint(request.checkpoint, owner=owner)
+        raise GuestError("on paper")
 
     async def remove(self, name: str) -> None:
         self.status(name)

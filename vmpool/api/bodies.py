@@ -24,7 +24,15 @@ Base64 = Annotated[
     ),
 ]
 
-Name = Annotated[str, Meta(min_length=1, max_length=128, pattern="^[a-z0-9][a-z0-9._-]*$")]
+Name = Annotated[
+    str,
+    Meta(
+        description="A template's name, perhaps with a tag behind a colon",
+        min_length=1,
+        max_length=128,
+        pattern="^[a-z0-9][a-z0-9._-]*(:[a-z0-9][a-z0-9._-]*)?$",
+    ),
+]
 GuestPath = Annotated[
     str,
     Meta(
@@ -130,10 +138,14 @@ class PoolLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class CreateTemplate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A template to make: its image is booted, warmed and saved, which takes a while."""
+    """A template to make: of an image, which is booted, warmed and saved, or of a checkpoint.
+
+    A checkpoint's machine has the size that it had.
+    """
 
     name: Name
-    image: Annotated[str, Meta(min_length=1, max_length=256, pattern=_NO_NUL)]
+    image: Annotated[str, Meta(min_length=1, max_length=256, pattern=_NO_NUL)] | None = None
+    checkpoint: Annotated[str, Meta(min_length=1, max_length=128, pattern=_NO_NUL)] | None = None
     memory_bytes: Annotated[int, Meta(ge=1 << 26, le=2**53)] | None = None
     vcpus: Annotated[int, Meta(ge=1, le=255)] | None = None
     disk_bytes: Annotated[int, Meta(ge=0, le=2**53)] | None = None

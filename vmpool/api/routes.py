@@ -131,7 +131,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         method="POST",
         path="/v1/templates",
         name="create_template",
-        summary="Make a template of an image; it is ready when the answer comes",
+        summary="Make a template of an image or a checkpoint; it is ready when the answer comes",
         access=Access.TEMPLATES,
         answers=(Answer(status=201, body=bodies.TemplateAnswer, media=JSON),),
         problems=(404, 409, 429, 502, 507),

@@ -12,7 +12,8 @@ from aiohttp import web
 from vmpool.api import bodies, views
 from vmpool.api.route import answer
 from vmpool.catalogue import TemplateRequest
-from vmpool.errors import ForbiddenError
+from vmpool.derivation import DeriveRequest
+from vmpool.errors import ForbiddenError, InvalidRequestError
 from vmpool.policy import Limits
 from vmpool.template_key import key_of, name_of, owner_of, visible
 
@@ -23,14 +24,21 @@ log = logging.getLogger(__name__)
 
 
 async def create(call: Call, body: bodies.CreateTemplate) -> web.Response:
-    """Boot an image, save it as a template and fill its pool; the answer comes when it is ready.
+    """Make a template of an image or of a checkpoint; the answer comes when it is ready.
 
     An operator's is everybody's, and any other tenant's its own.
     """
+    if (body.image is None) == (body.checkpoint is None):
+        raise InvalidRequestError(
+            "a template is made of an image or of a checkpoint", code="source_unclear"
+        )
+    if body.checkpoint is not None:
+        return await _derive(call, body, body.checkpoint)
+    assert body.image is not None
     request = TemplateRequest(
         name=body.name,
         image=body.image,
-        owner=None if call.caller.operates else call.caller.owner,
+        owner=_owner(call),
         limits=None if body.limits is None else _limits(body.limits),
         memory_bytes=body.memory_bytes,
         vcpus=body.vcpus,
@@ -43,6 +51,29 @@ async def create(call: Call, body: bodies.CreateTemplate) -> web.Response:
     status = await call.host.catalogue.add(request, progress=report)
     call.host.audit(call.caller.owner, "template.create", request.key, {"image": body.image})
     return answer(views.template(status), status=201)
+
+
+async def _derive(call: Call, body: bodies.CreateTemplate, checkpoint: str) -> web.Response:
+    if (body.memory_bytes, body.vcpus, body.disk_bytes) != (None, None, None):
+        raise InvalidRequestError(
+            "a machine that goes on from a checkpoint has the size that it had",
+            code="invalid_machine",
+            remedy="make a template of that size of the image, and the checkpoint of its sandbox",
+        )
+    key = key_of(body.name, _owner(call))
+    request = DeriveRequest(
+        checkpoint=checkpoint,
+        keys=(key,),
+        limits=None if body.limits is None else _limits(body.limits),
+    )
+    status = await call.host.derivation.derive(request, owner=call.caller.owner)
+    call.host.audit(call.caller.owner, "template.create", key, {"checkpoint": checkpoint})
+    return answer(views.template(status), status=201)
+
+
+def _owner(call: Call) -> str | None:
+    """Return whose a new template is; `None` for everybody's."""
+    return None if call.caller.operates else call.caller.owner
 
 
 def _limits(asked: bodies.PoolLimits) -> Limits:

@@ -28,6 +28,7 @@ def command() -> None:
 @connects
 @click.argument("name")
 @click.option("--image", metavar="NAME", help="Image to boot.  [default: the one called NAME]")
+@click.option("--checkpoint", metavar="ID", help="Checkpoint to make it of, in place of an image.")
 @click.option("--memory", type=Size(), metavar="SIZE", help="Memory of each clone, like 512M.")
 @click.option("--vcpus", type=click.IntRange(min=1), metavar="N", help="Virtual CPUs of each.")
 @click.option("--disk", type=Size(), metavar="SIZE", help="Scratch disk of each; 0 for none.")
@@ -42,6 +43,7 @@ def create(
     *,
     name: str,
     image: str | None,
+    checkpoint: str | None,
     memory: int | None,
     vcpus: int | None,
     disk: int | None,
@@ -50,12 +52,19 @@ def create(
     total: int | None,
     as_json: bool,
 ) -> None:
-    """Boot an image, save it as the template NAME, and wait until clones can be had.
+    """Boot an image, or go on from a checkpoint, save it as the template NAME, and wait for it.
+
+    Of a checkpoint it has all that was in the sandbox, processes that stay included.
 
     \b
       vmpool template create big --image python --memory 2G --ready 4
     """
-    body: dict[str, Any] = {"name": name, "image": image or name}
+    body: dict[str, Any] = {"name": name}
+    if checkpoint is None:
+        body["image"] = image or name
+    else:
+        body["checkpoint"] = checkpoint
+        body |= {} if image is None else {"image": image}  # which the server refuses
     body |= _given(memory_bytes=memory, vcpus=vcpus, disk_bytes=disk)
     if limits := _given(ready=ready, ready_most=ready_most, total=total):
         body["limits"] = limits

@@ -208,19 +208,21 @@ class AsyncClient:
         return read(await self._ask(path_of("templates", name)), TemplateInfo)
 
     async def create_template(
-        self, name: str, image: str, **options: Unpack[TemplateOptions]
+        self, name: str, image: str | None = None, **options: Unpack[TemplateOptions]
     ) -> TemplateInfo:
-        """Boot an image and save it under a name; it is ready when this returns.
+        """Make a template of an image or of a checkpoint; it is ready when this returns.
 
         Args:
             name: A template of that name is replaced.
-            image: Name or digest.
+            image: Name or digest of what is booted; `None` where a checkpoint is given.
             options: See `TemplateOptions`.
 
         Raises:
             VmpoolError: It could not be made; or the server was lost, and it may be made yet.
         """
-        body = {"name": name, "image": image, **options}
+        body = {"name": name, **body_of(None, options)}
+        if image is not None:
+            body["image"] = image
         request = Request(method="POST", path=path_of("templates"), body=body)
         return read(await self._connection.call(request), TemplateInfo)
 

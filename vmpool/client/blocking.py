@@ -127,7 +127,7 @@ class Client:
         return self._portal.call(self._behind.template(name))
 
     def create_template(
-        self, name: str, image: str, **options: Unpack[TemplateOptions]
+        self, name: str, image: str | None = None, **options: Unpack[TemplateOptions]
     ) -> TemplateInfo:
         """As `AsyncClient.create_template`."""
         return self._portal.call(self._behind.create_template(name, image, **options))

@@ -194,9 +194,11 @@ class TemplateOptions(TypedDict, total=False):
     """What machine to save under a name, and its pool.
 
     Attributes:
+        checkpoint: Goes on in place of an image that is booted; a `Checkpoint`, its id or its name.
         limits: `ready`, `ready_most`, `total`, `queue`, `parallel_restores`, `memory_bytes`.
     """
 
+    checkpoint: CheckpointInfo | str
     memory_bytes: int
     vcpus: int
     disk_bytes: int

@@ -33,6 +33,7 @@ class TemplateRow:
 
     Attributes:
         limits: Fields of `policy.Limits`.
+        env: Environment of everything that runs in its sandboxes, under their own.
     """
 
     name: str
@@ -43,6 +44,7 @@ class TemplateRow:
     vcpus: int
     disk_bytes: int
     created_ns: int
+    env: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +101,11 @@ class SandboxRow:
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
 
 
-class Purpose(StrEnum):
-    """What a checkpoint is there for."""
 _SANDBOX_COLUMNS = tuple(field.name for field in fields(SandboxRow))
 
 
+class Purpose(StrEnum):
+    """What a checkpoint is there for."""
 
     KEPT = "kept"
     """Somebody asked for it, and removes it."""
@@ -146,7 +148,8 @@ class CheckpointRow:
 
 def template(row: dict[str, Any]) -> TemplateRow:
     """Return a template as it was saved."""
-    return TemplateRow(**row | {"limits": json.loads(row["limits"])})
+    decoded = {name: json.loads(row[name]) for name in ("limits", "env")}
+    return TemplateRow(**row | decoded)
 
 
 def sandbox(row: dict[str, Any], sealing: Sealing) -> SandboxRow:

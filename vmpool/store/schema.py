@@ -107,4 +107,5 @@ SCHEMA = (
             sandbox_id TEXT PRIMARY KEY REFERENCES sandboxes (id) ON DELETE CASCADE,
             value TEXT NOT NULL) STRICT""",
     ),
+    ("ALTER TABLE templates ADD COLUMN env TEXT NOT NULL DEFAULT '{}'",),
 )

@@ -129,7 +129,8 @@ class Store:
         Raises:
             NotFoundError: `image_not_found`; its image was not recorded before.
         """
-        row = asdict(template) | {"limits": json.dumps(template.limits)}
+        row = asdict(template)
+        row |= {name: json.dumps(row[name]) for name in ("limits", "env")}
 
         def save(db: Database) -> None:
             try:
