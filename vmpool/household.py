@@ -102,6 +102,13 @@ class Household:
         holding = self._holdings.get(id)
         return None if holding is None or holding.ending is not None else holding
 
+    def opened_by(self, fits: Callable[[str], bool]) -> Sandbox | None:
+        """Return the sandbox whose access token is the right one, whoever's it is."""
+        for holding in self._holdings.values():
+            if holding.ending is None and fits(holding.sandbox.access_token):
+                return holding.sandbox
+        return None
+
     async def find(self, id: str, *, owner: str) -> Holding:
         """Return one sandbox of `owner`.
 

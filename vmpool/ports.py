@@ -35,6 +35,35 @@ class Ports:
         self._known: WeakKeyDictionary[Sandbox, Exposure] = WeakKeyDictionary()
         self._changing = asyncio.Lock()
 
+    def living(self, sandbox_id: str) -> Sandbox | None:
+        """Return a sandbox that has not ended, whoever's it is."""
+        holding = self._household.living(sandbox_id)
+        return None if holding is None else holding.sandbox
+
+    def signed_for(self, fits: Callable[[str], bool]) -> Sandbox | None:
+        """Return the sandbox that a signature opens, made with its access token.
+
+        Args:
+            fits: Whether it was made with a token; asked of every sandbox.
+        """
+        return self._household.opened_by(fits)
+
+    async def standing_token(self, sandbox: Sandbox) -> str:
+        """Return a token that opens all ports of a sandbox for its whole life. *Idempotent.*
+
+        The same each time, also after a restart, and written down nowhere; made good if it is not.
+
+        Raises:
+            CapacityError: `traffic_tokens_full`.
+            StoreError, DiskFullError: The journal could not take it; there is no token.
+        """
+        token = TOKEN_PREFIX + self._store.token(of=f"ports of {sandbox.id}")
+        digest = digest_of(token)
+        if all(one.digest != digest for one in (await self.exposure(sandbox)).tokens):
+            row = TrafficToken(id=new_id(), port=None, digest=digest, created_ns=time.time_ns())
+            await self._change(sandbox, lambda it: it.adding(row))
+        return token
+
     async def exposure(self, sandbox: Sandbox) -> Exposure:
         """Return who may reach what of a sandbox.
 

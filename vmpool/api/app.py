@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from vmpool import auditing
-from vmpool.api import edge, openapi, outflow, status
+from vmpool.api import edge, openapi, outflow, status, watchers
 from vmpool.api.auth import Admission, Gate, check_listen
 from vmpool.api.budget import BUDGET, Budget
 from vmpool.api.door import DOOR, Door
+from vmpool.api.e2b.mount import mount
 from vmpool.api.idempotency import LEDGER, Ledger
 from vmpool.api.intake import continue_later
 from vmpool.api.limits import Limits
@@ -79,6 +80,7 @@ def make_app(host: Host) -> web.Application:
     )
     app[LEDGER] = Ledger(host.store.answers)
     app.on_startup.append(_recall)
+    app.cleanup_ctx.append(watchers.keep)
     app[BUDGET] = Budget(host.settings.api.bodies_bytes)
     app[DOOR] = Door(host.settings.api)
     app[status.DOCUMENT] = openapi.document(
@@ -87,6 +89,7 @@ def make_app(host: Host) -> web.Application:
     gate = Gate(host, admission)
     app[CONNECTIONS] = Connections(host.settings.api)
     reach = Reach(host, limits, gate)
+    mount(app, host, limits, gate, reach)
     app.middlewares.append(reach.middleware())
     reach.mount(app)
     for route in ROUTES:

@@ -109,12 +109,18 @@ class Gate:
         self._recent: dict[bytes, tuple[TokenRow, float]] = {}
 
     async def admit(
-        self, request: web.Request, access: Access, *, sandbox_id: str | None = None
+        self,
+        request: web.Request,
+        access: Access,
+        *,
+        sandbox_id: str | None = None,
+        token: str | None = None,
     ) -> Caller:
         """Return who is calling.
 
         Args:
             sandbox_id: The sandbox that is asked for, where the path does not name it.
+            token: What was shown, where that does not stand in `Authorization`.
 
         Raises:
             UnauthorizedError: `token_missing` or `token_invalid`.
@@ -126,7 +132,7 @@ class Gate:
             return Caller(owner=LOCAL, scopes=frozenset(Scope))
         if access is Access.OPEN:
             return Caller(owner="")
-        token = _bearer(request)
+        token = _bearer(request) if token is None else _checked(token)
         if access is Access.SANDBOX:
             id = sandbox_id or request.match_info["id"]
             sandbox = await self._host.sandbox_by_access_token(id, token)
@@ -173,6 +179,11 @@ def _bearer(request: web.Request) -> str:
             remedy="send the header 'Authorization: Bearer TOKEN'; make a token with: "
             "vmpool token create",
         )
+    return _checked(token)
+
+
+def _checked(token: str) -> str:
+    """Return a token that may be one, before anything is asked about it."""
     if len(token) > MAX_TOKEN_LENGTH or not token.isascii():
         raise UnauthorizedError("the token is not valid here", code="token_invalid")
     return token

@@ -76,7 +76,7 @@ class Reach:
             if front is None:
                 return await handler(request)
             request[edge.ROUTE] = BY_HOST
-            return await self._serve(request, front)
+            return await self.serve(request, front)
 
         return by_host
 
@@ -112,9 +112,15 @@ class Reach:
         authority = request.headers.get("Host", "")
         prefix = fronts.path_of(id, port)
         front = Front(sandbox_id=id, port=port, authority=authority, prefix=prefix)
-        return await self._serve(request, front)
+        return await self.serve(request, front)
 
-    async def _serve(self, request: web.Request, front: Front) -> web.StreamResponse:
+    async def serve(self, request: web.Request, front: Front) -> web.StreamResponse:
+        """Answer a request for a port of a sandbox, by whatever way it came.
+
+        Raises:
+            UnauthorizedError, ForbiddenError: As `admit`.
+            VmpoolError: As `Host.awake`, `Connections.to` and `Proxy.relay`.
+        """
         visit = await self.admit(request, front.sandbox_id, front.port)
         with _let_in(request, visit):
             sandbox = await self._host.awake(front.sandbox_id, owner=visit.owner)

@@ -19,7 +19,7 @@ from vmpool.api.budget import BUDGET
 from vmpool.api.route import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -63,7 +63,7 @@ def takes(body: type[T], endpoint: Callable[[Call, T], Awaitable[web.StreamRespo
 
 
 def answer(
-    body: msgspec.Struct | list[msgspec.Struct],
+    body: msgspec.Struct | Sequence[msgspec.Struct],
     *,
     status: int = 200,
     headers: Mapping[str, str] | None = None,

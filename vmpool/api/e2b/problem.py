@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _WORD_OF_CODE: Final[Mapping[str, str]] = {
+    "disk_full": "internal",  # these clients take 'resource_exhausted' for too many requests
     "file_exists": "already_exists",
+    "is_a_directory": "invalid_argument",
+    "not_a_directory": "invalid_argument",
     "task_timeout": "deadline_exceeded",
     "unknown_user": "unauthenticated",
+    "watch_overflow": "data_loss",
 }
 _WORD_OF_STATUS: Final[Mapping[int, str]] = {
     400: "invalid_argument",
@@ -70,9 +74,7 @@ def respond(error: VmpoolError, shape: Shape) -> web.Response:
     """Return the response that tells an error."""
     if shape is Shape.CONNECT:
         return connect(word_of(error), message_of(error))
-    status = problem.status_of(error)
-    if status == 410:  # what has ended is to these clients what never was
-        status = 404
+    status = status_of(error)
     if shape is Shape.TEXT:
         response = web.Response(status=status, text=message_of(error))
     else:
@@ -101,6 +103,12 @@ def port_closed(sandbox_id: str, port: int) -> web.Response:
     """Return what a port is answered with on which nothing listens; clients compare the words."""
     said = "The sandbox is running but port is not open"
     return coded(502, said, sandboxId=sandbox_id, port=port)
+
+
+def status_of(error: VmpoolError) -> int:
+    """Return the HTTP status for an error: what has ended is to these clients what never was."""
+    status = problem.status_of(error)
+    return 404 if status == 410 else status
 
 
 def word_of(error: VmpoolError) -> str:

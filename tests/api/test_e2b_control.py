@@ -1,0 +1,249 @@
+"""The control plane as E2B's clients speak it, word for word, over guests that are processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from tests.api.conftest import IMAGE
+from vmpool.config import ApiSettings
+
+if TYPE_CHECKING:
+    from tests.api.conftest import Serve, Server
+
+
+class Client:
+    """Somebody who has nothing but an API key."""
+
+    def __init__(self, server: Server, key: str) -> None:
+        self.server = server
+        self.headers = {"X-API-KEY": key}
+
+    async def call(self, method: str, path: str, **request: Any) -> tuple[int, Any]:
+        """Send a request without the native interface's token."""
+        headers = {"Authorization": "", **self.headers, **request.pop("headers", {})}
+        return await self.server.call(method, path, headers=headers, **request)
+
+    async def create(self, version: str = "/v2", **body: Any) -> dict[str, Any]:
+        """Make a sandbox."""
+        body = {"templateID": IMAGE, "timeout": 300, **body}
+        status, made = await self.call("POST", f"{version}/sandboxes", json=body)
+        assert status == 201, made
+        return dict(made)
+
+
+@pytest.fixture
+def client(server: Server) -> Client:
+    """Whoever made the sandboxes of a test."""
+    return Client(server, server.token)
+
+
+@pytest.fixture
+def stranger(server: Server) -> Client:
+    """Another tenant."""
+    return Client(server, server.other_token)
+
+
+@pytest.mark.parametrize("version", ["", "/v2"])
+async def test_a_sandbox_is_made_looked_at_and_killed(client: Client, version: str) -> None:
+    made = await client.create(version, metadata={"a": "b"}, envVars={"A": "1"}, unheardOf=[1])
+    assert made["templateID"] == IMAGE
+    assert made["clientID"]
+    assert made["sandboxID"].isalnum()
+    assert made["envdAccessToken"]
+    assert made["trafficAccessToken"] is None
+    path = f"/sandboxes/{made['sandboxID']}"
+    status, detail = await client.call("GET", path)
+    assert (status, detail["state"], detail["metadata"]) == (200, "running", {"a": "b"})
+    assert detail["envdAccessToken"] == made["envdAccessToken"]
+    assert detail["lifecycle"] == {"autoResume": False, "onTimeout": "kill"}
+    assert await client.call("DELETE", path) == (204, b"")
+    for method in ("GET", "DELETE"):
+        status, error = await client.call(method, path)
+        assert (status, error["code"], error["error_code"]) == (404, 404, "sandbox_ended")
+
+
+async def test_a_connect_only_lengthens_and_a_timeout_does_both(client: Client) -> None:
+    made = await client.create(timeout=100)
+    path = f"/sandboxes/{made['sandboxID']}"
+
+    async def end() -> str:
+        return str((await client.call("GET", path))[1]["endAt"])
+
+    before = await end()
+    status, again = await client.call("POST", f"/v2{path}/connect", json={"timeout": 10})
+    assert (status, again) == (200, made)
+    assert await end() == before
+    assert (await client.call("POST", f"{path}/connect", json={"timeout": 900}))[0] == 200
+    longer = await end()
+    assert longer > before
+    assert await client.call("POST", f"{path}/timeout", json={"timeout": 5}) == (204, b"")
+    assert await end() < before
+
+
+async def test_what_is_paused_comes_back_with_its_token(client: Client) -> None:
+    made = await client.create()
+    path = f"/sandboxes/{made['sandboxID']}"
+    assert await client.call("POST", f"{path}/pause") == (204, b"")
+    status, error = await client.call("POST", f"{path}/pause", json={})
+    assert (status, error["code"]) == (409, 409)
+    assert [one["state"] for one in (await client.call("GET", "/v2/sandboxes"))[1]] == ["paused"]
+    assert (await client.call("GET", "/sandboxes"))[1] == []
+    assert (await client.call("GET", "/v2/sandboxes?state=running"))[1] == []
+    status, again = await client.call("POST", f"/v2{path}/connect", json={})
+    assert (status, again) == (201, made)
+
+
+async def test_a_list_is_filtered_ordered_and_in_pages(client: Client, stranger: Client) -> None:
+    odd = {"a b": "c&d=é"}
+    made = [await client.create(metadata=odd | {"n": str(n)}) for n in range(3)]
+    ids = [one["sandboxID"] for one in reversed(made)]
+
+    async def listed(query: str) -> list[str]:
+        status, found = await client.call("GET", f"/v2/sandboxes?{query}")
+        assert status == 200, found
+        return [one["sandboxID"] for one in found]
+
+    # As the clients do: every word escaped, then as a form, then as a query.
+    form = urlencode({quote(name): quote(value) for name, value in odd.items()})
+    assert await listed(urlencode({"metadata": form})) == ids
+    assert await listed(urlencode({"metadata": form + "&n=1"})) == [ids[1]]
+    assert await listed("metadata=n%3D9") == []
+    assert await listed("order=asc") == ids[::-1]
+    started = (await client.call("GET", f"/sandboxes/{ids[0]}"))[1]["startedAt"]
+    assert await listed(urlencode({"startedAfter": started})) == [ids[0]]
+    assert (await stranger.call("GET", "/v2/sandboxes")) == (200, [])
+
+    for order in ("desc", "asc"):
+        paged: list[str] = []
+        url: str | None = f"{client.server.url}/v2/sandboxes?limit=1&order={order}"
+        while url is not None:
+            async with client.server.session.get(url, headers=client.headers) as response:
+                paged += [one["sandboxID"] for one in await response.json()]
+                token = response.headers.get("x-next-token")
+            url = token and f"{url.partition('&nextToken')[0]}&nextToken={token}"
+        assert paged == (ids if order == "desc" else ids[::-1])
+
+
+async def test_children_and_snapshots_go_on_where_a_sandbox_is(client: Client) -> None:
+    made = await client.create(metadata={"of": "me"})
+    path = f"/sandboxes/{made['sandboxID']}"
+    status, children = await client.call("POST", f"{path}/fork", json={"count": 2})
+    assert status == 201
+    assert len({child["sandbox"]["envdAccessToken"] for child in children} | {""}) == 3
+    status, kept = await client.call("POST", f"{path}/snapshots", json={"name": "mine"})
+    assert (status, kept["names"]) == (201, ["mine"])
+    assert await client.call("GET", "/snapshots?name=mine") == (200, [kept])
+    assert await client.call("GET", f"/snapshots?sandboxID={children[0]['sandbox']['sandboxID']}")
+    for reference in (kept["snapshotID"], "mine", "team/mine:default"):
+        again = await client.create(templateID=reference)
+        assert again["templateID"] == IMAGE
+
+
+async def test_ports_are_everybodys_unless_they_are_not(client: Client) -> None:
+    private = await client.create(network={"allowPublicTraffic": False})
+    token = private["trafficAccessToken"]
+    assert token.startswith("vmt_")
+    port = {"E2b-Sandbox-Id": private["sandboxID"], "E2b-Sandbox-Port": "8000"}
+    status, refused = await client.call("GET", "/", headers=port)
+    assert (status, refused["error_code"]) == (403, "port_private")
+    opened = {**port, "e2b-traffic-access-token": token}
+    closed = {
+        "sandboxId": private["sandboxID"],
+        "message": "The sandbox is running but port is not open",
+        "port": 8000,
+        "code": 502,
+    }
+    assert await client.call("GET", "/", headers=opened) == (502, closed)
+    path = f"/sandboxes/{private['sandboxID']}/connect"
+    assert (await client.call("POST", path))[1]["trafficAccessToken"] == token
+    public = await client.create()
+    port = {"E2b-Sandbox-Id": public["sandboxID"], "E2b-Sandbox-Port": "8000"}
+    assert (await client.call("GET", "/", headers=port))[0] == 502
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"templateID": "nowhere"}, "template_not_found"),
+        ({"timeout": "5"}, "invalid_request"),
+        ({"timeout": 10**8}, "invalid_timeout"),
+        ({"autoPause": True, "autoPauseMemory": False}, "not_supported"),
+        ({"iam": {"tokens": {"a": {}}}}, "not_supported"),
+        ({"volumeMounts": [{"name": "a", "path": "/a"}]}, "not_supported"),
+        ({"network": {"dnsServers": ["8.8.8.8"]}}, "not_supported"),
+        ({"network": {"denyOut": ["fe80::1"]}}, "invalid_network"),
+        ({"network": {"allowOut": ["example.com"]}}, "invalid_network"),
+    ],
+)
+async def test_what_is_not_here_is_refused_in_words(
+    client: Client, body: dict[str, Any], said: str
+) -> None:
+    body = {"templateID": IMAGE, **body}
+    status, error = await client.call("POST", "/v2/sandboxes", json=body)
+    assert error["error_code"] == said, error
+    assert error["code"] == status
+    assert error["message"]
+    assert client.server.host.sandboxes(owner=client.server.owner) == []
+
+
+async def test_nobody_gets_at_what_is_anothers(client: Client, stranger: Client) -> None:
+    made = await client.create()
+    path = f"/sandboxes/{made['sandboxID']}"
+    for method, below in (("GET", ""), ("DELETE", ""), ("POST", "/pause"), ("POST", "/connect")):
+        assert (await stranger.call(method, path + below))[0] == 404
+    for key in ("", "e2b_00", "x" * 600):
+        status, error = await client.call("GET", path, headers={"X-API-KEY": key})
+        assert (status, error["code"]) == (401, 401)
+    assert (await client.call("GET", path))[0] == 200
+
+
+async def test_a_sandbox_is_named_once(client: Client, serving: Serve) -> None:
+    async with serving(api=ApiSettings(domain="sbx.test")) as server:
+        there = Client(server, server.token)
+        made = await there.create()
+        assert made["domain"] == "sbx.test"
+        id = made["sandboxID"]
+        own = {"X-Access-Token": made["envdAccessToken"]}
+        by_host = {"Host": f"49983-{id}.sbx.test"}
+        by_header = {"E2b-Sandbox-Id": id, "E2b-Sandbox-Port": "49983"}
+        rpc: dict[str, Any] = {"json": {}}
+
+        async def ask(*headers: dict[str, str]) -> tuple[int, Any]:
+            merged = {name: value for each in headers for name, value in each.items()}
+            return await there.call("POST", "/process.Process/List", headers=merged, **rpc)
+
+        for way in (by_host, by_header, by_host | by_header):
+            assert await ask(way, own) == (200, {"processes": []})
+            assert (await ask(way))[0] == 401
+            assert (await ask(way, {"X-Access-Token": server.token}))[0] == 401
+            assert (await there.call("POST", "/nowhere", headers=way | own))[0] == 404
+        for wrong in ({"E2b-Sandbox-Port": "49999"}, {"E2b-Sandbox-Id": "another"}):
+            status, error = await ask(by_host, by_header, own, wrong)
+            assert (status, error["error_code"]) == (400, "sandbox_ambiguous")
+        for wrong in ({"E2b-Sandbox-Port": "70000"}, {"E2b-Sandbox-Id": "../x"}):
+            status, error = await ask(by_header, own, wrong)
+            assert (status, error["error_code"]) == (400, "invalid_sandbox_header")
+        await there.call("DELETE", f"/sandboxes/{id}")
+        gone = {"sandboxId": id, "message": "The sandbox was not found", "code": 502}
+        assert await ask(by_header, own) == (502, gone)
+
+
+async def test_what_is_sent_twice_is_done_once(client: Client) -> None:
+    key = {"Idempotency-Key": "abc"}
+    body = {"templateID": IMAGE}
+    first = await client.call("POST", "/v2/sandboxes", json=body, headers=key)
+    assert await client.call("POST", "/v2/sandboxes", json=body, headers=key) == first
+    assert len(client.server.host.sandboxes(owner=client.server.owner)) == 1
+
+
+async def test_a_path_that_is_not_here_is_told_as_clients_read_it(client: Client) -> None:
+    for method, path in (("GET", "/nowhere"), ("PATCH", "/sandboxes")):
+        status, error = await client.call(method, path)
+        assert error["code"] == status
+        assert status in {404, 405}
+    for path in ("/volumes", "/secrets/mine"):
+        status, error = await client.call("GET", path)
+        assert (status, error["error_code"]) == (400, "not_supported")
