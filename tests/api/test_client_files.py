@@ -71,6 +71,22 @@ async def test_several_files_are_written_at_once_and_each_tells_how_it_went(
     assert await held.files.write_many({}) == {}
 
 
+async def test_what_is_said_of_a_file_is_kept_with_it(held: Any, tmp_path: Path) -> None:
+    words = {"author": 'A "B"', "purpose": ""}
+    info = await held.files.write(f"{tmp_path}/file", b"x", metadata=words)
+    assert info.metadata == words
+    (tmp_path / "link").symlink_to("file")
+    told = {one.path: one for one in await held.files.list(str(tmp_path))}
+    assert told[f"{tmp_path}/file"].metadata == words
+    assert told[f"{tmp_path}/link"].resolved == f"{tmp_path}/file"
+    assert (await held.files.upload(io.BytesIO(b"y"), f"{tmp_path}/file")).metadata == {}
+    for odd in ({"two words": "x"}, {"key": "ö"}, {"key": "two\nlines"}, {"key": "v" * 4094}):
+        with pytest.raises(InvalidRequestError) as raised:
+            await held.files.write(f"{tmp_path}/file", b"z", metadata=odd)
+        assert raised.value.error_code == "invalid_metadata"
+    assert (tmp_path / "file").read_bytes() == b"y"
+
+
 async def test_more_files_than_a_request_takes_go_in_several(
     held: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -356,7 +356,10 @@ class Input(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class FileEntry(Struct, frozen=True, kw_only=True):
-    """One entry of the guest's file system; links are not followed."""
+    """One entry of the guest's file system; links are not followed.
+
+    `resolved` is the path that a link leads to in the end, null where that is none.
+    """
 
     path: str
     kind: Literal["file", "directory", "symlink", "other"]
@@ -366,6 +369,8 @@ class FileEntry(Struct, frozen=True, kw_only=True):
     group: str
     modified_at: str
     target: str | None
+    resolved: str | None
+    metadata: dict[str, str]
 
 
 class FileList(Struct, frozen=True, kw_only=True):

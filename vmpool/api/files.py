@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from vmpool.api import bodies, compression, intake, views
+from vmpool.api import bodies, compression, intake, metadata, views
 from vmpool.api.download import Download, exactly
 from vmpool.api.limits import check_path
 from vmpool.api.route import answer
@@ -55,9 +55,10 @@ async def upload(call: Call, query: bodies.WriteQuery) -> web.Response:
     call.limits.check_file_size(call.request.content_length or 0)
     sandbox = await call.sandbox()
     call.host.audit(call.caller.owner, "file.write", sandbox.id, {"path": path})
+    kept = metadata.of_headers(call.request.headers)
     content = intake.read_file(call.request, call.limits)
     async with sandbox.attended() as agent, aclosing(content) as chunks:
-        info = await agent.write_file(path, chunks, user=query.user, mode=query.mode)
+        info = await agent.write_file(path, chunks, user=query.user, mode=query.mode, metadata=kept)
     return answer(views.file(info))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from vmpool.api import intake, problem, views
+from vmpool.api import intake, metadata, problem, views
 from vmpool.api.bodies import Account, FileEntry, FileMode, GuestPath, Problem
 from vmpool.api.limits import check_path
 from vmpool.api.multipart import Part, Parts
@@ -66,6 +66,7 @@ async def upload(call: Call, query: UploadQuery) -> web.Response:
     """Write each part's file at the path that is its `filename`."""
     directory = None if query.path is None else check_path(query.path)
     sandbox = await call.sandbox()
+    kept = metadata.of_headers(call.request.headers)
     files: list[UploadedFile] = []
     async with (
         sandbox.attended() as agent,
@@ -77,7 +78,7 @@ async def upload(call: Call, query: UploadQuery) -> web.Response:
                 raise TooLargeError(f"the request has over {FILES} files", code="too_many_files")
             path = posixpath.join(directory or "", part.filename or "")
             async with aclosing(limited(parts, path, call.limits)) as content:
-                files.append(await _write(call, agent, path, _own(part, query), content))
+                files.append(await _write(call, agent, path, _own(part, query), content, kept))
                 async for _ in content:  # of a file that was refused
                     pass
     return answer(UploadAnswer(files=files))
@@ -89,6 +90,7 @@ async def _write(
     path: str,
     query: UploadQuery,
     content: AsyncGenerator[bytes, None],
+    kept: dict[str, str],
 ) -> UploadedFile:
     """Write one file; its own failure is part of the answer."""
     error: VmpoolError
@@ -101,7 +103,9 @@ async def _write(
             call.caller.owner, "file.write", call.request.match_info["id"], {"path": path}
         )
         try:
-            info = await agent.write_file(path, content, user=query.user, mode=query.mode)
+            info = await agent.write_file(
+                path, content, user=query.user, mode=query.mode, metadata=kept
+            )
             return UploadedFile(path=path, file=views.file(info))
         except GuestFileError as err:
             error = err

@@ -225,6 +225,8 @@ def file(value: FileInfo) -> bodies.FileEntry:
         group=printable(value.group),
         modified_at=rfc3339(value.modified_ns),
         target=None if value.target is None else printable(value.target),
+        resolved=None if value.resolved is None else printable(value.resolved.path),
+        metadata=value.metadata,
     )
 
 

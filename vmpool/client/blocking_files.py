@@ -54,9 +54,12 @@ class Files:
         *,
         user: str | None = None,
         mode: int | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> FileInfo:
         """As `AsyncFiles.write`; for a stream there is `upload`."""
-        return self._portal.call(self._behind.write(path, content, user=user, mode=mode))
+        return self._portal.call(
+            self._behind.write(path, content, user=user, mode=mode, metadata=metadata)
+        )
 
     def upload(
         self,
@@ -65,9 +68,12 @@ class Files:
         *,
         user: str | None = None,
         mode: int | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> FileInfo:
         """As `AsyncFiles.upload`."""
-        return self._portal.call(self._behind.upload(source, path, user=user, mode=mode))
+        return self._portal.call(
+            self._behind.upload(source, path, user=user, mode=mode, metadata=metadata)
+        )
 
     def list(self, path: str, *, user: str | None = None, depth: int = 1) -> tuple[FileInfo, ...]:
         """As `AsyncFiles.list`."""

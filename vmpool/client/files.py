@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -14,10 +15,12 @@ from vmpool.client.local_files import CHUNK_BYTES, read_chunks, reading, replaci
 from vmpool.client.problem import error_of
 from vmpool.client.values import FileInfo, FileListing, UploadListing, read
 from vmpool.client.watches import FileChange, read_changes
-from vmpool.errors import GuestFileError, TooLargeError, VmpoolError
+from vmpool.errors import GuestFileError, InvalidRequestError, TooLargeError, VmpoolError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Mapping
+
+_KEY = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)  # a token, RFC 9110
 
 READ_BYTES = 64 << 20
 """Up to this size a file is read into memory unless more is asked for: a guest says its size."""
@@ -91,6 +94,7 @@ class AsyncFiles:
         *,
         user: str | None = None,
         mode: int | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> FileInfo:
         """Write a file, making its parents. Not atomic: one that breaks off leaves a part.
 
@@ -99,14 +103,16 @@ class AsyncFiles:
             content: Text is written as UTF-8; a stream may be of any size.
             user: Whose rights hold, and whose file it will be.
             mode: Permission bits.
+            metadata: Words that are kept with it, in place of those that it had.
 
         Raises:
+            InvalidRequestError: `invalid_metadata`.
             VmpoolError: The guest or the server refused, or the server was lost.
         """
         request = Request(
             method="PUT",
             path=path_of(*self._path, path=path, user=user, mode=mode),
-            headers={"Content-Type": "application/octet-stream"},
+            headers={"Content-Type": "application/octet-stream"} | _headers(metadata or {}),
         )
         data = content.encode() if isinstance(content, str) else content
         chunks = _pieces(data) if isinstance(data, bytes) else data
@@ -120,6 +126,7 @@ class AsyncFiles:
         *,
         user: str | None = None,
         mode: int | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> FileInfo:
         """Write a file of ours, or what an open one still holds, into the guest.
 
@@ -130,7 +137,8 @@ class AsyncFiles:
         with contextlib.ExitStack() as opened:
             if isinstance(source, Path | str):
                 source = opened.enter_context(reading(Path(source)))
-            return await self.write(path, read_chunks(source), user=user, mode=mode)
+            content = read_chunks(source)
+            return await self.write(path, content, user=user, mode=mode, metadata=metadata)
 
     async def list(
         self, path: str, *, user: str | None = None, depth: int = 1
@@ -298,6 +306,20 @@ class AsyncFiles:
         asked = body if user is None else body | {"user": user}
         request = Request(method="POST", path=path_of(*self._path, what), body=asked)
         return read(await self._connection.call(request), FileInfo)
+
+
+def _headers(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers that say metadata; what no header can hold is refused here.
+
+    Raises:
+        InvalidRequestError: `invalid_metadata`.
+    """
+    for key, value in metadata.items():
+        if not (_KEY.fullmatch(key) and value.isascii() and value.isprintable()):
+            raise InvalidRequestError(
+                f"metadata {key[:64]!r} cannot stand in a header", code="invalid_metadata"
+            )
+    return {f"X-Metadata-{key}": value for key, value in metadata.items()}
 
 
 async def _threaded(form: Form) -> AsyncIterator[bytes]:

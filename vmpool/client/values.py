@@ -90,6 +90,8 @@ class FileInfo:
         kind: `file`, `directory`, `symlink` or `other`.
         mode: Permission bits.
         target: Where a symbolic link points, as written in it.
+        resolved: The path that it leads to in the end; `None` where that is none.
+        metadata: The words that its writer left with it.
     """
 
     path: str
@@ -100,6 +102,8 @@ class FileInfo:
     group: str
     modified_at: datetime
     target: str | None
+    resolved: str | None
+    metadata: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
