@@ -159,6 +159,8 @@ def _start_node(system: System, launch: Launch) -> int:
 
 
 _NODE = r"""
+// In a block, so that code may declare the same names.
+{
 const fs = require('fs'), repl = require('repl'), stream = require('stream');
 const util = require('util'), vm = require('vm');
 const tell = (value) => {
@@ -177,15 +179,27 @@ const fail = (error) => { if (stop) stop(error); else console.error(error); };
 const interrupt = () => { if (stop) stop(new Error('interrupted')); };
 process.on('unhandledRejection', fail);
 if (server._domain) server._domain.removeAllListeners('error').on('error', fail);
+// A cell is no module: what it imports is awaited.
+const IMPORT = new RegExp([
+  /(?<=^|;)[ \t]*import\s*/, /(?:([\w$]+)\s*,?\s*)?/, /(?:\*\s*as\s+([\w$]+)\s*|\{([^}]*)\}\s*)?/,
+  /(?:from\s*)?(['"])([^'"\n]+)\4[ \t]*;?/,
+].map((part) => part.source).join(''), 'gm');
+const awaited = (source) => source.replace(IMPORT, (_, one, all, some, quote, name) => {
+  const module = `await import(${JSON.stringify(name)})`;
+  if (all) return `const ${all} = ${module};` + (one ? ` const { default: ${one} } = ${all};` : '');
+  const names = [one && `default: ${one}`, some && some.replace(/\bas\b/g, ':')].filter(Boolean);
+  return names.length ? `const { ${names.join(', ')} } = ${module};` : `${module};`;
+});
 // What awaits at the top is rewritten by the shell of node, and all else is run as it stands.
 const evaluate = (source) => new Promise((resolve, reject) => {
   stop = reject;
   try {
     resolve(vm.runInThisContext(source, { filename: '<cell>', breakOnSigint: true }));
   } catch (error) {
-    if (!(error instanceof SyntaxError && /\bawait\b/.test(source))) throw error;
+    const text = awaited(source);
+    if (!(error instanceof SyntaxError && /\bawait\b/.test(text))) throw error;
     const done = (failure, value) => failure ? reject(failure) : resolve(value);
-    server.eval(source + '\n', server.context, '<cell>', done);
+    server.eval(text + '\n', server.context, '<cell>', done);
   }
 }).finally(() => { stop = null; });
 process.on('SIGINT', interrupt);
@@ -227,6 +241,7 @@ read.on('data', (chunk) => {
 });
 read.on('end', () => process.exit(0));
 tell({ type: 'ready' });
+}
 """
 
 PROGRAMS = {

@@ -401,6 +401,11 @@ async def test_javascript_keeps_its_state_awaits_and_is_interrupted(guest: Path)
         assert await value(agent, context, "a += await wait(41); `ü ${a}`") == "'ü 42'"
         printed = await run(agent, context, "console.log('one'); a")
         assert output(printed) == b"one\n"
+        imports = """import fs, { readFileSync as read } from 'node:fs'
+            import * as path from "path"; import 'os'
+            typeof fs.openSync + typeof read + path.join('a', 'b')"""
+        assert await value(agent, context, imports) == "'functionfunctiona/b'"
+        assert await value(agent, context, "typeof read") == "'function'"
         raised = await run(agent, context, "throw new TypeError('no')")
         assert isinstance(raised[-2], Raised)
         assert (raised[-2].name, raised[-2].value) == ("TypeError", "no")
