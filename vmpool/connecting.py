@@ -69,7 +69,7 @@ class Connecting:
             if was.mode is not NetworkMode.NONE:
                 await clone.leave()
             return
-        connection = await self._network.connect(policy, self.denials(sandbox))
+        connection = await self._network.connect(policy, self.denials(sandbox), owner=sandbox.owner)
         try:
             await clone.join(connection)
         except BaseException:
@@ -77,8 +77,11 @@ class Connecting:
             raise
         log.debug("sandbox=%s clone=%s has slot=%d", sandbox.id, clone.id, connection.number)
 
-    async def reconnect(self, policy: NetworkPolicy, clone: Clone) -> None:
+    async def reconnect(self, policy: NetworkPolicy, clone: Clone, *, owner: str) -> None:
         """Hold the network of a machine that was adopted, with the rules that the journal has.
+
+        Args:
+            owner: The tenant that has the sandbox.
 
         Raises:
             HostError: `network_failed`; it is gone.
@@ -91,7 +94,7 @@ class Connecting:
         if known is None:
             raise EngineError(f"clone {clone.id!r} was never connected", code="clone_unknown")
         log = self._network.new_log()
-        clone.rejoin(await self._network.adopt(known.slot, policy, log))
+        clone.rejoin(await self._network.adopt(known.slot, policy, log, owner=owner))
 
     async def change(self, sandbox: Sandbox, policy: NetworkPolicy) -> None:
         """Give a sandbox another policy, also one that is paused. *Idempotent.*

@@ -99,6 +99,10 @@ class Bandwidth:
     up: int | None = None
     down: int | None = None
 
+    def within(self, most: Bandwidth) -> Bandwidth:
+        """Return this, or where it is more or has no limit, `most`."""
+        return Bandwidth(up=_least(self.up, most.up), down=_least(self.down, most.down))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkPolicy:
@@ -175,6 +179,10 @@ def _rule(members: dict[str, Any]) -> Destination:
         protocol=Protocol(members.get("protocol", Protocol.ANY)),
         ports=tuple(Ports.parse(each) for each in members.get("ports", ())),
     )
+
+
+def _least(*limits: int | None) -> int | None:
+    return min((each for each in limits if each is not None), default=None)
 
 
 def _invalid(message: str) -> InvalidRequestError:

@@ -139,7 +139,7 @@ class Inheritance:
         )
         try:
             connecting = Connecting(self._ground.network, self._ground.store)
-            await connecting.reconnect(egress.parse(row.network), adopted)
+            await connecting.reconnect(egress.parse(row.network), adopted, owner=row.owner)
             await host.take_over(row, adopted)
         except BaseException:
             await uninterrupted(adopted.release())

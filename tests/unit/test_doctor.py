@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 
 from vmpool import doctor
 from vmpool.cli import diagnosis
-from vmpool.doctor import Finding, State, confinement, examination, judgement, virtualization
+from vmpool.doctor import (
+    Finding,
+    State,
+    confinement,
+    examination,
+    judgement,
+    network,
+    virtualization,
+)
 from vmpool.doctor.virtualization import EMULATED_HOST_BYTES, Provider
 from vmpool.engine.qemu import detection, probe
 from vmpool.engine.qemu.jail.wall import Lack, Wall
@@ -164,6 +172,21 @@ def test_a_run_directory_fits_exactly_when_its_longest_socket_does(length: int) 
     address = os.fsencode(str(run) + judgement.LONGEST_SOCKET)
     fits = judgement.run_directory(run).state is State.OK
     assert fits == (len(address) < 108)  # linux/un.h, with the closing zero
+
+
+@pytest.mark.parametrize(
+    ("most", "state", "words"),
+    [
+        (None, State.OK, "tracks none yet"),
+        (262_144, State.OK, "those of 64 guests"),
+        (131_072, State.OK, "those of 32 guests"),
+        (65_536, State.DEGRADED, "those of 16 guests"),
+    ],
+)
+def test_room_for_connections_is_told_in_guests(most: int | None, state: State, words: str) -> None:
+    found = network.connections(most)
+    assert found.state is state
+    assert words in found.detail
 
 
 async def test_whatever_does_not_stand_well_has_a_remedy(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ async def bed() -> AsyncIterator[Bed]:
         services = Services(
             wired.slot.namespace,
             POLICY,
-            upstream=Servers((Server("127.0.0.1", port),)),
+            upstream=Servers((Server("127.0.0.1", port),)).of("tenant"),
             open_addresses=wired.open_addresses,
             events=events,
         )
@@ -269,7 +269,7 @@ async def test_a_slot_that_is_gone_has_no_services() -> None:
         async with Services(
             Namespace.named("vmpool-test-none"),
             POLICY,
-            upstream=Servers(),
+            upstream=Servers().of("tenant"),
             open_addresses=None,  # type: ignore[arg-type]
             events=EventLog(lambda _: None),
         ):

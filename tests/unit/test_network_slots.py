@@ -13,18 +13,21 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Address
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import internet as nets
+from tests.fake_host import until
 from tests.internet import ALLOWED, HOME, OTHER, PORT, PRIVATE, Internet
 from tests.tap_guest import ICMP, ICMP6, UDP, TapGuest, checksum, echo_request
 from vmpool import egress
-from vmpool.egress import UNCONNECTED
+from vmpool.egress import UNCONNECTED, Bandwidth
 from vmpool.errors import HostError
 from vmpool.network import namespace, plan
 from vmpool.network.addressing import GATEWAY, Range
+from vmpool.network.namespace import Namespace
 from vmpool.network.slots import Slot, Slots
 from vmpool.network.trunk import Trunk
 
@@ -285,6 +288,49 @@ async def test_a_policy_that_cannot_be_put_in_place_leaves_the_one_before(place:
     assert "denied" not in place.texts
 
 
+def tracked(where: Namespace) -> int:
+    """How many connections the kernel keeps in mind for a namespace."""
+    count = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+    return int(namespace.call_in(where, count.read_text))
+
+
+async def crowd(place: Place, guest: TapGuest, *, first_port: int) -> None:
+    """Begin more connections than a guest may have."""
+    for number in range(plan.CONNECTIONS_MOST // 2 + 100):
+        for address in (ALLOWED, OTHER):
+            guest.send_udp(address, PORT, b"crowd", source_port=first_port + number)
+        if number % 50 == 0:
+            await asyncio.sleep(0)
+            guest.frames.clear()
+
+
+async def test_no_guest_fills_the_hosts_table_of_connections(place: Place) -> None:
+    async with place.guest(OPEN) as (guest, slot):
+        for first_port in (10_000, 20_000):  # with rules that are replaced its slot counts anew
+            await crowd(place, guest, first_port=first_port)
+            await asyncio.to_thread(slot.enforce, egress.policy(OPEN))
+        found = await asyncio.to_thread(tracked, place.internet.home)
+    assert 1000 < found <= plan.CONNECTIONS_MOST + 1
+
+
+async def test_the_host_forgets_the_connections_of_a_slot_that_is_gone(place: Place) -> None:
+    async with place.guest(OPEN) as (guest, slot), place.guest(OPEN) as (other, _):
+        await crowd(place, guest, first_port=10_000)
+        other.send_udp(ALLOWED, PORT, b"beside")
+        await place.settle(other)
+        place.slots.give_back(slot)
+        await until(lambda: place.slots.held == 1)
+        assert await asyncio.to_thread(tracked, place.internet.home) == 1
+
+
+async def test_questions_are_kept_in_mind_nowhere(place: Place) -> None:
+    async with place.guest(OPEN) as (guest, slot):
+        for number in range(100):
+            guest.send_udp(str(GATEWAY), 53, b"question", source_port=2000 + number)
+        await place.settle(guest)
+        assert await asyncio.to_thread(tracked, slot.namespace) == 1  # that of the last word
+
+
 async def test_what_is_sent_is_held_to_a_bandwidth(place: Place) -> None:
     rate, payload = 200_000, b"b" * 1000
     async with place.guest({**ONE, "bandwidth": {"up": rate}}) as (guest, _):
@@ -296,6 +342,17 @@ async def test_what_is_sent_is_held_to_a_bandwidth(place: Place) -> None:
         heard = sum(text.startswith("b") for text in place.texts) * len(payload)
         elapsed = time.monotonic() - began
     assert 0 < heard <= (128 << 10) + 1.1 * rate * elapsed
+
+
+async def test_no_policy_has_more_bandwidth_than_the_operator_lets_it(place: Place) -> None:
+    slots = Slots(place.trunk, ready=0, most=Bandwidth(up=200_000))
+    seen = []
+    async with Place(place.internet, slots, place.trunk).guest(OPEN) as (_, slot):
+        for asked in (None, 10_000_000, 100_000):
+            slot.enforce(egress.policy({**OPEN, "bandwidth": {"up": asked}}))
+            seen += limits_of(place, slot)
+    await slots.close()
+    assert seen == ["1600Kbit", "1600Kbit", "800Kbit"]
 
 
 def limits_of(place: Place, slot: Slot) -> list[str]:

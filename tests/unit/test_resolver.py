@@ -105,7 +105,7 @@ async def world() -> AsyncIterator[World]:
                 datagrams=datagrams,
                 listener=listener,
                 permission=ALLOWED,
-                upstream=Servers((server,)),
+                upstream=Servers((server,)).of("tenant"),
                 open_addresses=door,
                 events=events,
             )
@@ -352,7 +352,7 @@ def test_the_hosts_own_servers_are_asked(tmp_path: Path) -> None:
 async def test_the_next_server_is_asked_when_one_has_no_answer(world: World) -> None:
     broken = Zone(rcode=dns.rcode.SERVFAIL)
     async with serving_zone(broken) as first, serving_zone(world.zone) as second:
-        answer = await Servers((first, second)).ask("pypi.org", dns.rdatatype.A)
+        answer = await Servers((first, second)).ask("pypi.org", dns.rdatatype.A, "")
     assert answer is not None
     assert answer.rcode() == dns.rcode.NOERROR
     assert broken.names == world.zone.names == ["pypi.org"]
@@ -360,6 +360,6 @@ async def test_the_next_server_is_asked_when_one_has_no_answer(world: World) -> 
 
 async def test_the_last_word_counts_when_nobody_has_an_answer() -> None:
     async with serving_zone(Zone(rcode=dns.rcode.SERVFAIL)) as server:
-        answer = await Servers((server,)).ask("pypi.org", dns.rdatatype.A)
+        answer = await Servers((server,)).ask("pypi.org", dns.rdatatype.A, "")
     assert answer is not None
     assert answer.rcode() == dns.rcode.SERVFAIL

@@ -61,6 +61,7 @@ async def examine(*, state: Path, run: Path) -> tuple[Finding, ...]:
         await _examine_access(isolated),
         judgement.run_directory(run),
         await asyncio.to_thread(network.examine),
+        await asyncio.to_thread(network.examine_connections),
     )
 
 

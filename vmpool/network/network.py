@@ -10,7 +10,7 @@ import hashlib
 import os
 from typing import TYPE_CHECKING
 
-from vmpool.egress import NetworkMode
+from vmpool.egress import Bandwidth, NetworkMode
 from vmpool.network import addressing, namespace
 from vmpool.network.addressing import Range
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmpool.network.connection import Connection
     from vmpool.network.events import EventLog
     from vmpool.network.slots import Slot, Slots
-    from vmpool.network.upstream import Upstream
+    from vmpool.network.upstream import Servers
 
 
 class Network:
@@ -43,7 +43,7 @@ class Network:
         self._closed = addressing.closed(settings.closed)
         self._on_denial = on_denial
         self._slots: Slots | None = None
-        self._upstream: Upstream | None = None
+        self._upstream: Servers | None = None
 
     @property
     def tally(self) -> dict[str, int]:
@@ -80,27 +80,33 @@ class Network:
             self.require()
             self._opened().stock()
 
-    async def connect(self, policy: NetworkPolicy, events: EventLog) -> Connection:
+    async def connect(self, policy: NetworkPolicy, events: EventLog, *, owner: str) -> Connection:
         """Return a connection that has its rules and no guest yet; the caller closes it.
+
+        Args:
+            owner: The tenant whose share it has of what all have together.
 
         Raises:
             HostError: `network_unavailable`, `network_failed`; nothing is held.
             CapacityError: `network_full`.
         """
         slot = await self._opened().take()
-        return await self._begun(slot, policy, events)
+        return await self._begun(slot, policy, events, owner)
 
-    async def adopt(self, number: int, policy: NetworkPolicy, events: EventLog) -> Connection:
+    async def adopt(
+        self, number: int, policy: NetworkPolicy, events: EventLog, *, owner: str
+    ) -> Connection:
         """Return the connection of a machine that another server has connected.
 
         Args:
             number: Of its slot.
+            owner: As in `connect`.
 
         Raises:
             HostError: `network_failed`; it is gone, or the kernel refused.
         """
         slot = await self._opened().adopt(number, policy)
-        return await self._begun(slot, policy, events)
+        return await self._begun(slot, policy, events, owner)
 
     async def reap(self) -> int:
         """Remove what a server that is gone has left and nobody adopted; return how many slots."""
@@ -112,7 +118,9 @@ class Network:
         if self._slots is not None:
             await self._slots.close()
 
-    async def _begun(self, slot: Slot, policy: NetworkPolicy, events: EventLog) -> Connection:
+    async def _begun(
+        self, slot: Slot, policy: NetworkPolicy, events: EventLog, owner: str
+    ) -> Connection:
         from vmpool.network.connection import Connection  # noqa: PLC0415 -- as in `_opened`
 
         assert self._upstream is not None
@@ -122,7 +130,7 @@ class Network:
             slots=self._opened(),
             protected=(self._range.network,),
             closed=self._closed,
-            upstream=self._upstream,
+            upstream=self._upstream.of(owner),
             events=events,
         )
         try:
@@ -145,5 +153,10 @@ class Network:
             servers = tuple(Server.parse(each) for each in self._settings.dns)
             self._upstream = Servers(servers)
             trunk = Trunk(tag=self._tag, within=self._range)
-            self._slots = Slots(trunk, ready=self._settings.ready, closed=self._closed)
+            self._slots = Slots(
+                trunk,
+                ready=self._settings.ready,
+                closed=self._closed,
+                most=Bandwidth(up=self._settings.up, down=self._settings.down),
+            )
         return self._slots

@@ -65,7 +65,8 @@ ADDRESSES_MOST = 4096
 """That one rule's domain leads to at one time."""
 
 CONNECTIONS_MOST = 4096
-"""Of one guest at one time; the host's own table has those of all guests."""
+"""Of one guest at one time. Its slot counts those that its policy admitted; the host, whose own
+table has those of all guests, counts once more, by address: rules that are replaced begin anew."""
 
 _EVENTS = "limit rate 50/second burst 100 packets log"
 
@@ -162,6 +163,7 @@ def home(table: str, *, uplink: str, within: IPv4Network, closed: Iterable[str])
     elements = f" elements = {{ {names} }};" if names else ""
     rules = [
         f"set closed {{ type ifname;{elements} }}",
+        f"set crowds {{ type ipv4_addr; size {within.num_addresses}; flags dynamic; }}",
         *_chain(
             "input",
             ["type filter hook input priority filter - 5;", f'iifname "{uplink}" drop'],
@@ -171,6 +173,8 @@ def home(table: str, *, uplink: str, within: IPv4Network, closed: Iterable[str])
             [
                 "type filter hook forward priority filter - 5;",
                 f'iifname "{uplink}" ip saddr != {within} drop',
+                f'iifname "{uplink}" ct state new add @crowds'
+                f" {{ ip saddr ct count over {CONNECTIONS_MOST} }} drop",
                 f'iifname @closed oifname != "{UPLINKS}*" drop',
                 f'oifname "{uplink}" ct state != {{ established, related }} drop',
             ],
@@ -255,6 +259,15 @@ def _hooks(address: IPv4Address) -> Iterator[str]:
             f'iifname "{TAP}" meta nfproto != ipv4 goto ipv6',
             f'iifname "{TAP}" ether saddr != {GUEST_MAC} goto spoofed',
             f'iifname "{TAP}" ip saddr != {GUEST} goto spoofed',
+            # Questions come by the hundred, and the kernel need not keep each in mind.
+            f'iifname "{TAP}" ip daddr {GATEWAY} notrack',
+        ],
+    )
+    yield from _chain(
+        "answers",
+        [
+            "type filter hook output priority raw; policy accept;",
+            f'oifname "{TAP}" ip saddr {GATEWAY} notrack',
         ],
     )
     yield from _chain(

@@ -18,7 +18,7 @@ from vmpool.cancellation import uninterrupted
 from vmpool.chores import Chores
 from vmpool.egress import Bandwidth
 from vmpool.errors import HostError, PoolBusyError
-from vmpool.network import firewall, links, namespace, plan
+from vmpool.network import firewall, links, namespace, plan, tracking
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv4Network
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from vmpool.network.trunk import Trunk
 
 log = logging.getLogger(__name__)
+
+UNBOUNDED = Bandwidth()
 
 CLOSE_TIMEOUT = 30.0
 """Seconds for the end of what is under way."""
@@ -49,12 +51,14 @@ class Slot:
         tap: int,
         *,
         closed: tuple[IPv4Network, ...] = (),
+        most: Bandwidth = UNBOUNDED,
     ) -> None:
         self.number = number
         self.namespace = namespace
         self.address = address
         self._tap = tap
         self._closed = closed
+        self._most = most
         self._policy: NetworkPolicy | None = None
         self._bandwidth: Bandwidth | None = Bandwidth()  # `None` while it is not known
 
@@ -76,14 +80,15 @@ class Slot:
             before = self._policy
             script = plan.replacement(policy, mark=mark, before=before, closed=self._closed)
         try:
-            if policy.bandwidth != self._bandwidth:
-                links.limit(self.namespace, policy.bandwidth)
+            bandwidth = policy.bandwidth.within(self._most)
+            if bandwidth != self._bandwidth:
+                links.limit(self.namespace, bandwidth)
             # Last, for it is done whole or not at all.
             firewall.apply(self.namespace, script)
         except BaseException:
             self._restore_bandwidth()
             raise
-        self._policy, self._bandwidth = policy, policy.bandwidth
+        self._policy, self._bandwidth = policy, bandwidth
 
     def recall(self, policy: NetworkPolicy) -> None:
         """Note whose rules are in place; who noted that may have died before it set the limits."""
@@ -92,8 +97,9 @@ class Slot:
     def _restore_bandwidth(self) -> None:
         self._bandwidth = None
         if self._policy is not None:
-            links.limit(self.namespace, self._policy.bandwidth)
-            self._bandwidth = self._policy.bandwidth
+            bandwidth = self._policy.bandwidth.within(self._most)
+            links.limit(self.namespace, bandwidth)
+            self._bandwidth = bandwidth
 
     def let_go(self) -> None:
         """Close the guest's link, which lives on with whom it was given to. *Idempotent.*"""
@@ -108,12 +114,21 @@ class Slots:
     Args:
         ready: How many to have made ahead, once one was wanted.
         closed: What no policy opens.
+        most: Of bandwidth, for each.
     """
 
-    def __init__(self, trunk: Trunk, *, ready: int, closed: tuple[IPv4Network, ...] = ()) -> None:
+    def __init__(
+        self,
+        trunk: Trunk,
+        *,
+        ready: int,
+        closed: tuple[IPv4Network, ...] = (),
+        most: Bandwidth = UNBOUNDED,
+    ) -> None:
         self._trunk = trunk
         self._ready_wanted = ready
         self._closed_networks = closed
+        self._most = most
         self._ready: list[Slot] = []
         self._making = 0
         self._held: set[int] = set()
@@ -167,7 +182,7 @@ class Slots:
         if number in self._held or not await asyncio.to_thread(stands):
             raise HostError(f"network slot {number} is gone", code="network_failed")
         address = self._trunk.within.slot(number)
-        slot = Slot(number, found, address, -1, closed=self._closed_networks)
+        slot = Slot(number, found, address, -1, closed=self._closed_networks, most=self._most)
         slot.recall(policy)
         self._held.add(number)
         self._standing = True  # or nobody would take down what was raised by the one before
@@ -256,7 +271,7 @@ class Slots:
         except BaseException:
             self._clear(number)
             raise
-        return Slot(number, slot, address, tap, closed=self._closed_networks)
+        return Slot(number, slot, address, tap, closed=self._closed_networks, most=self._most)
 
     async def _remove(self, slot: Slot) -> None:
         if slot.number not in self._held:
@@ -270,7 +285,11 @@ class Slots:
         self._held.discard(slot.number)
 
     def _clear(self, number: int) -> None:
-        """Remove a slot and its link, whatever there is of it."""
+        """Remove a slot and its link, whatever there is of it, and what the host keeps in mind."""
         if self._trunk.router.exists:
             links.remove(self._trunk.router, plan.router_end(number))
         namespace.remove(self._trunk.slot(number))
+        try:
+            tracking.forget(self._trunk.home, self._trunk.within.slot(number))
+        except HostError as err:  # they end by themselves, and nothing uses them
+            log.warning("network slot %d leaves connections in mind: %s", number, err)

@@ -1,7 +1,8 @@
 """Upstream: the DNS servers that are asked on behalf of sandboxes, from the server's own namespace.
 
 Each question has a socket, a port and an id of its own, and only an answer to it from whom it was
-asked counts. How many are under way at one time is bounded, for each costs a descriptor.
+asked counts. How many are under way at one time is bounded, for each costs a descriptor; when there
+are too many, tenants come by a place in turn, however many sandboxes and questions one of them has.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import dns.name
 import dns.rcode
 
 from vmpool.errors import HostError
+from vmpool.network.places import Places
 
 if TYPE_CHECKING:
     from dns.rdatatype import RdataType
@@ -77,7 +79,7 @@ class Server:
 
 
 class Servers:
-    """DNS servers, asked one after the other.
+    """DNS servers, asked one after the other, by parties that share the places.
 
     Args:
         servers: None for those that the host itself asks, as its `resolv.conf` says at the time.
@@ -85,14 +87,18 @@ class Servers:
 
     def __init__(self, servers: tuple[Server, ...] = ()) -> None:
         self._servers = servers
-        self._under_way = asyncio.Semaphore(UNDER_WAY_MOST)
+        self._places = Places(UNDER_WAY_MOST)
 
-    async def ask(self, name: str, kind: RdataType) -> dns.message.QueryMessage | None:
+    def of(self, party: str) -> Upstream:
+        """Return them as one party asks them."""
+        return _Share(self, party)
+
+    async def ask(self, name: str, kind: RdataType, party: str) -> dns.message.QueryMessage | None:
         """Return the first answer to a question; see `Upstream`."""
         query = dns.message.make_query(dns.name.from_text(name), kind, use_edns=0, payload=1232)
         last = None
         try:
-            async with asyncio.timeout(PATIENCE), self._under_way:
+            async with asyncio.timeout(PATIENCE), self._places.one(party):
                 for server in self._servers or host_servers():
                     last = await _ask(query, server) or last
                     if last is not None and last.rcode() in _SETTLED:
@@ -100,6 +106,18 @@ class Servers:
         except TimeoutError:
             log.debug("no answer from outside in %s s", PATIENCE)
         return last
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """Servers, for one party."""
+
+    servers: Servers
+    party: str
+
+    async def ask(self, name: str, kind: RdataType) -> dns.message.QueryMessage | None:
+        """Return the first answer to a question; see `Upstream`."""
+        return await self.servers.ask(name, kind, self.party)
 
 
 def host_servers(file: Path = HOST_SERVERS) -> tuple[Server, ...]:
