@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests import processes
 from vmpool import delta
 from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import orphan, record
+from vmpool.engine.qemu.process import Process
 from vmpool.engine.qemu.record import Record
 from vmpool.errors import (
     ConflictError,
@@ -33,7 +35,7 @@ from vmpool.model import Nic, Processor, SerialAddress
 from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY, PAGES, layer_name
 
 if TYPE_CHECKING:
-    from vmpool.engine.qemu.process import Process
+    from tests.fake_stem import Stem
     from vmpool.model import Attachment, Kernel, MachineSpec
     from vmpool.snapshot import Snapshot
 
@@ -45,7 +47,6 @@ STATE = b"fake state\n"
 
 _START_TIMEOUT = 30.0
 _POLL = 0.002
-_LISTENING = "00010000"  # __SO_ACCEPTCON in the flags of /proc/net/unix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,7 @@ class FakeEngine:
 
     Args:
         faults: What goes wrong; assign `faults` to change it between calls.
+        stem: What guests are forked from; they are started one by one without.
 
     Attributes:
         boots: How many machines it has booted.
@@ -91,8 +93,11 @@ class FakeEngine:
         make: Another one makes other machines of the same specs.
     """
 
-    def __init__(self, faults: Faults | None = None, *, version: str = VERSION) -> None:
+    def __init__(
+        self, faults: Faults | None = None, *, version: str = VERSION, stem: Stem | None = None
+    ) -> None:
         self.faults = faults or Faults()
+        self._stem = stem
         self.boots = 0
         self.offered = PROCESSOR
         self.make = "first"
@@ -120,13 +125,15 @@ class FakeEngine:
         self.boots += 1
         if self.faults.boot is not None:
             raise self.faults.boot
-        guest = await _Guest.start(at.directory, spec, CONSOLE, self.faults.guest)
+        guest = await _Guest.start(at.directory, spec, CONSOLE, self.faults.guest, stem=self._stem)
         return FakeMachine(guest, spec, self.faults)
 
     async def prepare(self, template: Snapshot, at: Attachment) -> FakeShell:
         if self.faults.prepare is not None:
             raise self.faults.prepare
-        guest = await _Guest.start(at.directory, template.spec, "log", self.faults.guest)
+        guest = await _Guest.start(
+            at.directory, template.spec, "log", self.faults.guest, stem=self._stem
+        )
         guest.signal(signal.SIGSTOP)
         return FakeShell(guest, template, self.faults)
 
@@ -360,26 +367,25 @@ class _Guest:
 
     @classmethod
     async def start(
-        cls, directory: Path, spec: MachineSpec, log_name: str, options: tuple[str, ...]
+        cls,
+        directory: Path,
+        spec: MachineSpec,
+        log_name: str,
+        options: tuple[str, ...],
+        *,
+        stem: Stem | None = None,
     ) -> _Guest:
         socket = directory / "agent"
-        with (directory / log_name).open("ab") as log:
-            starting = asyncio.ensure_future(
-                asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "tests.fake_guest", str(socket)),
-                    *("--recorded", str(os.getpid()), *options),
-                    cwd=Path(__file__).parents[1],
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
-            )
-            try:
-                await uninterrupted(starting)
-            except asyncio.CancelledError:
-                await cls(starting.result(), socket).kill()
-                raise
+        starting = asyncio.ensure_future(
+            _started(socket, directory / log_name, options)
+            if stem is None
+            else _forked(stem, socket, directory / log_name, options)
+        )
+        try:
+            await uninterrupted(starting)
+        except asyncio.CancelledError:
+            await cls(starting.result(), socket).kill()
+            raise
         process = starting.result()
         guest = cls(process, socket)
         try:
@@ -431,14 +437,14 @@ class _Guest:
         if self._ended:
             return
         self._ended = True
-        doomed = [*_descendants(self.pid), *_forks(self.socket)]
+        doomed = [*processes.descendants(self.pid), *processes.naming(self.socket)]
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # what a crashed agent has left, too
         while doomed:
             for pid in doomed:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            doomed = _forks(self.socket)  # one that was just forking has one more
+            doomed = processes.naming(self.socket)  # one that was just forking has one more
 
     async def _listening(self) -> None:
         """Wait until the agent listens, without connecting: it would count as a session."""
@@ -446,31 +452,28 @@ class _Guest:
         while True:
             if self.exit_code is not None:
                 raise EngineError(f"the agent ended with {self.exit_code}", code="qemu_died")
-            if _is_listening(wanted):
+            if processes.is_listening(wanted):
                 return
             await asyncio.sleep(_POLL)
 
 
-def _descendants(pid: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
-        return []
-    return [pid for child in children for pid in (int(child), *_descendants(int(child)))]
+async def _started(
+    socket: Path, log: Path, options: tuple[str, ...]
+) -> asyncio.subprocess.Process | _Adopted:
+    with log.open("ab") as file:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.fake_guest", str(socket)),
+            *("--recorded", str(os.getpid()), *options),
+            cwd=Path(__file__).parents[1],
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
 
 
-def _forks(socket: Path) -> list[int]:
-    """Return the forks of the agent of a socket: when it has crashed they are orphans."""
-    found = []
-    for directory in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if directory.name.isdecimal() and os.fsencode(socket) in (
-                (directory / "cmdline").read_bytes().split(b"\0")
-            ):
-                found.append(int(directory.name))
-    return found
-
-
-def _is_listening(path: str) -> bool:
-    sockets = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
-    return any(fields[-1] == path and fields[3] == _LISTENING for fields in sockets)
+async def _forked(
+    stem: Stem, socket: Path, log: Path, options: tuple[str, ...]
+) -> asyncio.subprocess.Process | _Adopted:
+    arguments = (str(socket), "--recorded", "{stem}", *options)
+    return _Adopted(Process.open(await asyncio.to_thread(stem.fork, arguments, log)))

@@ -15,6 +15,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ import aiohttp
 from tests import estate
 from tests.estate import asked
 from tests.serving import Api, Ground, Server, client, until
+from vmpool.network.namespace import HOME, Namespace
 
 CLIENTS = 3
 
@@ -60,12 +62,24 @@ class World:
     Attributes:
         serve: Starts a server on `ground`, which leaves what runs when it is asked to end.
         remembers: Whether the files of a guest are part of its states.
+        client: Connects to it.
+        home: The network namespace that servers live in.
+        network: What sandboxes that come and go ask for.
     """
 
     ground: Ground
     template: dict[str, Any]
     serve: Callable[[], Server]
     remembers: bool
+    client: Callable[[Server], AbstractAsyncContextManager[Api]] = client
+    home: Namespace = HOME
+    network: dict[str, Any] | None = None
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """The request for a sandbox."""
+        more = {} if self.network is None else {"network": self.network}
+        return {"template": self.template["name"], "timeout": 600, **more}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

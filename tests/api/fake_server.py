@@ -2,14 +2,16 @@
 
     python -m tests.api.fake_server serve|drain|up|stop
 
-Settings come from the environment.
+Settings come from the environment; with `VMPOOL_TEST_STEM` guests are forked, not started.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
+from tests.fake_stem import Stem
 from tests.fakes import FakeEngine
 from vmpool import config
 from vmpool.cli.serve import serve, take_over
@@ -27,7 +29,8 @@ def main() -> None:
         transport=Transport.SERIAL,
         qemu_version=FakeEngine().version,
     )
-    base = Base(engine=FakeEngine(), facts=facts)
+    stem = Stem() if os.environ.get("VMPOOL_TEST_STEM") else None
+    base = Base(engine=FakeEngine(stem=stem), facts=facts)
     settings = config.load()
     if sys.argv[1] == "drain":
         asyncio.run(take_over(settings))
