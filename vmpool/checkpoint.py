@@ -92,6 +92,7 @@ async def save(
         HostError: `memory_unreadable`; this process may not read the clone's memory.
         DiskFullError, SnapshotError: The checkpoint could not be written.
     """
+    await clone.awake()
     return await _save(clone.machine, template, id, snapshots, _take_and_resume, publish=publish)
 
 
@@ -110,6 +111,7 @@ async def halt(
     Raises:
         VmpoolError: As `save`.
     """
+    await clone.awake()
     try:
         return await _save(clone.machine, template, id, snapshots, _take, publish=publish)
     except BaseException:
@@ -131,6 +133,7 @@ async def branch(clone: Clone, template: Snapshot, *, at: Path) -> AsyncIterator
     Raises:
         VmpoolError: As `save`.
     """
+    await clone.awake()
     directory = snapshot.begin(at)
     try:
         async with clone.machine.capture(directory) as capture:

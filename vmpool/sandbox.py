@@ -275,8 +275,11 @@ class Sandbox:
             InfrastructureError: The guest died, and of what.
         """
         own = replace(what, env=self._env | what.env)
-        async with self.attended() as agent, agent.execute(own) as execution:
-            yield TimedExecution(execution, what.timeout)
+        # Asked while it may still be waking: it starts this behind that, and saves a round trip.
+        with self.used():
+            async with self._staying() as stay, stay.clone.agent.execute(own) as execution:
+                await stay.clone.awake()
+                yield TimedExecution(execution, what.timeout)
 
     @contextlib.asynccontextmanager
     async def begin(
@@ -328,9 +331,16 @@ class Sandbox:
                 `sandbox_rolled_back` when its machine made way for another.
             InfrastructureError: The guest died, and of what.
         """
+        async with self._staying() as stay:
+            await stay.clone.awake()
+            yield stay.clone.agent
+
+    @contextlib.asynccontextmanager
+    async def _staying(self) -> AsyncIterator[Stay]:
+        """Lend the machine, which may not be awake yet; its loss is told by its cause."""
         stay = self._present()
         try:
-            yield stay.clone.agent
+            yield stay
         except GuestError as err:
             raise await stay.cause_of(err) from err
 

@@ -19,7 +19,7 @@ class PoolClone(Protocol):
     """What a pool asks of a clone."""
 
     async def activate(self) -> None:
-        """Wake the clone for its holder; return when it has answered.
+        """Wake the clone for its holder; return when it runs.
 
         Raises:
             VmpoolError: It cannot be used, or has died; the pool kills it.

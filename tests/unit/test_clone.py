@@ -182,13 +182,45 @@ async def test_a_guest_that_always_resets_ends_at_the_deadline(bench: Bench) -> 
     assert not list(bench.clones.iterdir())
 
 
-async def test_a_ready_clone_whose_clock_is_off_is_not_activated(bench: Bench) -> None:
+async def test_a_ready_clone_whose_clock_is_off_is_dead_of_that(bench: Bench) -> None:
     bench.engine.faults = Faults(guest=("--lie", "clock-later"))
     restored = await bench.restore()
+    await restored.activate()
     with pytest.raises(GuestError) as raised:
-        await restored.activate()
+        await restored.awake()
     assert raised.value.error_code == "identity_unconfirmed"
+    await restored.wait_dead()
+    assert await restored.obituary() is raised.value
     await restored.kill()
+
+
+async def test_a_clone_that_does_not_wake_is_dead_at_the_deadline(bench: Bench) -> None:
+    bench.engine.faults = Faults(guest=("--ignore", "set_clock"))
+    restored = await bench.restore(activate=0.3)
+    await restored.activate()
+    await restored.wait_dead()
+    assert (await restored.obituary()).error_code == "guest_unresponsive"
+    await restored.kill()
+
+
+async def test_what_is_asked_of_a_clone_that_wakes_is_done_after_its_clock_was_set(
+    bench: Bench,
+) -> None:
+    restored = await bench.restore()
+    await restored.activate()
+    async with restored.agent.execute(Code(source="print(6*7)")):
+        assert restored._waking is not None
+        assert restored._waking.done()
+        await restored.awake()
+    await restored.kill()
+
+
+async def test_a_clone_that_is_killed_as_it_wakes_leaves_nothing(bench: Bench) -> None:
+    before = asyncio.all_tasks()
+    restored = await bench.restore()
+    await restored.activate()
+    await restored.kill()
+    assert asyncio.all_tasks() == before
 
 
 async def test_a_guest_that_is_lost_is_mourned_by_its_cause(bench: Bench) -> None:

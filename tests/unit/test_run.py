@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import fake_host
 from tests.api.conftest import IMAGE
 from tests.fake_host import OWNER, run_request, until
 from tests.fakes import Faults
@@ -194,3 +195,45 @@ async def test_a_run_that_the_guest_refuses_leaves_nothing(
         await host.run(run_request(**{"what": SLEEP} | fields), owner=OWNER)
     assert code in {None, getattr(raised.value, "error_code", None)}
     await ended(host)
+
+
+async def test_a_run_in_a_clone_whose_clock_is_off_is_refused(
+    host: Host, engine: FakeEngine
+) -> None:
+    engine.faults = Faults(guest=("--lie", "clock-later"))
+    with pytest.raises(GuestError) as raised:
+        await host.run(run_request(Code(source="print(6*7)")), owner=OWNER)
+    assert raised.value.error_code == "identity_unconfirmed"
+    await ended(host)
+
+
+async def test_what_runs_before_its_clone_is_awake_is_told_when_that_is(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await host.create(fake_host.wanted(), owner=OWNER)
+    confirmed = asyncio.Event()
+    monkeypatch.setattr(made.clone, "awake", confirmed.wait)
+
+    told: list[int] = []
+
+    async def run_it() -> None:
+        async with made.execute(STARTED) as execution:
+            told.append(execution.pid)
+
+    running_it = asyncio.create_task(run_it())
+    await until((made.clone.directory / "home/started").exists)
+    await made.clone.agent.processes.list()  # answered behind the word that it has started
+    assert not told
+    confirmed.set()
+    await running_it
+    assert told
+
+
+async def test_a_clone_that_is_not_awake_lends_no_agent(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await host.create(fake_host.wanted(), owner=OWNER)
+    monkeypatch.setattr(made.clone, "awake", asyncio.Event().wait)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05), made.attended():
+            pytest.fail("the agent was lent")

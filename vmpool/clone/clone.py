@@ -52,6 +52,9 @@ class Clone:
         self.directory = directory
         self._papers = papers
         self._deadlines = deadlines
+        self._waking: asyncio.Task[None] | None = None
+        self._fault: GuestError | None = None
+        self._woke_unfit = asyncio.Event()
         self.connection: Connection | None = None
 
     @property
@@ -75,26 +78,47 @@ class Clone:
         return self._papers.timings
 
     async def activate(self) -> None:
-        """Wake a resting clone and set its clock. *Not idempotent.*
+        """Let a resting clone run, with the request to set its clock before it. *Not idempotent.*
+
+        The agent does what it is asked in order: whatever is asked of it from here on comes after.
+        Whether the clock was set, `awake` tells; a clone that does not confirm it is dead.
 
         Raises:
             EngineError: The hypervisor did not resume; call `kill()`.
-            GuestError: The agent did not confirm the clock in time, or `identity_unconfirmed`: it
-                is off; call `kill()`.
         """
-        # Asked before it wakes, so that it finds the request when it does.
-        asking = asyncio.create_task(
-            self.agent.set_clock(
-                clock_offset_ns=self.clock_offset_ns, timeout=self._deadlines.activate
-            )
-        )
+        self._waking = asyncio.create_task(self._wake(), name=f"clone {self.id} wakes")
+        self._waking.add_done_callback(_told)
+        await asyncio.sleep(0)  # asked before it wakes, so that it finds the request when it does
+        await self.machine.resume()
+
+    async def awake(self) -> None:
+        """Return once the guest has confirmed its clock, if it was asked to. *Idempotent.*
+
+        Before that nothing that it says may be told, and it may not be stopped.
+
+        Raises:
+            GuestError: It did not in time, or `identity_unconfirmed`: the clock is off.
+        """
+        if self._waking is not None:
+            await asyncio.shield(self._waking)
+
+    async def _wake(self) -> None:
         try:
-            await self.machine.resume()
-            error_ns = await asking
-        finally:
-            asking.cancel()
-            await asyncio.wait([asking])
-        require_clock(error_ns)
+            require_clock(
+                await self.agent.set_clock(
+                    clock_offset_ns=self.clock_offset_ns, timeout=self._deadlines.activate
+                )
+            )
+        except GuestError as err:
+            if err.error_code != "guest_lost":  # of that the machine knows more
+                self._fault = err
+                self._woke_unfit.set()
+            raise
+
+    async def _stop_waking(self) -> None:
+        if self._waking is not None:
+            self._waking.cancel()
+            await asyncio.wait([self._waking])
 
     async def become(self, policy: Waking) -> None:
         """Come by other randomness, or another time, as the same as before. *Idempotent.*
@@ -148,10 +172,11 @@ class Clone:
                 await connection.close()
 
     async def wait_dead(self) -> None:
-        """Return once the machine has ended or the agent link is lost."""
-        waits = [
+        """Return once the machine has ended, the agent link is lost, or it woke unfit."""
+        waits: list[asyncio.Future[object]] = [
             asyncio.ensure_future(self.machine.wait()),
             asyncio.ensure_future(self.agent.wait_closed()),
+            asyncio.ensure_future(self._woke_unfit.wait()),
         ]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -162,6 +187,8 @@ class Clone:
 
     async def obituary(self) -> InfrastructureError:
         """Return of what the machine died, as an error to raise; once, after `wait_dead`."""
+        if self._fault is not None:
+            return self._fault
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(OBITUARY_TIMEOUT):
                 return await self.machine.obituary()
@@ -179,12 +206,14 @@ class Clone:
         await uninterrupted(self._end())
 
     async def _let_go(self) -> None:
+        await self._stop_waking()
         await self.agent.close()
         if self.connection is not None:
             await self.connection.release()
         await self.machine.release()
 
     async def _end(self) -> None:
+        await self._stop_waking()
         await self.agent.close()
         try:
             await self.machine.kill()
@@ -192,3 +221,9 @@ class Clone:
             if self.connection is not None:
                 await self.connection.close()
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+
+
+def _told(waking: asyncio.Task[None]) -> None:
+    """Count a failure as told: whoever asks is, and there may be nobody who does."""
+    if not waking.cancelled():
+        waking.exception()
