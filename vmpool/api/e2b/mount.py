@@ -12,6 +12,7 @@ from vmpool.api.door import DOOR
 from vmpool.api.e2b import problem
 from vmpool.api.e2b.control.operations import OPERATIONS
 from vmpool.api.e2b.router import Router, tell
+from vmpool.api.e2b.templates import workshop
 from vmpool.api.e2b.templates.operations import OPERATIONS as TEMPLATE_OPERATIONS
 from vmpool.api.e2b.visit import Shape
 from vmpool.api.intake import continue_later
@@ -36,6 +37,7 @@ def mount(app: web.Application, host: Host, limits: Limits, gate: Gate, reach: R
     """Serve E2B's clients beside the native interface, before `reach` sees what is for a port."""
     app.middlewares.append(Router(host, limits, reach).middleware())
     app.middlewares.append(_unmatched)
+    workshop.put_in(app, host)
     for operation in (*OPERATIONS, *TEMPLATE_OPERATIONS):
         app.router.add_route(
             operation.method,

@@ -1,0 +1,131 @@
+"""Build: one template in the making, as those see it who wait for it.
+
+What it writes down is bounded: a guest may say more than anyone would read. It does nothing itself.
+"""
+
+from __future__ import annotations
+
+import codecs
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from vmpool.model import Stream
+
+ENTRIES_MOST: Final = 10_000
+LINE_MOST: Final = 4096
+"""Characters of a line in the log; the rest of a longer one is the next."""
+
+LEFT_OUT: Final = "the log ends here: there is too much of it"
+
+
+class Level(StrEnum):
+    """What a line in the log is worth."""
+
+    INFO = "info"
+    WARN = "warn"
+    ERROR = "error"
+
+
+class State(StrEnum):
+    """How far a build is."""
+
+    WAITING = "waiting"
+    BUILDING = "building"
+    READY = "ready"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One line of the log.
+
+    Attributes:
+        step: Number of the step from 1, or what it is beside the steps; empty for none.
+    """
+
+    at_ns: int
+    level: Level
+    message: str
+    step: str
+
+
+class Build:
+    """One build.
+
+    Attributes:
+        id: A UUID.
+        owner: Id of the tenant whose it is.
+        name: Of the template, without a tag.
+        tags: What it is to be found by, beside the name.
+        step: Where it is.
+        reason: Why it failed, empty while it has not.
+    """
+
+    def __init__(self, *, id: str, owner: str, name: str, tags: tuple[str, ...]) -> None:
+        self.id = id
+        self.owner = owner
+        self.name = name
+        self.tags = tags
+        self.state = State.WAITING
+        self.begun = False
+        self.entries: list[Entry] = []
+        self.reason = ""
+        self.step = ""
+        self.made_at = time.monotonic()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more comes."""
+        return self.state in {State.READY, State.ERROR}
+
+    def say(self, message: str, level: Level = Level.INFO) -> None:
+        """Write a line into the log."""
+        if len(self.entries) >= ENTRIES_MOST:
+            return
+        if len(self.entries) == ENTRIES_MOST - 1:
+            message, level = LEFT_OUT, Level.WARN
+        entry = Entry(at_ns=time.time_ns(), level=level, message=message, step=self.step)
+        self.entries.append(entry)
+
+    def fail(self, reason: str) -> None:
+        """Note that nothing comes of it, and why. *Idempotent*; the first reason stays."""
+        if not self.over:
+            if len(self.entries) < ENTRIES_MOST - 1:
+                self.say(reason, Level.ERROR)
+            self.state, self.reason = State.ERROR, reason
+
+
+class Lines:
+    """What a command says, line by line into a build's log; `close` after the last of it."""
+
+    def __init__(self, build: Build) -> None:
+        self._build = build
+        self._decoders = {
+            stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in Stream
+        }
+        self._rest = dict.fromkeys(Stream, "")
+
+    def feed(self, stream: Stream, data: bytes) -> None:
+        """Take what came."""
+        text = self._rest[stream] + self._decoders[stream].decode(data)
+        *lines, rest = text.split("\n")
+        for line in lines:
+            self._say(line)
+        while len(rest) > LINE_MOST:
+            self._say(rest[:LINE_MOST])
+            rest = rest[LINE_MOST:]
+        self._rest[stream] = rest
+
+    def close(self) -> None:
+        """Take what did not end with a line's end."""
+        for rest in self._rest.values():
+            if rest:
+                self._say(rest)
+        self._rest = dict.fromkeys(Stream, "")
+
+    def _say(self, line: str) -> None:
+        plain = line.rstrip("\r")
+        for start in range(0, max(len(plain), 1), LINE_MOST):
+            self._build.say(plain[start : start + LINE_MOST])

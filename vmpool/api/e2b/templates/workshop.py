@@ -1,0 +1,156 @@
+"""Workshop: the builds of one server, those that wait, that are made, and that were.
+
+It decides how many there are at one time. They are this process's alone: a server that comes after
+knows those that became templates, by these, and of the others that they are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
+
+from aiohttp import web
+
+from vmpool.api.e2b.templates.archives import Archives
+from vmpool.api.e2b.templates.build import Build
+from vmpool.api.e2b.templates.builder import BUILD, Builder
+from vmpool.errors import CapacityError, ConflictError, NotFoundError, VmpoolError
+
+if TYPE_CHECKING:
+    from vmpool.api.e2b.templates.recipe import Recipe
+    from vmpool.host import Host
+
+log = logging.getLogger(__name__)
+
+AT_ONCE: Final = 2
+"""Builds that are made at one time; the others wait."""
+
+TENANT_MOST: Final = 8
+"""Builds of one tenant that wait or are made."""
+
+KNOWN_MOST: Final = 512
+PROMISED_SECONDS: Final = 3600.0
+"""How long one that was promised may take to be begun: its files are sent meanwhile."""
+
+
+class Workshop:
+    """The builds of a server; `open` before use, `close` before its host closes.
+
+    Attributes:
+        archives: The files that builds copy.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.archives = Archives(host.settings.state / "uploads")
+        self._host = host
+        self._builds: OrderedDict[str, Build] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    async def open(self) -> None:
+        """End what builds of a server that was killed have left.
+
+        Raises:
+            StoreError, DiskFullError: The journal cannot be read.
+        """
+        await asyncio.to_thread(self.archives.sweep)
+        for row in await self._host.store.open_sandboxes():
+            if BUILD in row.metadata:
+                try:
+                    await self._host.kill(row.id, owner=row.owner)
+                except VmpoolError as err:
+                    log.info("sandbox=%s of a build: %s", row.id, err)
+
+    async def close(self) -> None:
+        """End all builds, and wait for them. *Idempotent.*"""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def promise(self, *, owner: str, name: str, tags: tuple[str, ...]) -> Build:
+        """Return a new build that waits to be begun.
+
+        Raises:
+            CapacityError: `builds_busy`; its tenant has as many as it may.
+        """
+        self._forget()
+        under_way = [each for each in self._builds.values() if not each.over]
+        if sum(each.owner == owner for each in under_way) >= TENANT_MOST:
+            raise CapacityError(
+                f"{TENANT_MOST} builds wait or are being made already",
+                code="builds_busy",
+                remedy="wait for one of them",
+            )
+        build = Build(id=str(uuid4()), owner=owner, name=name, tags=tags)
+        self._builds[build.id] = build
+        return build
+
+    def find(self, id: str, *, owner: str) -> Build:
+        """Return a build of a tenant.
+
+        Raises:
+            NotFoundError: `build_not_found`.
+        """
+        build = self._builds.get(id)
+        if build is None or build.owner != owner:
+            raise NotFoundError(
+                f"there is no build {id[:64]!r}",
+                code="build_not_found",
+                remedy="build it again: a server that was restarted since knows nothing of it",
+            )
+        return build
+
+    def begin(self, build: Build, recipe: Recipe) -> None:
+        """Have a build made, once its turn comes.
+
+        Raises:
+            ConflictError: `build_begun`.
+        """
+        if build.begun:
+            raise ConflictError(f"build {build.id!r} was begun before", code="build_begun")
+        build.begun = True
+        task = asyncio.get_running_loop().create_task(
+            self._make(build, recipe), name=f"build {build.id}"
+        )
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _make(self, build: Build, recipe: Recipe) -> None:
+        try:
+            async with self._turns:
+                await Builder(self._host, build, recipe, self.archives).run()
+        finally:
+            build.fail("the server was stopped; build it again")  # unless it is over
+        log.info("build=%s owner=%s is %s", build.id, build.owner, build.state)
+
+    def _forget(self) -> None:
+        """Forget the oldest that are over, and those that nobody begins."""
+        now = time.monotonic()
+        for build in list(self._builds.values()):
+            if not build.begun and now - build.made_at > PROMISED_SECONDS:
+                build.fail("nobody began it")
+            if build.over and len(self._builds) >= KNOWN_MOST:
+                del self._builds[build.id]
+
+
+WORKSHOP: Final = web.AppKey("workshop", Workshop)
+
+
+def put_in(app: web.Application, host: Host) -> None:
+    """Give an application a workshop, for as long as it serves."""
+    app[WORKSHOP] = Workshop(host)
+    app.on_startup.append(_open)
+    app.on_shutdown.append(_close)
+
+
+async def _open(app: web.Application) -> None:
+    await app[WORKSHOP].open()
+
+
+async def _close(app: web.Application) -> None:
+    await app[WORKSHOP].close()
