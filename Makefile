@@ -16,7 +16,7 @@ up: ## Install what is missing, build the golden image, serve, and show one requ
 test: ## Install what is missing, then run linters, types and all tests (ARGS=... for pytest)
 	@.ci/step "virtual environment" .ci/venv dev
 	@.ci/step "host packages" $(VENV)/python -m vmpool.packages tests
-	@$(VENV)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(VENV)/pytest -n $(WORKERS) --no-loadscope-reorder $(ARGS)
 
 test-kvm: ## Run the kvm ring, in an emulated host where this machine has no KVM (ARGS=... for pytest)
 	@.ci/step "virtual environment" .ci/venv dev

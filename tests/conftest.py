@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import os
 import tempfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -23,18 +23,34 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("vmpool", deadline=None)  # neighbours make any deadline flaky
 hypothesis.settings.load_profile("vmpool")
 
+BOOTING = {"tests/tcg", "tests/e2b"}
+"""Directories of tests that boot real images."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put what boots machines last: what fails in a second is known in a second.
 
-    Where workers share the run (`-n 2`), put it first instead, as it takes longest; each directory
-    of such tests stays with one worker, whose server they share, and any other module does.
+    Where workers share the run (`-n 2`), put it first instead, as it takes longest.
     """
-    workers = config.pluginmanager.hasplugin("dsession") or hasattr(config, "workerinput")
+    workers = hasattr(config, "workerinput")
     items.sort(key=lambda item: _boots(item) != workers)
-    for item in items:
-        together = item.path.parent if _boots(item) else item.path
-        item.add_marker(pytest.mark.xdist_group(os.fspath(together.relative_to(config.rootpath))))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Share the run between workers by module; tests of real images stay with one by directory.
+
+    They have a server and a cache of images in common.
+    """
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 - not in every ring's machine
+
+    class Sharing(LoadScopeScheduling):  # type: ignore[misc]  # xdist tells no types
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            directory = path.rpartition("/")[0]
+            return directory if directory in BOOTING else path
+
+    return Sharing(config, log)
 
 
 def _boots(item: pytest.Item) -> bool:
