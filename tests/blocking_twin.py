@@ -94,7 +94,7 @@ def _twin(value: Any) -> Any:
     return Twin(value) if isinstance(value, _TWINS) else value
 
 
-async def _called(method: Callable[..., Any], *words: Any, **options: Any) -> Any:
+async def _called(method: Callable[..., Any], /, *words: Any, **options: Any) -> Any:
     return _twin(await asyncio.to_thread(method, *words, **options))
 
 

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 
 import vmpool
@@ -85,6 +86,19 @@ async def test_what_is_said_of_a_file_is_kept_with_it(held: Any, tmp_path: Path)
             await held.files.write(f"{tmp_path}/file", b"z", metadata=odd)
         assert raised.value.error_code == "invalid_metadata"
     assert (tmp_path / "file").read_bytes() == b"y"
+
+
+async def test_a_file_is_read_and_written_by_signed_urls(held: Any, tmp_path: Path) -> None:
+    path = f"{tmp_path}/a file"
+    writes = await held.files.sign(path, method="PUT", timeout=60)
+    reads = await held.files.sign(path, user="user")
+    async with aiohttp.ClientSession() as session:
+        async with session.put(writes, data=b"brought") as response:
+            assert response.status == 200
+        async with session.get(reads) as response:
+            assert await response.read() == b"brought"
+        async with session.get(writes) as response:
+            assert response.status == 401
 
 
 async def test_more_files_than_a_request_takes_go_in_several(

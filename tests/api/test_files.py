@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import resource
 import signal
 import tarfile
@@ -401,3 +402,44 @@ async def test_a_directory_comes_as_an_archive_or_a_problem(
         assert archive.getmember("./below/large").size == MIB
     status, problem = await server.call("GET", f"{files}/archive?path=/etc/passwd")
     assert (status, problem["code"]) == (409, "not_a_directory")
+
+
+async def test_a_signed_url_opens_one_file_one_way(
+    server: Server, files: str, tmp_path: Path
+) -> None:
+    path, nobody = f"{tmp_path}/a file", {"Authorization": ""}
+
+    async def signed(**more: Any) -> str:
+        status, answer = await server.call("POST", f"{files}/url", json={"path": path} | more)
+        assert status == 200, answer
+        return str(answer["url"])
+
+    async def ask(method: str, url: str) -> Any:
+        status, answer = await server.call(method, url, headers=nobody, data=b"content")
+        return status if status == 200 else (status, answer["code"])
+
+    writes, reads = await signed(method="PUT"), await signed(user="user", timeout=7 * 86_400)
+    assert await ask("PUT", writes) == 200
+    assert (tmp_path / "a file").read_bytes() == b"content"
+    assert await ask("GET", reads) == 200
+    refused = (401, "signature_invalid")
+    other = (await server.make_sandbox())["id"]
+    for method, url in (
+        ("GET", writes),
+        ("PUT", reads),
+        ("GET", reads.replace("a+file", "another")),
+        ("GET", reads.replace("user=user", "user=root")),
+        ("GET", reads.replace("expires=", "expires=1")),
+        ("GET", reads.replace("signature=", "signature=x")),
+        ("GET", re.sub("sandboxes/[a-z0-9]+", f"sandboxes/{other}", reads)),
+        ("GET", re.sub("sandboxes/[a-z0-9]+", "sandboxes/nobodys", reads)),
+    ):
+        assert await ask(method, url) == refused, url
+    assert await ask("DELETE", reads) == (401, "token_missing")
+
+
+@pytest.mark.parametrize("timeout", [0, -1, 7 * 86_400 + 1, 0.5])
+async def test_a_url_is_not_signed_for_ever(server: Server, files: str, timeout: float) -> None:
+    body = {"path": "/x", "timeout": timeout}
+    status, problem = await server.call("POST", f"{files}/url", json=body)
+    assert (status, problem["code"]) == (400, "invalid_request")

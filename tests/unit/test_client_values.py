@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from vmpool.api import bodies, sandbox_bodies
+from vmpool.api import bodies, file_urls, sandbox_bodies
 from vmpool.client import options, result, values
 from vmpool.client.events import Raised
 from vmpool.client.options import body_of
@@ -28,6 +28,7 @@ SAID = [
     (values.ForkedChild, sandbox_bodies.Child),
     (values.Forked, sandbox_bodies.ForkAnswer),
     (values.FileListing, bodies.FileList),
+    (values.SignedFile, file_urls.SignedFile),
     (values.TemplateListing, bodies.TemplateList),
     (values.ImageListing, bodies.ImageList),
     (Raised, bodies.ErrorRaised),

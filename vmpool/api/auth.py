@@ -13,9 +13,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from vmpool.api import file_signature
 from vmpool.api.fronts import by_host
 from vmpool.config import Address
 from vmpool.errors import ForbiddenError, HostError, UnauthorizedError
+from vmpool.model import DEFAULT_USER
 from vmpool.sandbox import Sandbox
 from vmpool.scope import Scope
 from vmpool.store import LOCAL, TokenRow
@@ -40,6 +42,10 @@ class Access(Enum):
     TOKEN = "whoever holds a token"  # noqa: S105 -- who, not what
     OWNER = "whoever holds a token with the scope sandboxes"
     SANDBOX = "whoever holds a token with the scope sandboxes, or the sandbox's own access token"
+    FILE = (
+        "whoever holds a token with the scope sandboxes, the sandbox's own access token, or a URL"
+        " that was signed for the file"
+    )
     TEMPLATES = "whoever holds a token with the scope templates"
     AUDIT = "whoever holds a token with the scope audit"
     METRICS = "whoever holds a token with the scope metrics"
@@ -54,6 +60,7 @@ class Access(Enum):
 _SCOPES: Final = {
     Access.OWNER: Scope.SANDBOXES,
     Access.SANDBOX: Scope.SANDBOXES,
+    Access.FILE: Scope.SANDBOXES,
     Access.TEMPLATES: Scope.TEMPLATES,
     Access.AUDIT: Scope.AUDIT,
     Access.METRICS: Scope.METRICS,
@@ -132,8 +139,10 @@ class Gate:
             return Caller(owner=LOCAL, scopes=frozenset(Scope))
         if access is Access.OPEN:
             return Caller(owner="")
+        if access is Access.FILE and file_signature.is_signed(request.query):
+            return self._signed(request)
         token = _bearer(request) if token is None else _checked(token)
-        if access is Access.SANDBOX:
+        if access in {Access.SANDBOX, Access.FILE}:
             id = sandbox_id or request.match_info["id"]
             sandbox = await self._host.sandbox_by_access_token(id, token)
             if sandbox is not None:
@@ -148,6 +157,21 @@ class Gate:
                 f" --scope {access.scope.value}",
             )
         return Caller(owner=row.tenant_id, token_id=row.id, scopes=row.scopes)
+
+    def _signed(self, request: web.Request) -> Caller:
+        """Return the caller that a signed URL is.
+
+        Raises:
+            UnauthorizedError: `signature_invalid`, also when there is no such sandbox any more;
+                `signature_expired`.
+        """
+        sandbox = self._host.ports.living(request.match_info["id"])
+        token = "" if sandbox is None else sandbox.access_token
+        file_signature.require(
+            request.method, request.query, token, user=DEFAULT_USER, now=time.time()
+        )
+        assert sandbox is not None
+        return Caller(owner=sandbox.owner, sandbox=sandbox)
 
     async def _row(self, token: str) -> TokenRow:
         """Return a good token's row; the journal is asked once in `RECENT_SECONDS`."""

@@ -163,14 +163,6 @@ class FileQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     user: Account = DEFAULT_USER
 
 
-class WriteQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which file, as whom, and with which permission bits (decimal; 420 is 0644)."""
-
-    path: GuestPath
-    user: Account = DEFAULT_USER
-    mode: FileMode | None = None
-
-
 class ListFilesQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which directory, as whom, and how many levels deep."""
 

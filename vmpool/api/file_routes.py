@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vmpool.api import bodies, entries, files, uploads, watches
+from vmpool.api import bodies, entries, file_urls, files, uploads, watches
 from vmpool.api.auth import Access
 from vmpool.api.download import BINARY
 from vmpool.api.route import Answer, Route, reads, takes
@@ -19,24 +19,24 @@ FILE_ROUTES: Final[tuple[Route, ...]] = (
         path="/v1/sandboxes/{id}/files",
         name="download_file",
         summary="Read a file",
-        access=Access.SANDBOX,
+        access=Access.FILE,
         answers=(
             Answer(media=BINARY),
             Answer(status=206, media=BINARY),
         ),
         problems=(*_FILE, 416),
-        **reads(bodies.FileQuery, files.download),
+        **reads(file_urls.ReadQuery, files.download),
     ),
     Route(
         method="PUT",
         path="/v1/sandboxes/{id}/files",
         name="upload_file",
         summary="Write a file, making its parents",
-        access=Access.SANDBOX,
+        access=Access.FILE,
         uploads=BINARY,
         answers=(Answer(body=bodies.FileEntry, media=JSON),),
         problems=(*_FILE, 408, 413, 415),
-        **reads(bodies.WriteQuery, files.upload),
+        **reads(file_urls.WriteQuery, files.upload),
     ),
     Route(
         method="DELETE",
@@ -118,6 +118,16 @@ FILE_ROUTES: Final[tuple[Route, ...]] = (
         answers=(Answer(body=uploads.UploadAnswer, media=JSON),),
         problems=(*_FILE, 408, 413, 415),
         **reads(uploads.UploadQuery, uploads.upload),
+    ),
+    Route(
+        method="POST",
+        path="/v1/sandboxes/{id}/files/url",
+        name="sign_file",
+        summary="Sign a URL that opens one file without a token",
+        access=Access.SANDBOX,
+        answers=(Answer(body=file_urls.SignedFile, media=JSON),),
+        problems=(403, 404, 409, 410),
+        **takes(file_urls.SignFile, file_urls.sign),
     ),
     Route(
         method="GET",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from vmpool.api import bodies, compression, intake, metadata, views
+from vmpool.api import bodies, compression, file_urls, intake, metadata, views
 from vmpool.api.download import Download, exactly
 from vmpool.api.limits import check_path
 from vmpool.api.route import answer
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 TAR: Final = "application/x-tar"
 
 
-async def download(call: Call, query: bodies.FileQuery) -> web.StreamResponse:
+async def download(call: Call, query: file_urls.ReadQuery) -> web.StreamResponse:
     """Send a file; `Range` of one range is honoured where the file has a size."""
     path = check_path(query.path)
     sandbox = await call.sandbox()
@@ -49,7 +49,7 @@ async def archive(call: Call, query: bodies.FileQuery) -> web.StreamResponse:
         return await download.stream(response, exactly(chunks, None, head))
 
 
-async def upload(call: Call, query: bodies.WriteQuery) -> web.Response:
+async def upload(call: Call, query: file_urls.WriteQuery) -> web.Response:
     """Write a file as its bytes come; one that breaks off leaves a part of it behind."""
     path = check_path(query.path)
     call.limits.check_file_size(call.request.content_length or 0)

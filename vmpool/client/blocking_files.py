@@ -128,6 +128,13 @@ class Files:
         """As `AsyncFiles.write_many`."""
         return self._portal.call(self._behind.write_many(files, user=user, mode=mode))
 
+    def sign(
+        self, path: str, *, method: str = "GET", timeout: int = 3600, user: str | None = None
+    ) -> str:
+        """As `AsyncFiles.sign`."""
+        signing = self._behind.sign(path, method=method, timeout=timeout, user=user)
+        return self._portal.call(signing)
+
     @contextlib.contextmanager
     def archive(self, path: str, *, user: str | None = None) -> Iterator[Iterator[bytes]]:
         """As `AsyncFiles.archive`."""

@@ -13,7 +13,7 @@ from vmpool.client.connection import Connection, Repeat, Request, path_of
 from vmpool.client.form import Form, FormFile, forms
 from vmpool.client.local_files import CHUNK_BYTES, read_chunks, reading, replacing
 from vmpool.client.problem import error_of
-from vmpool.client.values import FileInfo, FileListing, UploadListing, read
+from vmpool.client.values import FileInfo, FileListing, SignedFile, UploadListing, read
 from vmpool.client.watches import FileChange, read_changes
 from vmpool.errors import GuestFileError, InvalidRequestError, TooLargeError, VmpoolError
 
@@ -292,6 +292,29 @@ class AsyncFiles:
             await anext(lines)  # comes once all is watched
             async with aclosing(read_changes(lines)) as changes:
                 yield changes
+
+    async def sign(
+        self, path: str, *, method: str = "GET", timeout: int = 3600, user: str | None = None
+    ) -> str:
+        """Return a URL that reads or writes one file without a token.
+
+        It cannot be taken back while the sandbox lives.
+
+        Args:
+            path: Which file; it need not be there yet.
+            method: `GET` to read it, `PUT` to write it.
+            timeout: Seconds for which it is good.
+            user: Whose rights hold.
+
+        Raises:
+            VmpoolError: The server refused, or was lost.
+        """
+        asked: dict[str, object] = {"path": path, "method": method, "timeout": timeout}
+        if user is not None:
+            asked["user"] = user
+        request = Request(method="POST", path=path_of(*self._path, "url"), body=asked)
+        signed = read(await self._connection.call(request), SignedFile)
+        return self._connection.endpoint.url + signed.url
 
     async def _alter(self, changes: dict[str, object]) -> FileInfo:
         given = {name: value for name, value in changes.items() if value is not None}

@@ -222,6 +222,13 @@ class UsageInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SignedFile:
+    """A URL, from the server's root on, that opens one file without a token."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileListing:
     """What a directory holds."""
 
