@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from typing import TYPE_CHECKING
 
 from vmpool import api, local
@@ -14,7 +15,7 @@ from vmpool.store import LOCAL
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from vmpool.cli.listening import Interrupts
@@ -38,9 +39,25 @@ async def served(host: Host, listener: socket.socket) -> AsyncIterator[Endpoint]
     token = await _local_token(host.store, state) if not host.settings.insecure_no_tokens else ""
     url = url_of(listener)
     # Announced for as long as it answers anybody, also as it makes way for another.
-    with local.announced(state, url):
-        async with api.serve(api.make_app(host), listener):
+    app = api.make_app(host)
+    with local.announced(state, url), _settled():
+        async with api.serve(app, listener):
             yield Endpoint(url=url, token=token)
+
+
+@contextlib.contextmanager
+def _settled() -> Iterator[None]:
+    """Keep what is there from the garbage collector, for the time of a block.
+
+    Modules, routes and the document of the interface are some 85,000 objects that stay; to look
+    through them held every request up for 46 ms whenever enough had come and gone.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 async def ended(interrupts: Interrupts, host: Host) -> None:
