@@ -12,7 +12,7 @@ from aiohttp import web
 
 from vmpool.api import codec, problem
 from vmpool.api.e2b.visit import Shape
-from vmpool.errors import CapacityError, ConflictError, Fault, VmpoolError
+from vmpool.errors import CapacityError, ConflictError, Fault, UnauthorizedError, VmpoolError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,6 +77,8 @@ def respond(error: VmpoolError, shape: Shape) -> web.Response:
     status = status_of(error)
     if shape is Shape.TEXT:
         response = web.Response(status=status, text=message_of(error))
+    elif isinstance(error, UnauthorizedError):
+        response = coded(status, message_of(error))  # clients compare the whole of it
     else:
         response = coded(status, message_of(error), error_code=error.error_code)
     if error.fault is Fault.CAPACITY or isinstance(error, CapacityError):
