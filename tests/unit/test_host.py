@@ -20,6 +20,7 @@ from vmpool.errors import (
     GuestError,
     NotFoundError,
     StoreError,
+    UnauthorizedError,
     VmpoolError,
 )
 from vmpool.lifecycle import EndReason, SandboxState
@@ -75,6 +76,21 @@ def break_ends(state: Path) -> None:
             "CREATE TRIGGER full BEFORE UPDATE ON sandboxes "
             "BEGIN SELECT RAISE(ABORT, 'as the test wants it'); END"
         )
+
+
+async def test_a_tenant_that_is_removed_meanwhile_gets_no_sandbox(
+    host: Host, engine: FakeEngine
+) -> None:
+    tenant = await host.store.tenants.add("brief", {})
+    await host.store.tokens.add("its", Role.USE.scopes, tenant=tenant.id)
+    engine.faults = Faults(load_delay=1.0)
+    creating = asyncio.create_task(host.create(wanted(), owner=tenant.id))
+    await until(lambda: list((host.settings.run / "clones").iterdir()))
+    await host.store.tenants.remove("brief")
+    with pytest.raises(UnauthorizedError, match="removed meanwhile"):
+        await creating
+    await gone(host)
+    assert await host.store.open_sandboxes() == []
 
 
 async def test_a_sandbox_is_on_record_from_its_making_to_its_end(host: Host) -> None:

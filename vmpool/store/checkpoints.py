@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vmpool.errors import ConflictError, NotFoundError
 from vmpool.journal import Durability
 from vmpool.store import rows
+from vmpool.store.tenants import require_there
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,9 +45,15 @@ class Checkpoints:
 
         Raises:
             ConflictError: `checkpoint_exists`; its owner has one of that name.
+            UnauthorizedError: Its owner was removed meanwhile.
         """
         columns = rows.checkpoint_columns(checkpoint, self._sealing)
-        await self._journal.run(lambda db: _insert(db, columns), Durability.POWER_CUT)
+
+        def record(db: Database) -> None:
+            require_there(db, checkpoint.owner)
+            _insert(db, columns)
+
+        await self._journal.run(record, Durability.POWER_CUT)
 
     async def remove(self, id: str) -> None:
         """Forget a checkpoint. *Idempotent.*"""

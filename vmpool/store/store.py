@@ -27,8 +27,9 @@ from vmpool.store.checkpoints import Checkpoints
 from vmpool.store.exposures import Exposures
 from vmpool.store.rows import ImageRow, SandboxRow, TemplateRow
 from vmpool.store.schema import SCHEMA
-from vmpool.store.tenants import Tenants
+from vmpool.store.tenants import LOCAL, Tenants, require_there
 from vmpool.store.tokens import Tokens
+from vmpool.template_key import owner_of
 from vmpool.trust.sealing import Sealing
 
 if TYPE_CHECKING:
@@ -128,11 +129,13 @@ class Store:
 
         Raises:
             NotFoundError: `image_not_found`; its image was not recorded before.
+            UnauthorizedError: It is a tenant's own, and that was removed meanwhile.
         """
         row = asdict(template)
         row |= {name: json.dumps(row[name]) for name in ("limits", "env")}
 
         def save(db: Database) -> None:
+            require_there(db, owner_of(template.name) or LOCAL)
             try:
                 db.table("templates").upsert(row, pk="name")
             except sqlite3.IntegrityError:
@@ -172,13 +175,22 @@ class Store:
     # Sandboxes.
 
     async def record_sandbox(self, sandbox: SandboxRow) -> None:
-        """Record a new sandbox, before anyone is told of it. *Not idempotent.*"""
+        """Record a new sandbox, before anyone is told of it. *Not idempotent.*
+
+        Raises:
+            UnauthorizedError: Its tenant was removed meanwhile.
+        """
         self._grown += 1
         if self._grown >= PRUNE_EVERY:
             self._grown = 0
             await self._prune_sandboxes()  # first: who meets an error has no row
         row = rows.sandbox_columns(sandbox, self._sealing)
-        await self._journal.run(lambda db: insert(db, "sandboxes", row))
+
+        def record(db: Database) -> None:
+            require_there(db, sandbox.owner)
+            insert(db, "sandboxes", row)
+
+        await self._journal.run(record)
 
     async def sandbox(self, sandbox_id: str) -> SandboxRow:
         """Return one sandbox, open or ended.

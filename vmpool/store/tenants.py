@@ -8,7 +8,7 @@ import sqlite3
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmpool.errors import ConflictError, InvalidRequestError, NotFoundError
+from vmpool.errors import ConflictError, InvalidRequestError, NotFoundError, UnauthorizedError
 from vmpool.journal import Durability
 from vmpool.model import new_id
 
@@ -161,6 +161,21 @@ def find(db: Database, id_or_name: str) -> TenantRow:
             remedy="see what there is: vmpool tenant list",
         )
     return _tenant(found[0])
+
+
+def require_there(db: Database, owner: str) -> None:
+    """Make sure, within a transaction, that a tenant was not removed while it was acting.
+
+    Raises:
+        UnauthorizedError: It was; what it was about to have would be nobody's.
+    """
+    gone = db.query(
+        """SELECT 1 FROM tokens WHERE tenant_id = :id
+        AND NOT EXISTS (SELECT 1 FROM tenants WHERE id = :id) LIMIT 1""",
+        {"id": owner},
+    )
+    if any(gone):
+        raise UnauthorizedError("the tenant of this token was removed meanwhile")
 
 
 def _require_unused(db: Database, tenant: TenantRow) -> None:
