@@ -247,3 +247,19 @@ async def test_a_path_that_is_not_here_is_told_as_clients_read_it(client: Client
     for path in ("/volumes", "/secrets/mine"):
         status, error = await client.call("GET", path)
         assert (status, error["error_code"]) == (400, "not_supported")
+
+
+async def test_what_a_guest_uses_is_told_when_it_is_asked_for(client: Client) -> None:
+    made = await client.create()
+    path = f"/sandboxes/{made['sandboxID']}/metrics"
+    status, metrics = await client.call("GET", path)
+    assert status == 200
+    (metric,) = metrics
+    assert metric["memTotal"] >= metric["memUsed"] > 0
+    assert metric["diskTotal"] >= metric["diskUsed"] > 0
+    assert metric["cpuCount"] > 0
+    now = metric["timestampUnix"]
+    assert await client.call("GET", f"{path}?start={now + 1000}") == (200, [])
+    assert await client.call("GET", f"{path}?end={now - 1000}") == (200, [])
+    await client.call("POST", f"/sandboxes/{made['sandboxID']}/pause")
+    assert metric in (await client.call("GET", path))[1]

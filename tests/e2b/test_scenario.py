@@ -11,7 +11,8 @@ pytestmark = [pytest.mark.tcg, pytest.mark.shares_host, pytest.mark.timeout(900)
 
 COMMANDS = ("command", "exit code", "environment", "stream", "list", "attach", "signal", "gone")
 FILES = ("write", "bytes", "files", "rename", "remove", "watch")
-LIFE = ("pause", "resume", "same token", "same processes", "fork", "apart")
+SLEEP = ("paused", "paused once", "state", "resume", "same token", "same processes")
+CHILDREN = ("fork", "apart", "snapshot", "forgotten")
 END = ("running", "metadata", "timeout", "kill")
 
 
@@ -23,4 +24,4 @@ def test_a_program_written_for_e2b_runs_unchanged(programs: Programs) -> None:
 def test_every_release_finds_what_it_is_documented_to_find(programs: Programs, sdk: Sdk) -> None:
     code = ("code", "figure") if sdk.has_code else ()
     said = programs.run("scenario", *code[:1], sdk=sdk)
-    assert said.splitlines() == [*COMMANDS, *FILES, "terminal", *LIFE, *code, *END]
+    assert said.splitlines() == [*COMMANDS, *FILES, "terminal", *SLEEP, *CHILDREN, *code, *END]

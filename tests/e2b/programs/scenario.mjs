@@ -79,8 +79,9 @@ async function terminal(sandbox) {
 async function sleep(sandbox) {
   const before = (await sandbox.commands.run(BOOT)).stdout
   await sandbox.commands.run('sleep 1000', { background: true })
-  await (sandbox.pause ?? sandbox.betaPause).call(sandbox)
-  check('pause', (await sandbox.getInfo()).state === 'paused')
+  check('paused', await sandbox.pause())
+  check('paused once', !(await sandbox.pause()))
+  check('state', (await sandbox.getInfo()).state === 'paused')
   const again = await Sandbox.connect(sandbox.sandboxId)
   check('resume', (await again.commands.run(BOOT)).stdout === before)
   check('same token', (await sandbox.commands.run('cat c.txt')).stdout === 'text ü')
@@ -89,13 +90,15 @@ async function sleep(sandbox) {
 }
 
 async function children(sandbox) {
-  const made = sandbox.fork
-    ? await sandbox.fork({ count: 2, timeoutMs: 300000 })
-    : [await Sandbox.create((await sandbox.createSnapshot()).snapshotId)]
+  const made = await sandbox.fork({ count: 2, timeoutMs: 300000 })
   for (const [number, child] of made.entries()) await child.files.write('c.txt', `${number}`)
   const read = await Promise.all(made.map((child) => child.files.read('c.txt')))
   check('fork', read.every((text, number) => text === `${number}`))
   check('apart', (await sandbox.files.read('c.txt')) === 'text ü')
+  const kept = await made[1].createSnapshot()
+  made.push(await Sandbox.create(kept.snapshotId))
+  check('snapshot', (await made[2].files.read('c.txt')) === '1')
+  check('forgotten', await Sandbox.deleteSnapshot(kept.snapshotId))
   for (const child of made) await child.kill()
 }
 

@@ -75,9 +75,9 @@ def sleep(sandbox):
     """Paused and resumed, as it was."""
     before = sandbox.commands.run(BOOT).stdout
     sandbox.commands.run("sleep 1000", background=True)
-    pause = getattr(sandbox, "pause", None) or sandbox.beta_pause
-    pause()
-    check("pause", sandbox.get_info().state.value == "paused")
+    check("paused", sandbox.pause())
+    check("paused once", not sandbox.pause())
+    check("state", sandbox.get_info().state.value == "paused")
     again = Sandbox.connect(sandbox.sandbox_id)
     check("resume", again.commands.run(BOOT).stdout == before)
     check("same token", sandbox.commands.run("cat c.txt").stdout == "text ü")
@@ -85,15 +85,16 @@ def sleep(sandbox):
 
 
 def children(sandbox):
-    """Forked, each going on by itself; or kept and gone on from, in older releases."""
-    if hasattr(sandbox, "fork"):
-        made = sandbox.fork(count=2, timeout=300)
-    else:
-        made = [Sandbox.create(sandbox.create_snapshot().snapshot_id)]
+    """Forked, each going on by itself; and kept, to be gone on from."""
+    made = sandbox.fork(count=2, timeout=300)
     for number, child in enumerate(made):
         child.files.write("c.txt", str(number))
-    check("fork", [child.files.read("c.txt") for child in made] == list("01")[: len(made)])
+    check("fork", [child.files.read("c.txt") for child in made] == ["0", "1"])
     check("apart", sandbox.files.read("c.txt") == "text ü")
+    kept = made[1].create_snapshot()
+    made.append(Sandbox.create(kept.snapshot_id))
+    check("snapshot", made[2].files.read("c.txt") == "1")
+    check("forgotten", Sandbox.delete_snapshot(kept.snapshot_id))
     for child in made:
         child.kill()
 

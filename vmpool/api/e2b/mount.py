@@ -10,6 +10,7 @@ from vmpool import auditing
 from vmpool.api import edge
 from vmpool.api.door import DOOR
 from vmpool.api.e2b import problem
+from vmpool.api.e2b.control.metrics import GAUGES
 from vmpool.api.e2b.control.operations import OPERATIONS
 from vmpool.api.e2b.router import Router, tell
 from vmpool.api.e2b.templates import workshop
@@ -18,6 +19,7 @@ from vmpool.api.e2b.visit import Shape
 from vmpool.api.intake import continue_later
 from vmpool.api.route import Call
 from vmpool.errors import VmpoolError
+from vmpool.gauges import Gauges
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,6 +37,7 @@ KEY_HEADER: Final = "X-API-KEY"
 
 def mount(app: web.Application, host: Host, limits: Limits, gate: Gate, reach: Reach) -> None:
     """Serve E2B's clients beside the native interface, before `reach` sees what is for a port."""
+    app[GAUGES] = Gauges()
     app.middlewares.append(Router(host, limits, reach).middleware())
     app.middlewares.append(_unmatched)
     workshop.put_in(app, host)

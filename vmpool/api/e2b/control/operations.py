@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from vmpool.api.e2b.control import bodies, networks, sandboxes, snapshots
+from vmpool.api.e2b.control import bodies, metrics, networks, sandboxes, snapshots
 from vmpool.api.e2b.operation import Operation, reads, takes
 from vmpool.api.idempotency import takes_once
 
@@ -60,6 +60,11 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         method="POST", path="/sandboxes/{id}/pause", run=takes(bodies.Pause, sandboxes.pause)
     ),
     Operation(method="POST", path="/sandboxes/{id}/fork", run=takes(bodies.Fork, sandboxes.fork)),
+    Operation(
+        method="GET",
+        path="/sandboxes/{id}/metrics",
+        run=reads(bodies.MetricsQuery, metrics.read),
+    ),
     Operation(
         method="PUT",
         path="/sandboxes/{id}/network",
