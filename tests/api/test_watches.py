@@ -103,3 +103,29 @@ async def test_a_reader_that_leaves_ends_the_watch_and_nothing_else(
     for _ in range(300):
         async with watching(server, sandbox, f"path={tmp_path}"):
             pass
+
+
+async def test_a_watcher_tells_what_happened_to_who_asks(server: Server, tmp_path: Path) -> None:
+    url = f"/v1/sandboxes/{(await server.make_sandbox())['id']}/files/watchers"
+    status, made = await server.call("POST", url, json={"path": str(tmp_path), "recursive": True})
+    assert status == 201
+    mine = f"{url}/{made['id']}"
+
+    async def take() -> list[tuple[str, str]]:
+        status, answer = await server.call("POST", f"{mine}/take", json={})
+        assert status == 200, answer
+        return [(one["event"], one["path"]) for one in answer["changes"]]
+
+    assert await take() == []
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "file").touch()
+    assert set(await take()) >= {("created", "sub"), ("created", "sub/file")}
+    assert await take() == []
+    status, refused = await server.call("POST", f"{mine}/take", json={}, headers=server.as_other())
+    assert (status, refused["code"]) == (404, "sandbox_not_found")
+    assert (await server.call("DELETE", mine))[0] == 204
+    for method, path in (("POST", f"{mine}/take"), ("DELETE", mine)):
+        status, refused = await server.call(method, path, json={} if method == "POST" else None)
+        assert (status, refused["code"]) == (404, "watcher_not_found")
+    status, refused = await server.call("POST", url, json={"path": f"{tmp_path}/nowhere"})
+    assert (status, refused["code"]) == (404, "file_not_found")

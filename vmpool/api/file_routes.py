@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vmpool.api import bodies, entries, file_urls, files, uploads, watches
+from vmpool.api import bodies, entries, file_urls, files, polls, uploads, watches
 from vmpool.api.auth import Access
 from vmpool.api.download import BINARY
 from vmpool.api.route import Answer, Route, reads, takes
@@ -148,5 +148,35 @@ FILE_ROUTES: Final[tuple[Route, ...]] = (
         answers=(Answer(body=watches.WatchLine, media=watches.NDJSON),),
         problems=_FILE,
         **reads(watches.WatchQuery, watches.watch),
+    ),
+    Route(
+        method="POST",
+        path="/v1/sandboxes/{id}/files/watchers",
+        name="make_watcher",
+        summary="Watch a directory for who asks now and then",
+        access=Access.SANDBOX,
+        answers=(Answer(status=201, body=polls.WatcherAnswer, media=JSON),),
+        problems=_FILE,
+        **takes(polls.MakeWatcher, polls.make),
+    ),
+    Route(
+        method="POST",
+        path="/v1/sandboxes/{id}/files/watchers/{watcher}/take",
+        name="take_changes",
+        summary="Return what a watcher has seen since the last time",
+        access=Access.SANDBOX,
+        answers=(Answer(body=polls.ChangesAnswer, media=JSON),),
+        problems=_FILE,
+        **takes(bodies.Nothing, polls.take),
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/sandboxes/{id}/files/watchers/{watcher}",
+        name="remove_watcher",
+        summary="Watch a directory no longer",
+        access=Access.SANDBOX,
+        answers=(Answer(status=204),),
+        problems=_FILE,
+        **reads(bodies.Nothing, polls.remove),
     ),
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
 from msgspec import Struct
+from msgspec.structs import asdict
 
 from vmpool.api import codec, outflow, problem, views
 from vmpool.api.bodies import Account, GuestPath, ProblemLine
@@ -35,7 +36,7 @@ class Watching(Struct, frozen=True, kw_only=True, tag="watching", tag_field="typ
     """The first line: all that happens from now on is told."""
 
 
-class ChangeLine(Struct, frozen=True, kw_only=True, tag="change", tag_field="type"):
+class Change(Struct, frozen=True, kw_only=True):
     """Something that happened; paths are relative to the watched directory.
 
     `destination` is where something was moved to, null when that is out of sight. After `overflow`
@@ -46,6 +47,10 @@ class ChangeLine(Struct, frozen=True, kw_only=True, tag="change", tag_field="typ
     path: str
     directory: bool
     destination: str | None
+
+
+class ChangeLine(Change, frozen=True, kw_only=True, tag="change", tag_field="type"):
+    """A change as a line of a stream."""
 
 
 WatchLine = Watching | ChangeLine | ProblemLine
@@ -70,7 +75,7 @@ async def watch(call: Call, query: WatchQuery) -> web.StreamResponse:
         ):
             await send(Watching())
             async for change in changes:
-                await send(_line(change))
+                await send(ChangeLine(**asdict(describe(change))))
     except VmpoolError as err:
         if not response.prepared or isinstance(err, outflow.StalledError):
             raise
@@ -80,9 +85,10 @@ async def watch(call: Call, query: WatchQuery) -> web.StreamResponse:
     return response
 
 
-def _line(change: FileChange) -> ChangeLine:
+def describe(change: FileChange) -> Change:
+    """Return a change as it is told."""
     destination = change.destination
-    return ChangeLine(
+    return Change(
         event=change.kind.value,
         path=views.printable(change.path),
         directory=change.directory,
