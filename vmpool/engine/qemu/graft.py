@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from vmpool.delta import Delta, Extent
     from vmpool.engine.qemu.hypervisor import Hypervisor
+    from vmpool.engine.qemu.inlay import Piece
     from vmpool.engine.qemu.pagemap import Mapping, Span
     from vmpool.snapshot import Snapshot
 
@@ -59,36 +60,46 @@ async def graft(
     """
     pid, size = started.process.pid, template.spec.memory_bytes
     with contextlib.ExitStack() as held:
-
-        def find() -> tuple[Delta, tuple[Mapping, ...]]:
+        # In threads: a hundred thousand places take a tenth of a second. And in few of them: to
+        # change threads takes as long as to copy some hundred pages.
+        def find() -> tuple[Delta, list[Span], dict[Span, Piece]]:
             own = state.delta or held.enter_context(delta.opened(state.pages, size))
-            return own, pagemap.find_mappings(pid, template.memory, size)
+            mappings = pagemap.find_mappings(pid, template.memory, size)
+            spans = pagemap.to_process(own.spans, mappings)
+            return own, spans, _choose(own, spans, mappings)
+
+        def copy_first() -> list[tuple[list[Span], list[Span]]]:
+            parts = _parts(spans, own, mapped)
+            for part in parts[:1]:
+                pages.put(pid, *part)
+            return parts[1:]
 
         async with turn:
-            own, mappings = await _in_thread(find)
-            # In threads, too: a hundred thousand places take a tenth of a second.
-            spans = await _in_thread(partial(pagemap.to_process, own.spans, mappings))
-            mapped = await _map(started, own.extent, spans, mappings)
-            parts = await _in_thread(partial(_parts, spans, own, mapped))
-            for part in parts[:1]:
-                await _in_thread(partial(pages.put, pid, *part))
-        for part in parts[1:]:
+            own, spans, pieces = await _in_thread(find)
+            mapped = await _map(started, own.extent, pieces)
+            rest = await _in_thread(copy_first)
+        for part in rest:
             async with turn:
                 await _in_thread(partial(pages.put, pid, *part))
 
 
-async def _map(
-    started: Hypervisor, extent: Extent | None, spans: list[Span], mappings: tuple[Mapping, ...]
-) -> Collection[Span]:
-    """Map the stretches that are worth it; return them."""
-    if extent is None:
-        return ()
-    choose = partial(inlay.choose, spans, extent.offset, most=pagemap.INLAID_MOST)
-    pieces = await _in_thread(choose)
+def _choose(own: Delta, spans: list[Span], mappings: tuple[Mapping, ...]) -> dict[Span, Piece]:
+    """Return the stretches that are to be mapped, none when they are not worth it together."""
+    if own.extent is None or own.size_bytes < WORTH_BYTES:
+        return {}
+    pieces = inlay.choose(spans, own.extent.offset, most=pagemap.INLAID_MOST)
     # A piece is known again by lying between two mappings of the template.
     ends = {end for mapping in mappings for end in (mapping.start, mapping.end)}
     pieces = {span: piece for span, piece in pieces.items() if ends.isdisjoint(span)}
-    if sum(piece.size_bytes for piece in pieces.values()) < WORTH_BYTES:
+    worth = sum(piece.size_bytes for piece in pieces.values()) >= WORTH_BYTES
+    return pieces if worth else {}
+
+
+async def _map(
+    started: Hypervisor, extent: Extent | None, pieces: dict[Span, Piece]
+) -> Collection[Span]:
+    """Map stretches; return those that are, which is all or none."""
+    if extent is None or not pieces:
         return ()
     number = await started.monitor.add_descriptor(extent.file, PAGES_FDSET)
     # One that does not stop is killed, or the thread would wait for it for ever, and all others for
