@@ -200,11 +200,14 @@ async def test_without_token_or_signature_only_the_health_is_told(inside: Inside
     del headers["X-Access-Token"]
     call = inside.server.call
     assert (await call("GET", "/health", headers=headers))[0] == 204
-    for path in ("/files?path=x", "/envs"):
+    for path in ("/files?path=x", "/envs", "/metrics"):
         status, answer = await call("GET", path, headers=headers)
         assert (status, answer["code"]) == (401, 401)
     status, told = await call("GET", "/envs", headers=inside.headers)
     assert (status, told["E2B_SANDBOX_ID"]) == (200, inside.id)
+    status, told = await call("GET", "/metrics", headers=inside.headers)
+    assert (status, told["cpu_count"]) == (200, os.cpu_count())
+    assert 0 < told["mem_used"] < told["mem_total"]
 
 
 async def test_what_is_secret_is_not_told(server: Server) -> None:

@@ -15,9 +15,8 @@ import msgspec
 from aiohttp import web
 from msgspec import UNSET, Struct, UnsetType
 
-from vmpool.api import codec, intake, metadata, views
+from vmpool.api import intake, metadata, views
 from vmpool.api.download import BINARY, Download
-from vmpool.api.e2b import environment
 from vmpool.api.e2b.account import check_account
 from vmpool.api.e2b.file_messages import check_path
 from vmpool.api.e2b.visit import Endpoint, Opening, Shape
@@ -184,21 +183,7 @@ def _written(info: FileInfo) -> Written:
     return Written(path=path, name=basename(path), metadata=info.metadata or UNSET)
 
 
-async def health(visit: Visit) -> web.Response:
-    """Say that the sandbox is there."""
-    del visit
-    return web.Response(status=204)
-
-
-async def environment_of(visit: Visit) -> web.Response:
-    """Tell the environment that all programs find; what is secret in it, only they are told."""
-    told = environment.told_by(visit.sandbox) | visit.sandbox.claim.env
-    return web.Response(body=codec.encode_plain(told), content_type="application/json")
-
-
 ENDPOINTS: Final[Table] = {
     ("GET", "/files"): Endpoint(opening=Opening.SIGNATURE, shape=Shape.CODE, run=download),
     ("POST", "/files"): Endpoint(opening=Opening.SIGNATURE, shape=Shape.CODE, run=upload),
-    ("GET", "/health"): Endpoint(opening=Opening.NOTHING, shape=Shape.CODE, run=health),
-    ("GET", "/envs"): Endpoint(opening=Opening.TOKEN, shape=Shape.CODE, run=environment_of),
 }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from vmpool.api.e2b import files, filesystem, interpreter, processes
+from vmpool.api.e2b import files, filesystem, interpreter, processes, state
 from vmpool.api.e2b.visit import Endpoint
 
 if TYPE_CHECKING:
@@ -18,7 +18,12 @@ ENVD_PORT: Final = 49983
 INTERPRETER_PORT: Final = 49999
 
 SERVICES: Final[Mapping[int, Table]] = {
-    ENVD_PORT: {**processes.ENDPOINTS, **filesystem.ENDPOINTS, **files.ENDPOINTS},
+    ENVD_PORT: {
+        **processes.ENDPOINTS,
+        **filesystem.ENDPOINTS,
+        **files.ENDPOINTS,
+        **state.ENDPOINTS,
+    },
     INTERPRETER_PORT: interpreter.ENDPOINTS,
 }
 
