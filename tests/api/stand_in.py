@@ -278,7 +278,9 @@ class PaperHost:
         self.images = SimpleNamespace(list=list)
         self.catalogue = self
         self.derivation = self
-        self.store = SimpleNamespace(tokens=self, audit=PaperAudit(), answers=None)
+        self.store = SimpleNamespace(
+            tokens=self, audit=PaperAudit(), answers=None, open_sandboxes=self._none_open
+        )
         self.statuses: list[Any] = []
         self.draining = False
         self._live: dict[str, Sandbox] = {}
@@ -297,6 +299,9 @@ class PaperHost:
 
     def resolve(self, name: str, **_: Any) -> str:
         raise NotFoundError(f"there is no template {name!r}", code="template_not_found")
+
+    async def _none_open(self) -> list[Any]:
+        return []
 
     async def overrides(self) -> dict[str, Any]:
         return {}

@@ -45,6 +45,7 @@ RETRY_AFTER = 1
 STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "base_missing": 409,
     "body_timeout": 408,
+    "builds_busy": 429,
     "connection_reset": 502,
     "disk_full": 507,
     "file_exists": 409,

@@ -40,7 +40,7 @@ async def stat(visit: Visit, body: messages.PathRequest) -> messages.EntryAnswer
     """Tell what a path is."""
     path = check_path(body.path)
     async with visit.sandbox.attended() as agent:
-        info = await agent.stat(path, user=account_of(visit.request))
+        info = await agent.stat(path, user=account_of(visit))
     return _answer(info)
 
 
@@ -48,13 +48,13 @@ async def list_directory(visit: Visit, body: messages.ListDirRequest) -> message
     """Tell what a directory holds."""
     path, depth = check_path(body.path), min(body.depth or 1, _DEEPEST)
     async with visit.sandbox.attended() as agent:
-        listed = await agent.list_directory(path, user=account_of(visit.request), depth=depth)
+        listed = await agent.list_directory(path, user=account_of(visit), depth=depth)
     return messages.EntriesAnswer(entries=[messages.entry(info) for info in listed])
 
 
 async def make_directory(visit: Visit, body: messages.PathRequest) -> messages.EntryAnswer:
     """Make a directory with its parents."""
-    path, user = check_path(body.path), account_of(visit.request)
+    path, user = check_path(body.path), account_of(visit)
     _audit(visit, "file.write", path=path)
     async with visit.sandbox.attended() as agent:
         try:
@@ -73,7 +73,7 @@ async def move(visit: Visit, body: messages.MoveRequest) -> messages.EntryAnswer
     source, destination = check_path(body.source), check_path(body.destination)
     _audit(visit, "file.move", path=source, destination=destination)
     async with visit.sandbox.attended() as agent:
-        info = await agent.move(source, destination, user=account_of(visit.request))
+        info = await agent.move(source, destination, user=account_of(visit))
     return _answer(info)
 
 
@@ -83,7 +83,7 @@ async def remove(visit: Visit, body: messages.PathRequest) -> Nothing:
     _audit(visit, "file.remove", path=path)
     async with visit.sandbox.attended() as agent:
         try:
-            await agent.remove(path, user=account_of(visit.request))
+            await agent.remove(path, user=account_of(visit))
         except GuestFileError as err:
             if err.error_code != "file_not_found":
                 raise
@@ -94,7 +94,7 @@ async def watch(
     visit: Visit, body: messages.WatchRequest
 ) -> AsyncGenerator[messages.Watched, None]:
     """Tell what happens in a directory, as it happens, until that is gone."""
-    path, user = check_path(body.path), account_of(visit.request)
+    path, user = check_path(body.path), account_of(visit)
     _audit(visit, "file.watch", path=path)
     async with (
         visit.sandbox.attended() as agent,
@@ -109,7 +109,7 @@ async def watch(
 
 async def create_watcher(visit: Visit, body: messages.WatchRequest) -> messages.WatcherAnswer:
     """Watch a directory for a client that asks now and then."""
-    path, user = check_path(body.path), account_of(visit.request)
+    path, user = check_path(body.path), account_of(visit)
     _audit(visit, "file.watch", path=path)
     wanted = Wanted(path=path, user=user, recursive=body.recursive, described=body.include_entry)
     id = await visit.request.app[WATCHERS].add(visit.sandbox, wanted)

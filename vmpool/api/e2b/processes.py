@@ -16,6 +16,7 @@ from vmpool.api.e2b import connect, environment
 from vmpool.api.e2b import process_messages as messages
 from vmpool.api.e2b.account import account_of
 from vmpool.api.e2b.connect import NOTHING, Nothing
+from vmpool.api.e2b.defaults import Defaults
 from vmpool.api.limits import check_arguments
 from vmpool.errors import (
     ConflictError,
@@ -42,8 +43,8 @@ async def start(visit: Visit, body: messages.Start) -> AsyncGenerator[messages.S
     what = Command(
         argv=argv,
         env=env,
-        cwd=body.process.cwd or None,
-        user=account_of(visit.request),
+        cwd=body.process.cwd or Defaults.of(visit.sandbox.environment).directory,
+        user=account_of(visit),
         timeout=connect.timeout_of(visit.request),
         stdin=body.stdin,
     )

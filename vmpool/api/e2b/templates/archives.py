@@ -96,7 +96,7 @@ class Archives:
         path = self.require(secret)
         partial = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}")
         try:
-            with _writing(path):
+            with _writing():
                 await asyncio.to_thread(_make_parent, partial)
                 await _write(partial, chunks)
                 await uninterrupted(asyncio.to_thread(_keep, partial, path))
@@ -165,12 +165,12 @@ def _keep(partial: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing() -> Iterator[None]:
     try:
         yield
     except OSError as err:
         if err.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFullError("no space for the files of a build") from err
         raise HostError(
-            f"cannot write {str(path.parent)!r}: {err.strerror}", code="state_unwritable"
+            f"cannot keep the files of a build: {err.strerror}", code="state_unwritable"
         ) from err

@@ -83,8 +83,7 @@ class Builder:
         build = self._build
         build.state = State.BUILDING
         try:
-            async with asyncio.timeout(BUILD_SECONDS):
-                await self._make()
+            await self._make_within()
         except VmpoolError as err:
             build.fail(str(err))
         except TimeoutError:
@@ -97,6 +96,12 @@ class Builder:
             build.fail("something failed that should not have; the server's log has the rest")
         else:
             build.state = State.READY
+
+    async def _make_within(self) -> None:
+        """Build within the time that there is, and leave nothing of it but the template."""
+        try:
+            async with asyncio.timeout(BUILD_SECONDS):
+                await self._make()
         finally:
             await uninterrupted(self._end())
 
