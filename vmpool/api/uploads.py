@@ -78,7 +78,7 @@ async def upload(call: Call, query: UploadQuery) -> web.Response:
                 raise TooLargeError(f"the request has over {FILES} files", code="too_many_files")
             path = posixpath.join(directory or "", part.filename or "")
             async with aclosing(limited(parts, path, call.limits)) as content:
-                files.append(await _write(call, agent, path, _own(part, query), content, kept))
+                files.append(await _write(call, agent, path, _own(part, query), content, kept=kept))
                 async for _ in content:  # of a file that was refused
                     pass
     return answer(UploadAnswer(files=files))
@@ -90,6 +90,7 @@ async def _write(
     path: str,
     query: UploadQuery,
     content: AsyncGenerator[bytes, None],
+    *,
     kept: dict[str, str],
 ) -> UploadedFile:
     """Write one file; its own failure is part of the answer."""
