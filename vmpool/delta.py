@@ -129,7 +129,7 @@ class Writer:
             if err.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise DiskFullError("no space for the pages of a checkpoint") from err
             raise SnapshotError(
-                f"cannot write {str(self._path)!r}: {err.strerror}", code="snapshot_unsaved"
+                f"cannot write {self._path.name!r}: {err.strerror}", code="snapshot_unsaved"
             ) from err
 
 

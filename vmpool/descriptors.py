@@ -6,6 +6,7 @@ them. It decides what is too few to begin with.
 
 from __future__ import annotations
 
+import errno
 import resource
 
 from vmpool.errors import HostError
@@ -33,3 +34,15 @@ def raise_limit() -> None:
         )
     wanted = MOST if most == resource.RLIM_INFINITY else min(most, MOST)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+def spent(err: OSError) -> HostError | None:
+    """Return, as an error to raise, that there is no descriptor left; `None` for anything else."""
+    if err.errno not in {errno.EMFILE, errno.ENFILE}:
+        return None
+    return HostError(
+        "this server, or its host, has no file descriptor left",
+        code="descriptors_spent",
+        remedy="try again when less is going on; LimitNOFILE= in its unit, or ulimit -n, is the"
+        " server's limit, fs.file-max the host's",
+    )

@@ -124,5 +124,5 @@ def _failing(directory: Path) -> Iterator[None]:
         if err.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFullError("no space for the snapshot of a template") from err
         raise SnapshotError(
-            f"cannot write {str(directory)!r}: {err.strerror}", code="snapshot_unsaved"
+            f"cannot write snapshot {directory.name!r}: {err.strerror}", code="snapshot_unsaved"
         ) from err

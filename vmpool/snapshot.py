@@ -482,7 +482,9 @@ def _publishing_failed(final: Path, err: OSError) -> ConflictError | DiskFullErr
         return ConflictError(f"there is a snapshot {final.name!r}", code="snapshot_exists")
     if err.errno in {errno.ENOSPC, errno.EDQUOT}:
         return DiskFullError(f"no space to publish the snapshot {final.name!r}")
-    return SnapshotError(f"cannot publish {str(final)!r}: {err.strerror}", code="snapshot_unsaved")
+    return SnapshotError(
+        f"cannot publish snapshot {final.name!r}: {err.strerror}", code="snapshot_unsaved"
+    )
 
 
 def sync(path: Path) -> None:

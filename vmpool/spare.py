@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from vmpool.descriptors import spent
 from vmpool.errors import GuestError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ async def restored(restore: Callable[[], Awaitable[C]], *, within: float) -> C:
 
     Raises:
         GuestError: `restore_timeout`.
+        HostError: `descriptors_spent`.
     """
     limit = asyncio.timeout(within)
     try:
@@ -50,6 +52,10 @@ async def restored(restore: Callable[[], Awaitable[C]], *, within: float) -> C:
             raise
         message = f"a restore took longer than {within} s"
         raise GuestError(message, code="restore_timeout") from error
+    except OSError as error:
+        if (known := spent(error)) is not None:
+            raise known from error
+        raise
 
 
 async def killed(clone: PoolClone, *, within: float) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -63,6 +65,20 @@ async def test_what_is_not_there_is_an_ordinary_problem(server: Server) -> None:
         assert response.headers["Allow"] == "POST"
         assert response.content_type == "application/problem+json"
         assert (await response.json(content_type=None))["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+async def test_a_server_without_a_descriptor_says_so(
+    server: Server, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(**_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(server.host, "sandboxes", fail)
+    async with server.session.get(f"{server.url}/v1/sandboxes") as response:
+        found = await response.json(content_type=None)
+    assert (response.status, found["code"]) == (500, "descriptors_spent")
+    assert (found["fault"], bool(found["remedy"])) == ("infrastructure", True)
 
 
 async def test_an_error_that_nobody_foresaw_tells_the_caller_nothing(

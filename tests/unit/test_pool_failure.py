@@ -6,13 +6,14 @@ All in virtual time: `settle` lets everything happen that can, `pass_time` moves
 from __future__ import annotations
 
 import asyncio
+import errno
 
 import pytest
 
 from tests.scripted_clones import ONE, Clone, Maker, acquiring, end, offer, pool_of, soon
 from tests.virtual_time import pass_time, settle, virtual
 from vmpool.cancellation import uninterrupted
-from vmpool.errors import CapacityError, EngineError, GuestError, PoolTimeoutError
+from vmpool.errors import CapacityError, EngineError, GuestError, HostError, PoolTimeoutError
 from vmpool.lifecycle import CloneEnd
 from vmpool.policy import BACKOFF_MOST, Census, Limits
 
@@ -135,6 +136,17 @@ async def test_a_restore_that_hangs_is_given_up() -> None:
         assert isinstance(caught.value.__cause__, GuestError)
         assert caught.value.__cause__.error_code == "restore_timeout"
         assert len(maker.attempts) == 2
+
+
+@virtual
+async def test_a_restore_without_a_descriptor_says_so() -> None:
+    maker = Maker()
+    maker.error = OSError(errno.EMFILE, "too many open files")
+    async with pool_of(maker, ONE) as pool:
+        with pytest.raises(PoolTimeoutError) as caught:
+            await pool.acquire(deadline=soon())
+        assert isinstance(caught.value.__cause__, HostError)
+        assert caught.value.__cause__.error_code == "descriptors_spent"
 
 
 @virtual

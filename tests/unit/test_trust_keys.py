@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,9 +12,7 @@ from hypothesis import strategies as st
 
 from vmpool.errors import HostError, InvalidRequestError, NotFoundError, SnapshotError
 from vmpool.trust import HostKey, Keyring, Proof, PublicKey, Purpose
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from vmpool.trust.sealing import Sealing
 
 DOCUMENT = b'{"id": "one"}\n'
 
@@ -148,3 +147,40 @@ def test_a_key_has_one_text() -> None:
     for text in (standard[:-1] + "9", standard + "=", "ED25519:" + standard[8:], standard + "A"):
         with pytest.raises(InvalidRequestError):
             PublicKey.parse(text)
+
+
+def test_what_a_killed_server_left_of_a_key_is_swept(tmp_path: Path) -> None:
+    Keyring.open(tmp_path).settle()
+    left = ["host-key.0123abcd", "host-key.pending", "host-key.pending.0123abcd"]
+    for name in [*left, "host-key.backup"]:
+        (tmp_path / name).write_bytes(b"half a key")
+    own = Keyring.open(tmp_path).own
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["host-key", "host-key.backup"]
+    assert str(own.public) == str(Keyring.open(tmp_path).own.public)
+
+
+def test_a_pending_key_takes_the_place_of_none(tmp_path: Path) -> None:
+    keyring = Keyring.open(tmp_path)
+    keyring.settle()
+    HostKey.fresh().save(tmp_path / "host-key.pending")
+    keyring.settle()
+    assert str(Keyring.open(tmp_path).own.public) == str(keyring.own.public)
+
+
+def test_the_name_of_a_key_is_synced_after_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().stem)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    keyring = Keyring.open(tmp_path)
+    keyring.settle()
+    Sealing(tmp_path / "seal-key").open()
+    keyring.trust(HostKey.fresh().public, "another")
+    here = tmp_path.name
+    assert synced == ["host-key", here, here, "seal-key", here, "trusted-keys"]

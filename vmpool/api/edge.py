@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from vmpool.api import problem
+from vmpool.descriptors import spent
 from vmpool.errors import (
     CallerError,
     Fault,
@@ -133,14 +134,10 @@ async def _answer(request: web.Request, handler: Handler, limits: Limits) -> web
         error = _translate(err)
     except web.HTTPException as err:
         error = _translate(err)
-    except Exception as err:
+    except Exception as err:  # noqa: BLE001 - the request's top: whatever failed is told or logged
         if isinstance(err, ConnectionError) and _has_left(request):
             return web.Response(status=CLIENT_LEFT)
-        log.exception("request=%s failed in a way nobody foresaw", request[REQUEST_ID])
-        error = VmpoolError(
-            "something failed that should not have",
-            remedy="tell whoever runs this server the request id; the log has the rest",
-        )
+        error = _unforeseen(request, err)
     request[CODE] = error.error_code
     if error.fault is Fault.INFRASTRUCTURE and type(error) is not VmpoolError:
         log.warning("request=%s %s: %s", request[REQUEST_ID], error.error_code, error)
@@ -152,6 +149,17 @@ async def _answer(request: web.Request, handler: Handler, limits: Limits) -> web
     )
     response.headers.update(headers)
     return response
+
+
+def _unforeseen(request: web.Request, err: Exception) -> VmpoolError:
+    """Return our error for one of somebody else's, which the log has."""
+    if isinstance(err, OSError) and (known := spent(err)) is not None:
+        return known
+    log.error("request=%s failed in a way nobody foresaw", request[REQUEST_ID], exc_info=err)
+    return VmpoolError(
+        "something failed that should not have",
+        remedy="tell whoever runs this server the request id; the log has the rest",
+    )
 
 
 def _has_left(request: web.Request) -> bool:

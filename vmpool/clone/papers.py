@@ -57,9 +57,10 @@ class Papers(msgspec.Struct, frozen=True, kw_only=True):
             temporary.rename(directory / FILE)
         except OSError as err:
             if err.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise DiskFullError(f"no space for a clone in {str(directory)!r}") from err
+                raise DiskFullError(f"no space for clone {directory.name!r}") from err
             raise HostError(
-                f"cannot write into {str(directory)!r}: {err.strerror}", code="state_unwritable"
+                f"cannot write the papers of clone {directory.name!r}: {err.strerror}",
+                code="state_unwritable",
             ) from err
 
 

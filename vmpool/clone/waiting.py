@@ -92,8 +92,9 @@ def claim_directory(run: Path) -> Path:
         directory.mkdir(mode=0o700)
     except OSError as err:
         if err.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise DiskFullError(f"no space for a machine in {str(run)!r}") from err
+            raise DiskFullError("no space for a machine in the run directory") from err
         raise HostError(
-            f"cannot create a directory in {str(run)!r}: {err.strerror}", code="state_unwritable"
+            f"cannot make a place for a machine in the run directory: {err.strerror}",
+            code="state_unwritable",
         ) from err
     return directory

@@ -195,5 +195,5 @@ def _write_proof(directory: Path, proof: bytes) -> None:
         if err.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise DiskFullError("no space for the signature of a snapshot") from err
         raise SnapshotError(
-            f"cannot sign {str(directory)!r}: {err.strerror}", code="snapshot_unsaved"
+            f"cannot sign snapshot {directory.name!r}: {err.strerror}", code="snapshot_unsaved"
         ) from err

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmpool.errors import HostError, InvalidRequestError, NotFoundError, SnapshotError
+from vmpool.trust import keyfile
 from vmpool.trust.keys import HostKey, Proof, PublicKey
 
 if TYPE_CHECKING:
@@ -56,14 +57,17 @@ class Keyring:
         """Return the keys of a state directory; a host without one gets its own, not yet settled.
 
         Raises:
-            HostError: `host_key_unusable`.
+            HostError: `host_key_unusable`; `keys_unreadable`.
         """
         own = _present(state)
         if own is None:
             HostKey.fresh().save(_pending(state))
             own = _present(state)  # another process may have been faster
         assert own is not None
-        return cls(state, own)
+        keyring = cls(state, own)
+        if keyring.is_settled():
+            keyring._sweep(state)
+        return keyring
 
     def is_settled(self) -> bool:
         """Tell whether what was here before the key was made has been signed with it."""
@@ -77,9 +81,20 @@ class Keyring:
         """
         state = self._trusted.parent
         try:
-            _pending(state).rename(state / KEY_FILE)
+            if not self.is_settled():
+                _pending(state).rename(state / KEY_FILE)
+                keyfile.sync(state)
         except FileNotFoundError:
             return
+        except OSError as err:
+            raise _unreadable(state, err) from err
+
+    def _sweep(self, state: Path) -> None:
+        """Remove what a server that was killed while it made a key has left."""
+        try:
+            _pending(state).unlink(missing_ok=True)
+            for path in (state / KEY_FILE, _pending(state)):
+                keyfile.sweep(path)
         except OSError as err:
             raise _unreadable(state, err) from err
 
@@ -117,6 +132,7 @@ class Keyring:
             beside = self._trusted / f".{os.getpid()}"
             beside.write_bytes(words.encode()[:_COMMENT_BYTES])
             beside.replace(self._trusted / str(key))
+            keyfile.sync(self._trusted)
         except OSError as err:
             raise _unreadable(self._trusted, err) from err
 

@@ -10,7 +10,6 @@ import base64
 import binascii
 import contextlib
 import os
-import secrets
 import stat
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from vmpool.errors import HostError, InvalidRequestError
+from vmpool.trust import keyfile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -152,16 +152,8 @@ class HostKey:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         try:
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):
-                path.hardlink_to(beside)
-            beside.unlink()
+            keyfile.write(path, data)
         except OSError as err:
             raise _unusable(path, err.strerror or str(err)) from err
 

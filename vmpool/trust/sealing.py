@@ -8,7 +8,6 @@ nothing about who is told them.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hmac
 import os
 import secrets
@@ -20,6 +19,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from vmpool.errors import HostError
+from vmpool.trust import keyfile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,8 +50,7 @@ class Sealing:
             HostError: `seal_key_unusable`.
         """
         try:
-            with contextlib.suppress(FileExistsError):
-                self._make()
+            self._make()
             data = self._read()
         except OSError as err:
             raise self._unusable(err.strerror or str(err)) from err
@@ -105,18 +104,9 @@ class Sealing:
         return self._cipher
 
     def _make(self) -> None:
-        if self._path.exists():
-            return
-        beside = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}")
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(_KEY_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-            self._path.hardlink_to(beside)
-        finally:
-            beside.unlink()
+        if not self._path.exists():
+            keyfile.write(self._path, secrets.token_bytes(_KEY_BYTES))
+        keyfile.sweep(self._path)
 
     def _read(self) -> bytes:
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -257,4 +257,4 @@ def _devices_memory() -> tuple[int, int]:
 def _unwritten(path: Path, err: OSError) -> DiskFullError | SnapshotError:
     if err.errno in {errno.ENOSPC, errno.EDQUOT}:
         return DiskFullError("no space for the devices of a checkpoint")
-    return SnapshotError(f"cannot write {str(path)!r}: {err.strerror}", code="snapshot_unsaved")
+    return SnapshotError(f"cannot write {path.name!r}: {err.strerror}", code="snapshot_unsaved")

@@ -177,9 +177,11 @@ class QemuMachine:
         """Give the guest a network, as `Machine.connect`."""
         if self._spec.nic is Nic.NONE:
             raise ConflictError(
-                "the machine has no network device",
+                "there is no network: the template was made without a network card, and so is all"
+                " that descends from it",
                 code="nic_missing",
-                remedy="make the template again; what descends from the old one stays without",
+                remedy="ask for none (network mode 'none'), or remove the template and make it"
+                " again, with this version",
             )
         try:
             await nic.plug(self._hypervisor.monitor, tap)

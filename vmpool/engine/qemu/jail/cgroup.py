@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmpool.errors import HostError
+from vmpool.errors import EngineError, HostError
 
 if TYPE_CHECKING:
     from vmpool.engine.qemu.jail.limits import Limits
@@ -103,7 +103,11 @@ class Cgroup:
     def remove(self) -> None:
         """End what is in it and remove it. *Idempotent.* Blocks.
 
-        One that the kernel does not let go is empty and limits nobody; it is logged.
+        One that is empty and that the kernel does not let go limits nobody; it is logged.
+
+        Raises:
+            EngineError: `process_stuck`; something in it does not end. Its note stays, for whoever
+                tries again.
         """
         with contextlib.suppress(OSError):  # there is no such file before Linux 5.14
             (self._path / "cgroup.kill").write_text("1")
@@ -113,6 +117,10 @@ class Cgroup:
         except FileNotFoundError:
             pass
         except OSError as err:
+            if _is_populated(self._path):
+                raise EngineError(
+                    f"processes of machine {self._path.name!r} do not end", code="process_stuck"
+                ) from err
             log.warning("cannot remove the control group %s: %s", self._path, err.strerror)
         self._note.unlink(missing_ok=True)
 
@@ -267,6 +275,13 @@ def _await_empty(group: Path) -> None:
         watch.register(file, select.POLLPRI)
         if "populated 0" not in file.read():
             watch.poll(_EMPTY_TIMEOUT * 1000)
+
+
+def _is_populated(group: Path) -> bool:
+    try:
+        return "populated 1" in (group / "cgroup.events").read_text()
+    except OSError:
+        return False
 
 
 def _missing(why: str, remedy: str = _DELEGATE) -> HostError:
