@@ -183,4 +183,4 @@ def test_the_name_of_a_key_is_synced_after_the_key(
     Sealing(tmp_path / "seal-key").open()
     keyring.trust(HostKey.fresh().public, "another")
     here = tmp_path.name
-    assert synced == ["host-key", here, here, "seal-key", here, "trusted-keys"]
+    assert synced == ["host-key.pending", here, here, "seal-key", here, "trusted-keys"]
