@@ -89,6 +89,14 @@ async def test_a_form_with_one_file_may_have_its_path_in_the_query(
     assert (status, answer["code"]) == (400, 400)
 
 
+async def test_who_waits_to_be_asked_for_a_body_is_asked(inside: Inside, tmp_path: Path) -> None:
+    at = {"path": f"{tmp_path}/file"}
+    content = os.urandom(300_000)
+    sent = await inside.http("POST", params=at, data=content, headers=OCTETS, expect100=True)
+    assert sent[0] == 200
+    assert (tmp_path / "file").read_bytes() == content
+
+
 async def test_metadata_are_kept_as_long_as_nothing_else_is_uploaded(
     inside: Inside, tmp_path: Path
 ) -> None:
