@@ -137,6 +137,20 @@ async def test_a_sandbox_is_made_of_a_checkpoint_whose_own_is_gone(
         assert await refusal(server, "POST", "/v1/sandboxes", json=body) == refused
 
 
+async def test_a_template_is_of_an_image_or_of_a_checkpoint(server: Server, sandbox: str) -> None:
+    await post(server, f"{sandbox}/checkpoints", {"name": "base"}, 201)
+    told = await post(server, "/v1/templates", {"name": "made:one", "checkpoint": "base"}, 201)
+    assert (told["name"], told["state"]) == ("made:one", "ready")
+    for body, refused in (
+        ({}, (400, "source_unclear")),
+        ({"image": "python", "checkpoint": "base"}, (400, "source_unclear")),
+        ({"checkpoint": "base", "vcpus": 2}, (400, "invalid_machine")),
+        ({"checkpoint": "none"}, (404, "checkpoint_not_found")),
+    ):
+        asked = {"name": "made", **body}
+        assert await refusal(server, "POST", "/v1/templates", json=asked) == refused
+
+
 async def test_a_rollback_breaks_off_what_runs_and_says_so(server: Server, sandbox: str) -> None:
     kept = await post(server, f"{sandbox}/checkpoints", {"name": "before"}, 201)
     _, before = await server.call("GET", sandbox)

@@ -90,6 +90,16 @@ async def test_a_checkpoint_is_kept_listed_gone_back_to_and_removed(terminal: Te
         await terminal.run("rollback", sandbox, kept)
 
 
+async def test_a_template_is_made_of_a_checkpoint(terminal: Terminal) -> None:
+    sandbox = (await terminal.run("sandbox", "create", "--env", "A=1")).strip()
+    await terminal.run("checkpoint", "create", sandbox, "before")
+    await terminal.run("template", "create", "made", "--checkpoint", "before", "--ready", "0")
+    await terminal.run("checkpoint", "remove", "before")
+    made = (await terminal.run("sandbox", "create", "--template", "made")).strip()
+    assert await terminal.run("exec", made, "--", "sh", "-c", "echo $A") == "1\n"
+    await terminal.run("template", "remove", "made")
+
+
 async def test_children_are_printed_and_have_what_was_sent(
     terminal: Terminal, tmp_path: Path
 ) -> None:

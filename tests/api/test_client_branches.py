@@ -70,6 +70,16 @@ async def test_a_checkpoint_is_gone_back_to_made_into_others_and_removed(client:
     assert gone.value.error_code == "checkpoint_not_found"
 
 
+async def test_a_template_is_made_of_a_checkpoint(client: Any) -> None:
+    async with client.sandbox(env={"A": "1"}) as held:
+        kept = await held.checkpoint("before")
+        template = await client.create_template("made", checkpoint=kept, limits={"ready": 0})
+        assert (template.name, template.state) == ("made", "ready")
+    async with client.sandbox(template="made") as made:
+        assert (await made.run(argv=["sh", "-c", "echo $A"])).stdout == "1\n"
+    await client.remove_template("made")
+
+
 async def test_children_are_sandboxes_to_work_with(client: Any) -> None:
     async with client.sandbox(env={"A": "parent"}) as held:
         children = await held.fork(3, env={"B": "child"}, clock="frozen-at-snapshot")

@@ -7,14 +7,16 @@ from e2b import BuildException, Sandbox, Template, wait_for_file
 
 NAME = "built"
 
-context = Path(tempfile.mkdtemp())
-(context / "app").mkdir()
-(context / "app" / "main.sh").write_text("echo app $GREETING > /tmp/started; sleep 3600\n")
-(context / "app" / "main.sh").chmod(0o755)
-(context / "notes.txt").write_text("read me\n")
+
+def lay_out(context):
+    """Write the files that a template copies."""
+    (context / "app").mkdir()
+    (context / "app" / "main.sh").write_text("echo app $GREETING > /tmp/started; sleep 3600\n")
+    (context / "app" / "main.sh").chmod(0o755)
+    (context / "notes.txt").write_text("read me\n")
 
 
-def recipe(last):
+def recipe(context, last):
     """Return a template whose last command is given."""
     return (
         Template(file_context_path=str(context))
@@ -45,8 +47,9 @@ def failure(template):
     return "it could"
 
 
-try:
-    first = build(recipe("echo $RANDOM > drawn"), NAME)
+def main(context):
+    """Build, look at what came of it, and build again."""
+    first = build(recipe(context, "echo $RANDOM > drawn"), NAME)
     assert {"hello", "root", "/srv/app"} <= set(first), first
     assert not any(message.startswith("CACHED") for message in first), first
     print("log")
@@ -62,7 +65,7 @@ try:
         drawn = said[3]
         print("started", len(listed))
 
-    again = build(recipe("echo $RANDOM > drawn"), f"{NAME}:second", tags=["third"])
+    again = build(recipe(context, "echo $RANDOM > drawn"), f"{NAME}:second", tags=["third"])
     cached = [message for message in again if message.startswith("CACHED")]
     assert len(cached) == 6, again
     with Sandbox.create(f"{NAME}:third") as sandbox:
@@ -78,7 +81,7 @@ try:
     print("tags")
 
     for template, words in (
-        (recipe("exit 7"), "failed to run command 'exit 7': exit status 7"),
+        (recipe(context, "exit 7"), "failed to run command 'exit 7': exit status 7"),
         (Template().from_template("base").set_user("root123").run_cmd("whoami"), "root123"),
         (Template().from_python_image("3.13"), "from_template"),
         (Template().from_template("nothing"), "no template 'nothing'"),
@@ -86,5 +89,11 @@ try:
         assert words in failure(template)
     assert not Template.exists("failing")
     print("refused")
-finally:
-    print("removed", Sandbox.delete_snapshot(NAME))
+
+
+with tempfile.TemporaryDirectory() as directory:
+    lay_out(Path(directory))
+    try:
+        main(Path(directory))
+    finally:
+        print("removed", Sandbox.delete_snapshot(NAME))

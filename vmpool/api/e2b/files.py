@@ -18,6 +18,7 @@ from msgspec import UNSET, Struct, UnsetType
 from vmpool.api import intake, metadata, views
 from vmpool.api.download import BINARY, Download
 from vmpool.api.e2b.account import check_account
+from vmpool.api.e2b.defaults import Defaults
 from vmpool.api.e2b.file_messages import check_path
 from vmpool.api.e2b.visit import Endpoint, Opening, Shape
 from vmpool.api.multipart import Parts
@@ -137,7 +138,8 @@ def _asked_for(visit: Visit) -> tuple[str, str]:
     query = visit.request.query
     name = query.get("username", "")
     try:
-        return check_path(query.get("path", "")), check_account(name)
+        usual = Defaults.of(visit.sandbox.environment).user
+        return check_path(query.get("path", "")), check_account(name, usual=usual)
     except InvalidRequestError as err:
         if err.error_code == "unknown_user":
             raise _unknown(name) from err

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vmpool.api.e2b import naming
 from vmpool.api.e2b.control import bodies, networks, views
 from vmpool.api.e2b.operation import answer
+from vmpool.api.e2b.templates.recipe import KEPT
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -27,10 +28,11 @@ async def create(call: Call, body: bodies.NewSnapshot) -> web.Response:
 
 
 async def list_own(call: Call, query: bodies.SnapshotsQuery) -> web.Response:
-    """List what the caller has kept, the newest first."""
+    """List what the caller has kept, the newest first; not what builds keep of their steps."""
     name = None if query.name is None else naming.bare(query.name)
     kept = await call.host.checkpoints(owner=call.caller.owner, sandbox=query.sandbox)
-    found = [each for each in kept if name is None or _is_called(each, name)]
+    own = [each for each in kept if not (each.name or "").startswith(KEPT)]
+    found = [each for each in own if name is None or _is_called(each, name)]
     if query.next_token is not None:
         created, _, id = query.next_token.partition("-")
         found = [each for each in found if (each.created_ns, each.id) < (int(created), id)]
