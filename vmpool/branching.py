@@ -75,6 +75,7 @@ class Branching:
                 clock_offset_ns=sandbox.clock_offset_ns,
                 env=sandbox.claim.env,
                 secrets=sandbox.claim.secrets,
+                confided=sandbox.claim.confided,
                 network=sandbox.claim.network,
             )
             try:
@@ -154,7 +155,7 @@ def _require_related(holding: Holding, to: Checkpoint) -> None:
             code="checkpoint_unrelated",
             remedy="create a sandbox from it",
         )
-    if to.secrets and not sandbox.claim.secrets:
+    if to.is_confidential and not (sandbox.claim.secrets or sandbox.claim.confided):
         # Its own checkpoints would count as having none, and be exported with what they hold.
         raise ConflictError(
             f"checkpoint {to.id!r} is of a sandbox that was told secrets, and sandbox"

@@ -155,6 +155,7 @@ def _claim(request: CreateRequest, owner: str, *, of: Checkpoint | None = None) 
         metadata=request.metadata,
         env=request.env if of is None else of.env | request.env,
         secrets=request.secrets if of is None else of.secrets | request.secrets,
+        confided=of is not None and of.confided,
         on_expiry=request.on_expiry,
         idle_timeout=request.idle_timeout,
         auto_resume=request.auto_resume,

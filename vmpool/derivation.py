@@ -197,7 +197,7 @@ async def _end(clone: Clone) -> None:
 
 
 def _require_open(kept: Checkpoint) -> None:
-    if kept.secrets:
+    if kept.is_confidential:
         raise ConflictError(
             f"checkpoint {kept.id!r} is of a sandbox that was told secrets, which whoever has a"
             " sandbox of the template would have in its memory",

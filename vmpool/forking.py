@@ -97,6 +97,7 @@ class Forking:
         seedling = _Seedling(
             key=machine.key,
             claim=_claim(parent, request),
+            parent=parent,
             was=parent.claim.network,
             files=request.files,
         )
@@ -175,7 +176,8 @@ class Forking:
         except BaseException:
             await waiting.kill()
             raise
-        claim = seedling.claim
+        # What was confided until the state was saved is in it.
+        claim = replace(seedling.claim, confided=seedling.parent.claim.confided)
         clone = await self._nursery.wake(
             waiting,
             snapshot,
@@ -245,10 +247,12 @@ class _Seedling:
     """What children are made of beside the state.
 
     Attributes:
+        parent: Whose state it is.
         key: What the agent in the state obeys.
         was: What the state's guest might reach.
     """
 
+    parent: Sandbox
     key: bytes = field(repr=False)
     claim: Claim
     was: NetworkPolicy

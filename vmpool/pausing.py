@@ -97,6 +97,7 @@ class Pausing:
             clock_offset_ns=sandbox.clock_offset_ns,
             env=sandbox.claim.env,
             secrets=sandbox.claim.secrets,
+            confided=sandbox.claim.confided,
             network=sandbox.claim.network,
         )
         try:

@@ -59,6 +59,7 @@ class Claim:
         metadata: The holder's own words, shown in lists, never interpreted.
         env: Environment of everything that runs in it; an execution's own goes on top.
         secrets: The same, on top of `env`; shown to nobody, and sealed where they are kept.
+        confided: An execution in it was told secrets of its own, which its memory may hold.
         on_expiry: What becomes of it when its time is up or it was idle for too long.
         idle_timeout: Seconds that it may be idle; `None` for no limit.
         auto_resume: Whether a request wakes it when it is paused.
@@ -75,6 +76,7 @@ class Claim:
     metadata: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict, repr=False)
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    confided: bool = False
     on_expiry: OnExpiry = OnExpiry.KILL
     idle_timeout: float | None = None
     auto_resume: AutoResume = AutoResume.NEVER

@@ -230,7 +230,7 @@ class Shipping:
 
 def refusal(kept: Checkpoint, confidence: Confidence) -> ConflictError | None:
     """Return, as an error to raise, why a checkpoint is not exported; `None` when it may be."""
-    if not kept.secrets or confidence is Confidence.SHARE:
+    if not kept.is_confidential or confidence is Confidence.SHARE:
         return None
     return ConflictError(
         f"checkpoint {kept.id!r} is of a sandbox that was told secrets, and its memory may hold"

@@ -71,7 +71,13 @@ class Checkpoint:
     saved_ns: int
     env: dict[str, str] = field(default_factory=dict, repr=False)
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    confided: bool = False
     network: NetworkPolicy = UNCONNECTED
+
+    @property
+    def is_confidential(self) -> bool:
+        """Whether its memory may hold secrets, of its sandbox or of an execution in it."""
+        return self.confided or bool(self.secrets)
 
     @classmethod
     def of(cls, row: CheckpointRow) -> Checkpoint:
@@ -91,6 +97,7 @@ class Checkpoint:
             saved_ns=row.saved_ns,
             env=row.env,
             secrets=row.secrets,
+            confided=row.confided,
             network=egress.parse(row.network),
         )
 
@@ -112,6 +119,7 @@ class Checkpoint:
             size_bytes=self.size_bytes,
             env=self.env,
             secrets=self.secrets,
+            confided=self.confided,
             network=egress.text(self.network),
         )
 
@@ -360,6 +368,7 @@ def checkpoint_of(
     clock_offset_ns: int,
     env: dict[str, str],
     secrets: dict[str, str],
+    confided: bool,
     network: NetworkPolicy,
 ) -> Checkpoint:
     """Return what was saved of a sandbox as a checkpoint.
@@ -384,5 +393,6 @@ def checkpoint_of(
         saved_ns=manifest.created_ns + clock_offset_ns,
         env=env,
         secrets=secrets,
+        confided=confided,
         network=network,
     )

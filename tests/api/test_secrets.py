@@ -122,6 +122,31 @@ async def test_a_checkpoint_with_secrets_is_exported_on_purpose_only(
         assert result.stdout == "unknown\n"
 
 
+async def test_what_one_execution_was_told_is_exported_on_purpose_only(
+    server: Server, tmp_path: Path
+) -> None:
+    async with AsyncClient(server.url, token=server.token) as client:
+        told = await client.create()
+        before = await told.checkpoint("before")
+        await told.run(argv=["true"], secrets={"PASSWORD": SECRET})
+        (child,) = await told.fork(1)
+        for sandbox in (told, child):
+            kept = await sandbox.checkpoint()
+            grown = await client.create(checkpoint=kept)
+            for each in (kept, await grown.checkpoint()):
+                with pytest.raises(ConflictError) as refused:
+                    await client.checkpoints.export_to(each, tmp_path / "parcel")
+                assert refused.value.error_code == "checkpoint_secret"
+        await told.pause()
+        await told.resume()
+        rows = [await server.host.store.sandbox(each.id) for each in (told, child)]
+        assert [row.confided for row in rows] == [True, True]
+        await client.checkpoints.export_to(before, tmp_path / "parcel")
+        plain = await client.create()
+        with pytest.raises(ConflictError):
+            await plain.rollback(kept)
+
+
 async def test_a_rollback_brings_no_secrets_to_a_sandbox_that_has_none(server: Server) -> None:
     async with AsyncClient(server.url, token=server.token) as client:
         told = await client.create(secrets={"PASSWORD": SECRET})

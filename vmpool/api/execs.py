@@ -15,6 +15,7 @@ from aiohttp import web
 from msgspec import UNSET
 
 from vmpool.api import bodies, codec, outflow, problem, views
+from vmpool.api.confidence import confide
 from vmpool.api.task import stdin_of, task_of
 from vmpool.errors import ConflictError, GuestError, VmpoolError
 from vmpool.model import Exited, Output, Raised, Result, Started, Stream
@@ -80,6 +81,7 @@ async def execute(call: Call, body: bodies.Exec) -> web.StreamResponse:
     sandbox = await call.sandbox()
     task = task_of(body, call.limits)
     stdin = stdin_of(body)
+    await confide(call, sandbox, body)
     call.host.audit(call.caller.owner, "sandbox.exec", sandbox.id, {})
     return await stream(call, _fed(sandbox, task, stdin))
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from vmpool.api import bodies, codec, execs, outflow
+from vmpool.api.confidence import confide
 from vmpool.api.limits import MESSAGE_BYTES
 from vmpool.api.task import stdin_of, task_of
 from vmpool.errors import CallerError, ConflictError, Fault, InvalidRequestError, VmpoolError
@@ -81,6 +82,7 @@ async def _serve(call: Call, socket: web.WebSocketResponse, sandbox: Sandbox) ->
         raise InvalidRequestError("the first message is the request, as text")
     body = codec.decode(data, bodies.Exec)
     task = replace(task_of(body, call.limits), stdin=True)
+    await confide(call, sandbox, body)
     call.host.audit(call.caller.owner, "sandbox.exec", sandbox.id, {})
     async with sandbox.execute(task) as execution:
         await converse(

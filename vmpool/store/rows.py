@@ -69,6 +69,7 @@ class SandboxRow:
         ticket: Of the request that it was made for, until that was answered; empty for none.
         network: Policy of its network as JSON; empty for none.
         secrets: As `env`, but told to nobody; sealed in the file.
+        confided: Its memory may hold secrets of single executions.
     """
 
     id: str
@@ -99,6 +100,7 @@ class SandboxRow:
     ticket: bytes = field(default=b"", repr=False)
     network: str = ""
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    confided: bool = False
 
 
 _SANDBOX_COLUMNS = tuple(field.name for field in fields(SandboxRow))
@@ -126,7 +128,7 @@ class CheckpointRow:
         dirty_bytes: Memory that differed from the base.
         size_bytes: Of its files.
         env: Environment of everything that ran in the sandbox.
-        network: Policy of its network; `secrets` likewise, as in `SandboxRow`.
+        network: Policy of its network; `secrets` and `confided` likewise, as in `SandboxRow`.
     """
 
     id: str
@@ -144,6 +146,7 @@ class CheckpointRow:
     env: dict[str, str] = field(default_factory=dict, repr=False)
     network: str = ""
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    confided: bool = False
 
 
 def template(row: dict[str, Any]) -> TemplateRow:
@@ -168,6 +171,7 @@ def sandbox(row: dict[str, Any], sealing: Sealing) -> SandboxRow:
             "env": json.loads(row["env"]),
             "receipt": _receipt(row["receipt"]),
             "secrets": _unsealed(row, sealing),
+            "confided": bool(row["confided"]),
         }
     )
 
@@ -191,6 +195,7 @@ def checkpoint(row: dict[str, Any], sealing: Sealing) -> CheckpointRow:
             "purpose": Purpose(row["purpose"]),
             "env": json.loads(row["env"]),
             "secrets": _unsealed(row, sealing),
+            "confided": bool(row["confided"]),
         }
     )
 

@@ -108,4 +108,8 @@ SCHEMA = (
             value TEXT NOT NULL) STRICT""",
     ),
     ("ALTER TABLE templates ADD COLUMN env TEXT NOT NULL DEFAULT '{}'",),
+    (
+        "ALTER TABLE sandboxes ADD COLUMN confided INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE checkpoints ADD COLUMN confided INTEGER NOT NULL DEFAULT 0",
+    ),
 )

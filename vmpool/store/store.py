@@ -240,6 +240,15 @@ class Store:
         sql = "UPDATE sandboxes SET network = ? WHERE id = ?"
         await self._change_sandbox(sandbox_id, sql, [policy, sandbox_id])
 
+    async def set_confided(self, sandbox_id: str) -> None:
+        """Note that an execution in a sandbox is told secrets of its own. *Idempotent.*
+
+        Raises:
+            NotFoundError: `sandbox_not_found`; it has ended.
+        """
+        sql = "UPDATE sandboxes SET confided = 1 WHERE id = ? AND ended_ns IS NULL"
+        await self._change_sandbox(sandbox_id, sql, [sandbox_id])
+
     async def end_sandbox(self, sandbox_id: str, reason: EndReason) -> None:
         """Record that a sandbox has ended; the first reason stays. *Idempotent.*
 
