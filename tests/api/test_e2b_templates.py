@@ -310,6 +310,15 @@ async def test_a_build_is_ended_with_its_server(builds: Builds, tmp_path: Path) 
     assert not host.sandboxes(owner=owner)
 
 
+async def test_builds_of_the_same_steps_at_once_are_in_nobodys_way(
+    builds: Builds, tmp_path: Path
+) -> None:
+    steps = [("RUN", f"echo {number} >> done") for number in range(3)]
+    ended = await asyncio.gather(*(builds.build(name, *steps) for name in ("one", "two")))
+    assert [each["status"] for each in ended] == ["ready", "ready"], ended
+    assert (tmp_path / "done").read_text().count("2") >= 1
+
+
 async def test_the_oldest_steps_make_room(builds: Builds, monkeypatch: pytest.MonkeyPatch) -> None:
     assert STEPS_KEPT > 2
     monkeypatch.setattr("vmpool.api.e2b.templates.builder.STEPS_KEPT", 2)

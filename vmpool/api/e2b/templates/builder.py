@@ -29,7 +29,14 @@ from vmpool.api.e2b.templates.recipe import (
 from vmpool.cancellation import uninterrupted
 from vmpool.derivation import DeriveRequest
 from vmpool.egress import NetworkPolicy
-from vmpool.errors import InvalidRequestError, NotFoundError, QuotaError, TaskError, VmpoolError
+from vmpool.errors import (
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    QuotaError,
+    TaskError,
+    VmpoolError,
+)
 from vmpool.host import CreateRequest
 from vmpool.model import Command, Exited, Output
 from vmpool.template_key import key_of
@@ -55,6 +62,10 @@ START_SECONDS: Final = 20.0
 
 STEPS_KEPT: Final = 24
 """Checkpoints of steps that a tenant has at most; the oldest go first."""
+
+_NOT_KEPT: Final = frozenset({"checkpoint_exists", "checkpoint_in_use", "quota_exceeded"})
+"""Codes of what keeps the state after a step from being kept: another build does the same steps at
+this moment, or the tenant has no more room. The build goes on."""
 
 BUILD: Final = "vmpool.build"
 """Says in a sandbox's metadata that it is a build's, and ends with that."""
@@ -234,12 +245,14 @@ class Builder:
     async def _keep(self, sandbox: Sandbox, state: str) -> str | None:
         """Keep the state after a step, for later builds; return its id, `None` without room."""
         host, owner = self._host, self._build.owner
-        with contextlib.suppress(NotFoundError):  # of before, where it was not to count
-            await host.remove_checkpoint(state, owner=owner)
         try:
+            with contextlib.suppress(NotFoundError):  # of before, where it was not to count
+                await host.remove_checkpoint(state, owner=owner)
             kept = await host.checkpoint(sandbox.id, owner=owner, name=state)
-        except QuotaError as err:
-            self._build.say(f"this step is done anew the next time: {err.message}", Level.WARN)
+        except (ConflictError, QuotaError) as err:
+            if err.error_code not in _NOT_KEPT:
+                raise
+            self._build.say(f"the state after this step is not kept: {err.message}", Level.WARN)
             return None
         await self._make_room(but=kept.id)
         return kept.id
