@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import select
+import stat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vmpool_agent import inotify, spawn
@@ -191,6 +192,16 @@ class Tree:
         for watch, child, directory in self._descend(path):
             self._found.add((watch, os.path.basename(child)))  # noqa: PTH119
             yield Change("created", child, directory)
+            if not directory and self._has_content(child):
+                # Written before anybody looked, or while somebody did; twice is better than never.
+                yield Change("modified", child)
+
+    def _has_content(self, path: str) -> bool:
+        try:
+            entry = os.lstat(_join(self._root, path))
+        except OSError:
+            return False
+        return stat.S_ISREG(entry.st_mode) and entry.st_size > 0
 
     def _descend(self, top: str) -> Iterator[tuple[int, str, bool]]:
         """Watch a directory and those below it; yield the watch, path and kind of their entries."""

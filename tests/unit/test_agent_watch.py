@@ -117,6 +117,8 @@ async def test_no_file_of_a_new_directory_is_lost_and_none_is_told_twice(
         changes = await watch.flush()
     created = [change.path for change in changes if change.kind is ChangeKind.CREATED]
     assert sorted(created) == sorted(wanted)
+    written = {change.path for change in changes if change.kind is ChangeKind.MODIFIED}
+    assert written == {path for path in wanted if path.endswith("file")}
 
 
 async def test_a_directory_is_followed_where_it_is_moved(guest: Path, tmp_path: Path) -> None:
@@ -262,6 +264,23 @@ def _watchers() -> list[str]:
         except OSError:
             continue
     return found
+
+
+def test_what_was_written_in_a_directory_before_it_was_seen_is_told(tmp_path: Path) -> None:
+    tree = Tree(str(tmp_path), recursive=True)
+    tree.begin()
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "empty").touch()
+    (tmp_path / "d" / "full").write_bytes(b"x")
+    (tmp_path / "d" / "link").symlink_to("full")
+    assert list(tree.changes()) == [
+        Change("created", "d", True),
+        Change("created", "d/empty"),
+        Change("created", "d/full"),
+        Change("modified", "d/full"),
+        Change("created", "d/link"),
+    ]
+    tree.close()
 
 
 def test_too_many_directories_are_refused_at_the_start_and_later(tmp_path: Path) -> None:
