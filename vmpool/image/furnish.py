@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from vmpool.image import account, interpreter
+from vmpool.image import account, interpreter, login
 from vmpool.image.tree import ENCODING, Node, directory, file, link
 from vmpool.model import MIB
 
@@ -66,6 +66,7 @@ def furnish(tree: Tree, *, agent: bytes, warm: bytes | None, check: Check) -> In
     python = interpreter.find(tree)
     _strip(tree)
     account.add(tree)
+    login.hasten(tree)
     tree.put("/usr/lib/vmpool", directory())
     tree.put(AGENT_PATH, file(agent))
     tree.remove(WARM_PATH)
