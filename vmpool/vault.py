@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 
 _COUNTED = {Purpose.KEPT: Usage(checkpoints=1), Purpose.PAUSE: Usage(paused=1)}
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_NAME = re.compile(f"{_WORD}(:{_WORD})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -340,7 +341,8 @@ class Vault:
             raise InvalidRequestError(
                 f"{name!r} is no name for a checkpoint",
                 code="checkpoint_name_invalid",
-                remedy="use up to 64 letters, digits, dots, dashes and underscores",
+                remedy="use up to 64 letters, digits, dots, dashes and underscores, and the same"
+                " for a tag behind a colon",
             )
         if any(each.name == name for each in self.of(owner)):
             raise ConflictError(

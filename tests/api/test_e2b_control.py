@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import pytest
 
 from tests.api.conftest import IMAGE
+from vmpool.api.e2b.control import bodies, networks
 from vmpool.config import ApiSettings
+from vmpool.egress import NetworkMode, NetworkPolicy
 
 if TYPE_CHECKING:
     from tests.api.conftest import Serve, Server
@@ -136,8 +139,15 @@ async def test_children_and_snapshots_go_on_where_a_sandbox_is(client: Client) -
     status, kept = await client.call("POST", f"{path}/snapshots", json={"name": "mine"})
     assert (status, kept["names"]) == (201, ["mine"])
     assert await client.call("GET", "/snapshots?name=mine") == (200, [kept])
-    assert await client.call("GET", f"/snapshots?sandboxID={children[0]['sandbox']['sandboxID']}")
-    for reference in (kept["snapshotID"], "mine", "team/mine:default"):
+    child = children[0]["sandbox"]["sandboxID"]
+    assert await client.call("GET", f"/snapshots?sandboxID={child}") == (200, [])
+    status, tagged = await client.call("POST", f"{path}/snapshots", json={"name": "mine:v2"})
+    assert (status, tagged["names"]) == (201, ["mine:v2"])
+    assert await client.call("GET", "/snapshots?name=mine:v2") == (200, [tagged])
+    assert await client.call("GET", "/snapshots?name=mine") == (200, [tagged, kept])
+    assert (await client.call("POST", f"{path}/snapshots", json={"name": "mine"}))[0] == 409
+    assert (await client.call("POST", f"{path}/snapshots", json={"name": "a b:c"}))[0] == 400
+    for reference in (kept["snapshotID"], "mine", "team/mine:default", "mine:v2"):
         again = await client.create(templateID=reference)
         assert again["templateID"] == IMAGE
 
@@ -263,3 +273,85 @@ async def test_what_a_guest_uses_is_told_when_it_is_asked_for(client: Client) ->
     assert await client.call("GET", f"{path}?end={now - 1000}") == (200, [])
     await client.call("POST", f"/sandboxes/{made['sandboxID']}/pause")
     assert metric in (await client.call("GET", path))[1]
+
+
+class Inside:
+    """Whoever talks to one sandbox."""
+
+    def __init__(self, client: Client, made: dict[str, Any]) -> None:
+        self.client = client
+        self.headers = {
+            "E2b-Sandbox-Id": made["sandboxID"],
+            "E2b-Sandbox-Port": "49983",
+            "X-Access-Token": made["envdAccessToken"],
+        }
+
+    async def processes(self) -> tuple[int, Any]:
+        """Ask something of the guest."""
+        return await self.client.call(
+            "POST", "/process.Process/List", headers=self.headers, json={}
+        )
+
+
+async def test_what_is_paused_wakes_on_traffic_if_it_was_made_so(client: Client) -> None:
+    options: dict[str, Any] = {"autoPause": True, "autoResume": {"enabled": True}}
+    wakes, stays = await client.create(**options), await client.create(autoPause=True)
+    for made in (wakes, stays):
+        assert await client.call("POST", f"/sandboxes/{made['sandboxID']}/pause") == (204, b"")
+    assert (await Inside(client, wakes).processes())[0] == 200
+    status, gone = await Inside(client, stays).processes()
+    assert (status, gone["message"]) == (502, "The sandbox was not found")
+    assert "was not found" in gone["message"]
+    states = {
+        made["sandboxID"]: (await client.call("GET", f"/sandboxes/{made['sandboxID']}"))[1]
+        for made in (wakes, stays)
+    }
+    assert [one["state"] for one in states.values()] == ["running", "paused"]
+    assert states[wakes["sandboxID"]]["lifecycle"] == {"autoResume": True, "onTimeout": "pause"}
+
+
+async def test_nobody_wakes_a_sandbox_without_its_token(client: Client) -> None:
+    made = await client.create(autoPause=True, autoResume={"enabled": True})
+    path = f"/sandboxes/{made['sandboxID']}"
+    await client.call("POST", f"{path}/pause")
+    other = await client.create()
+    assert (await Inside(client, made | {"envdAccessToken": "x"}).processes())[0] == 401
+    stolen = made | {"envdAccessToken": other["envdAccessToken"]}
+    assert (await Inside(client, stolen).processes())[0] == 401
+    assert (await client.call("GET", path))[1]["state"] == "paused"
+
+
+async def test_a_sandbox_whose_time_is_up_is_paused_or_killed_as_asked(client: Client) -> None:
+    cases: tuple[tuple[dict[str, Any], str | None], ...] = (
+        ({"autoPause": True}, "paused"),
+        ({}, None),
+    )
+    for options, state in cases:
+        made = await client.create(**options)
+        path = f"/sandboxes/{made['sandboxID']}"
+        assert await client.call("POST", f"{path}/timeout", json={"timeout": 0}) == (204, b"")
+        async with asyncio.timeout(60):
+            seen: Any = "running"
+            while seen == "running":
+                seen = (await client.call("GET", path))[1].get("state")
+        assert seen == state
+
+
+def test_rules_hold_in_their_order_and_not_in_ours() -> None:
+    rules = bodies.NetworkRules
+    policy_of, open_ = networks.policy_of, NetworkMode.OPEN
+
+    def told(given: bodies.NetworkRules | None, internet: bool | None = None) -> NetworkPolicy:
+        return policy_of(given, internet, usual=NetworkMode.NONE)
+
+    assert told(None) == told(None, internet=True) == NetworkPolicy()
+    assert told(None, internet=False).mode is NetworkMode.NONE
+    assert told(rules(deny_out=["0.0.0.0/0"])).mode is NetworkMode.NONE
+    named = told(rules(allow_out=["example.com", "1.1.1.1"], deny_out=["0.0.0.0/0"]))
+    assert named.mode is NetworkMode.RESTRICTED
+    assert networks.rules_of(named) == (["example.com", "1.1.1.1/32"], ["0.0.0.0/0"])
+    cut = told(rules(allow_out=["8.8.8.8"], deny_out=["8.8.8.8/30", "9.0.0.0/8"]))
+    assert cut.mode is open_
+    assert networks.rules_of(cut)[1] == ["8.8.8.10/31", "8.8.8.9/32", "9.0.0.0/8"]
+    assert told(rules(deny_out=["8.8.8.8"], allow_out=["8.0.0.0/8"])).deny == ()
+    assert told(rules(allow_out=["0.0.0.0/0"], deny_out=["0.0.0.0/0"])).mode is open_

@@ -35,7 +35,7 @@ _PATH_PARAMETERS: Final[Json] = {
     },
     "checkpoint": {
         "type": "string",
-        "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?$",
         "description": "A checkpoint's id or name",
     },
     "pid": {"type": "integer", "minimum": 1, "maximum": 4194304, "description": "A process's id"},

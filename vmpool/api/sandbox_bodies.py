@@ -15,8 +15,8 @@ from vmpool.api.network_bodies import Network
 CheckpointName = Annotated[
     str,
     Meta(
-        description="An id, or a name of your own",
-        pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="An id, or a name of your own, perhaps with a tag behind a colon",
+        pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?$",
     ),
 ]
 
