@@ -93,15 +93,21 @@ async def send_input(visit: Visit, body: messages.SendInput) -> Nothing:
 
 
 async def stream_input(visit: Visit, frames: AsyncIterator[messages.InputFrame]) -> Nothing:
-    """Hand a process input as it comes, for as long as it comes."""
+    """Hand a process input as it comes, for as long as it comes or the process is there."""
     first = await anext(frames, None)
     if first is None or first.start is None:
         raise InvalidRequestError("the first message of a stream of input names the process")
     async with visit.sandbox.attended() as agent:
         pid = await _pid_of(agent, first.start.process)
+        if not any(each.pid == pid and each.ended is None for each in await agent.processes.list()):
+            raise _missing(f"pid {pid}")
         _audit(visit, "process.input", pid=str(pid))
-        with _running(pid):
+        try:
             await agent.processes.input(pid, _content(frames))
+        except ConflictError as err:
+            # It may have ended of what it was given, and no client is to take that for a failure.
+            if err.error_code != "process_ended":
+                raise
     return NOTHING
 
 
