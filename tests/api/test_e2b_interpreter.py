@@ -11,7 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from tests.api.conftest import Server
 
-GRACE = 30.0
+GRACE = 60.0
+KEEPALIVE = '{"type":"keepalive"}'
 PLOT = "import matplotlib.pyplot as plt; plt.bar(['ä'], [1], label='n'); plt.show(); {'a': 1}"
 
 
@@ -33,11 +34,11 @@ class Interpreter:
         return status, answer.decode() if isinstance(answer, bytes) else answer
 
     async def execute(self, code: str, **body: Any) -> list[dict[str, Any]]:
-        """Run code; return its lines, but for the time of what was printed."""
+        """Run code; return its lines, but for the time of what was printed, and keepalives."""
         status, text = await self.ask("POST", "/execute", {"code": code, **body})
         assert status == 200, text
         assert text.isascii()
-        lines = [json.loads(line) for line in text.splitlines()]
+        lines = [json.loads(line) for line in text.splitlines() if line != KEEPALIVE]
         assert all(line.pop("timestamp", "T") for line in lines)
         assert lines[0]["type"] == "number_of_executions"
         assert lines[-1] == {"type": "end_of_execution"}
@@ -161,6 +162,21 @@ async def test_what_cannot_be_run_is_refused_in_words(
     assert said in text
 
 
+async def test_code_that_is_silent_for_long_is_kept_alive(
+    interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmpool.api.e2b.interpreter.KEEPALIVE_SECONDS", 0.05)
+    body = {"code": "import time; time.sleep(60)"}
+    url = f"{interpreter.server.url}/execute"
+    async with (
+        asyncio.timeout(GRACE),
+        interpreter.server.session.post(url, json=body, headers=interpreter.headers) as response,
+    ):
+        assert b"number_of_executions" in await response.content.readline()
+        for _ in range(2):
+            assert (await response.content.readline()).decode() == f"{KEEPALIVE}\n"
+
+
 async def test_a_client_that_leaves_interrupts_what_it_began(interpreter: Interpreter) -> None:
     await interpreter.execute("x = 1")
     body = {"code": "print('begun', flush=True)\nimport time; time.sleep(60)"}
@@ -175,8 +191,10 @@ async def test_a_client_that_leaves_interrupts_what_it_began(interpreter: Interp
     assert value["text"] == "1"
 
 
-async def test_code_takes_the_sandboxs_token_and_contexts_none(interpreter: Interpreter) -> None:
+async def test_code_takes_the_sandboxs_token_and_health_none(interpreter: Interpreter) -> None:
     del interpreter.headers["X-Access-Token"]
     status, _ = await interpreter.ask("POST", "/execute", {"code": "1"})
     assert status == 401
+    status, _ = await interpreter.ask("GET", "/contexts")
+    assert status == 403
     assert (await interpreter.ask("GET", "/health")) == (200, "OK")

@@ -6,6 +6,7 @@ what it had begun.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -26,8 +27,9 @@ from vmpool.errors import GuestError, InvalidRequestError, NotFoundError
 from vmpool.timed_execution import TimedExecution
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
+    from vmpool.agent import Agent
     from vmpool.agent.contexts import ContextInfo
     from vmpool.api.e2b.visit import Table, Visit
 
@@ -55,11 +57,12 @@ async def execute(visit: Visit, body: messages.Execute) -> web.StreamResponse:
     visit.host.audit(sandbox.owner, "context.exec", sandbox.id, {"context": cell.context})
     outer = environment.told_by(sandbox) | sandbox.environment
     stream, transcript = Stream(visit, NDJSON), messages.Transcript()
-    async with (
-        sandbox.attended() as agent,
-        agent.contexts.run(cell, outer=outer) as execution,
-        stream.kept_alive(_KEEPALIVE, KEEPALIVE_SECONDS),
-    ):
+    async with contextlib.AsyncExitStack() as opened:
+        agent = await opened.enter_async_context(sandbox.attended())
+        with _told_by_name(cell.context):
+            running = agent.contexts.run(cell, outer=outer)
+            execution = await opened.enter_async_context(running)
+        await opened.enter_async_context(stream.kept_alive(_KEEPALIVE, KEEPALIVE_SECONDS))
         async for event in TimedExecution(execution, cell.timeout):
             lines = b"".join(map(messages.encode, transcript.lines(event)))
             if transcript.exited is not None:
@@ -93,10 +96,9 @@ async def restart(visit: Visit) -> web.Response:
     """Have a context begin anew, without its state; one that has not begun has none."""
     id = _id(visit.parts["context"])
     async with visit.sandbox.attended() as agent:
-        try:
-            await agent.contexts.restart(id)
-        except NotFoundError:
-            _require_unmade(id)
+        if await _is_made(agent, id):
+            with _told_by_name(id):
+                await agent.contexts.restart(id)
     return _null()
 
 
@@ -104,10 +106,9 @@ async def close(visit: Visit) -> web.Response:
     """End a context with all that runs and waits there."""
     id = _id(visit.parts["context"])
     async with visit.sandbox.attended() as agent:
-        try:
-            await agent.contexts.close(id)
-        except NotFoundError:
-            _require_unmade(id)
+        if await _is_made(agent, id):
+            with _told_by_name(id):
+                await agent.contexts.close(id)
     return _null()
 
 
@@ -152,10 +153,22 @@ def _id(name: str) -> str:
     return name
 
 
-def _require_unmade(id: str) -> None:
-    """Refuse an id unless it is that of a context that need not have been made."""
+async def _is_made(agent: Agent, id: str) -> bool:
+    """Tell whether there is anything to a context that clients take for granted."""
     if id not in set(Language):
-        raise _missing(id)
+        return True
+    return id in {info.id for info in await agent.contexts.list()}
+
+
+@contextlib.contextmanager
+def _told_by_name(id: str) -> Iterator[None]:
+    """Say of a context that is not there what clients look for."""
+    try:
+        yield
+    except NotFoundError as err:
+        if err.error_code != "context_not_found":
+            raise
+        raise _missing(id) from err
 
 
 def _missing(id: str) -> NotFoundError:
