@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.egress_model import allowed
 from vmpool import egress
-from vmpool.egress import NetworkPolicy, Ports, Protocol
+from vmpool.egress import NetworkPolicy, Ports
 from vmpool.errors import HostError, InvalidRequestError
 from vmpool.network import addressing, plan
 from vmpool.network.addressing import Range
@@ -97,26 +98,6 @@ policies = st.fixed_dictionaries(
         "deny": st.lists(rules, max_size=2),
     }
 ).map(egress.policy)
-
-
-def covers(rule: egress.Destination, address: IPv4Address, protocol: str, port: int) -> bool:
-    ports = any(each.first <= port <= each.last for each in rule.ports) or not rule.ports
-    of = rule.protocol is Protocol.ANY or rule.protocol == protocol
-    assert rule.cidr is not None
-    return address in rule.cidr and of and ports
-
-
-def allowed(policy: NetworkPolicy, address: IPv4Address, protocol: str, port: int) -> bool:
-    """What a policy means, said once more."""
-    if any(covers(rule, address, protocol, port) for rule in policy.deny):
-        return False
-    protected = any(address in network for network in plan.PROTECTED)
-    for rule in policy.allow:
-        assert rule.cidr is not None
-        inside = any(rule.cidr.subnet_of(network) for network in plan.PROTECTED)
-        if covers(rule, address, protocol, port) and (inside or not protected):
-            return True
-    return not protected and policy.mode is egress.NetworkMode.OPEN
 
 
 def judged(script: str, address: IPv4Address, protocol: str, port: int) -> bool:
