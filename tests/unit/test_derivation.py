@@ -21,6 +21,7 @@ from vmpool.errors import (
     VmpoolError,
 )
 from vmpool.host import CreateRequest
+from vmpool.policy import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -172,3 +173,16 @@ async def test_a_machine_to_make_it_in_counts_in_the_quota(host: Host) -> None:
     with pytest.raises(QuotaError):
         await host.derivation.derive(of(checkpoint.id, f"{tenant.id}/made"), owner=tenant.id)
     await host.kill(made.id, owner=tenant.id)
+
+
+async def test_a_snapshot_that_gets_no_name_is_removed(host: Host) -> None:
+    tenant = await host.store.tenants.add("tenant", {"vcpus": 1})
+    host.quotas._asked_at = float("-inf")
+    made = await host.create(wanted(), owner=tenant.id)
+    checkpoint = await host.checkpoint(made.id, owner=tenant.id, name=None)
+    await host.kill(made.id, owner=tenant.id)
+    request = of(checkpoint.id, f"{tenant.id}/made", limits=Limits(ready=2))
+    there = snapshots(host)
+    with pytest.raises(QuotaError):
+        await host.derivation.derive(request, owner=tenant.id)
+    assert snapshots(host) == there
