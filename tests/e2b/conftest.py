@@ -5,6 +5,7 @@ As the ring `tcg`: one server for all, and images that earlier runs made.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,8 +13,8 @@ import pytest
 from tests.e2b.sdks import NEWEST, Sdk, run
 from tests.serving import Ground, Server, opened_ground
 
-TEMPLATE = "python"
-"""What `base` and `code-interpreter-v1` mean where there is no larger one."""
+TEMPLATE = os.environ.get("VMPOOL_TEST_E2B", "python")
+"""What `base` and `code-interpreter-v1` mean; `python`, which other rings have made already."""
 
 
 @pytest.fixture(scope="session")
