@@ -20,6 +20,7 @@ from vmpool.engine.qemu.jail.wall import Wall
 from vmpool.engine.qemu.output import LIMIT_BYTES, Output
 from vmpool.engine.qemu.process import Process
 from vmpool.errors import HostError
+from vmpool.precedence import before_guests
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -282,3 +283,12 @@ async def test_a_process_that_was_let_go_lives_on_and_is_another_holders() -> No
     await later.kill()
     assert not later.is_alive
     assert later.exit_code == -signal.SIGKILL
+
+
+async def test_it_does_not_go_first_though_the_server_does() -> None:
+    with tempfile.TemporaryFile("w+") as log, before_guests():
+        show = "import os; print(os.nice(0))"
+        child = await spawned("/usr/bin/python3", "-c", show, log=log.fileno())
+        assert await child.wait() == 0
+        log.seek(0)
+        assert log.read() == "0\n"

@@ -6,7 +6,7 @@ import contextlib
 import gc
 from typing import TYPE_CHECKING
 
-from vmpool import api, local
+from vmpool import api, local, precedence
 from vmpool.cli import report
 from vmpool.cli.listening import Interrupt, url_of
 from vmpool.client.endpoint import Endpoint
@@ -40,7 +40,7 @@ async def served(host: Host, listener: socket.socket) -> AsyncIterator[Endpoint]
     url = url_of(listener)
     # Announced for as long as it answers anybody, also as it makes way for another.
     app = api.make_app(host)
-    with local.announced(state, url), _settled():
+    with local.announced(state, url), _settled(), precedence.before_guests():
         async with api.serve(app, listener):
             yield Endpoint(url=url, token=token)
 

@@ -17,6 +17,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
+from vmpool import precedence
 from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu.jail import calls, limits
 from vmpool.errors import EngineError, HostError
@@ -190,6 +191,7 @@ async def _undo(started: asyncio.Future[Process]) -> None:
 
 def _spawn_jailed(command: list[str], slots: Mapping[int, int], log: int, jail: Jail) -> int:
     try:
+        precedence.give_up()
         calls.unshare(calls.OWN_DIRECTORY | calls.OWN_DESCRIPTORS)
         # From here on the descriptor table is this thread's own, and goes away with it. Whatever
         # we inherited ourselves goes no further; the spawn names what does.
