@@ -81,7 +81,8 @@ async def test_what_is_said_of_a_file_is_kept_with_it(held: Any, tmp_path: Path)
     assert told[f"{tmp_path}/file"].metadata == words
     assert told[f"{tmp_path}/link"].resolved == f"{tmp_path}/file"
     assert (await held.files.upload(io.BytesIO(b"y"), f"{tmp_path}/file")).metadata == {}
-    for odd in ({"two words": "x"}, {"key": "ö"}, {"key": "two\nlines"}, {"key": "v" * 4094}):
+    long = {"k" * 247: "x"}, {"key": "v" * 4094}
+    for odd in ({"two words": "x"}, {"key": "ö"}, {"key": "two\nlines"}, *long):
         with pytest.raises(InvalidRequestError) as raised:
             await held.files.write(f"{tmp_path}/file", b"z", metadata=odd)
         assert raised.value.error_code == "invalid_metadata"

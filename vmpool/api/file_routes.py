@@ -167,7 +167,7 @@ FILE_ROUTES: Final[tuple[Route, ...]] = (
         access=Access.SANDBOX,
         answers=(Answer(body=polls.ChangesAnswer, media=JSON),),
         problems=_FILE,
-        **takes(bodies.Nothing, polls.take),
+        **takes(polls.TakeChanges, polls.take),
     ),
     Route(
         method="DELETE",

@@ -33,6 +33,10 @@ class WatcherAnswer(Struct, frozen=True, kw_only=True):
     id: str
 
 
+class TakeChanges(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An empty body: all that happened is taken."""
+
+
 class ChangesAnswer(Struct, frozen=True, kw_only=True):
     """What happened since the last time, in that order."""
 
@@ -49,7 +53,7 @@ async def make(call: Call, body: MakeWatcher) -> web.Response:
     return answer(WatcherAnswer(id=id), status=201)
 
 
-async def take(call: Call, body: Nothing) -> web.Response:
+async def take(call: Call, body: TakeChanges) -> web.Response:
     """Tell what a watcher has seen since the last time."""
     del body
     sandbox = await call.sandbox()
