@@ -278,8 +278,8 @@ class DeadlineSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
     identify: Annotated[Seconds, Meta(description="A clone's identity, confirmed.")] = 10.0
     warm: Annotated[Seconds, Meta(description="A clone's first, trivial execution.")] = 30.0
     activate: Annotated[
-        Seconds, Meta(description="A ready clone's answer when it is given to a caller.")
-    ] = 2.0
+        Seconds, Meta(description="A ready clone's word that it is awake, once a caller has it.")
+    ] = 10.0
     kill: Annotated[Seconds, Meta(description="The end of a machine that was killed.")] = 10.0
     drain: Annotated[
         Seconds, Meta(description="Requests under way, when a server hands over to the next.")

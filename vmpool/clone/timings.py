@@ -42,7 +42,7 @@ class RestoreDeadlines:
     hello: float = 5.0
     identify: float = 10.0
     warm: float = 30.0
-    activate: float = 2.0
+    activate: float = 10.0
 
 
 class Stopwatch:
