@@ -218,6 +218,9 @@ class PaperClone:
     receipt: IdentityReceipt = RECEIPT
     connection: None = None
 
+    async def awake(self) -> None:
+        """Be awake."""
+
 
 class PaperAudit:
     """Knows of nothing that was done."""
