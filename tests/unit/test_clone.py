@@ -7,7 +7,7 @@ import os
 import signal
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -191,6 +191,22 @@ async def test_a_ready_clone_whose_clock_is_off_is_dead_of_that(bench: Bench) ->
     assert raised.value.error_code == "identity_unconfirmed"
     await restored.wait_dead()
     assert await restored.obituary() is raised.value
+    await restored.kill()
+
+
+async def test_a_clock_that_was_told_an_old_time_is_told_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restored = await bench.restore()
+    set_clock, errors_ns = restored.agent.set_clock, [-2 * 10**9, 2 * 10**9]
+
+    async def late(**asked: Any) -> int:
+        return errors_ns.pop() if errors_ns else await set_clock(**asked)
+
+    monkeypatch.setattr(restored.agent, "set_clock", late)
+    await restored.activate()
+    await restored.awake()
+    assert errors_ns == []
     await restored.kill()
 
 
