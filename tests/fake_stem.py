@@ -43,6 +43,13 @@ class Stem:
             ours.send(json.dumps([os.fspath(log), *words]).encode())
             return int(ours.recv(_LIMIT_BYTES))
 
+    def close(self) -> None:
+        """End the process, when no guest of its is left. *Idempotent.*"""
+        if self._socket is not None:
+            self._socket.close()
+            os.waitpid(self.pid, 0)
+            self._socket = None
+
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
