@@ -72,7 +72,11 @@ async def test_nobody_is_asked_where_nobody_holds_it(tmp_path: Path) -> None:
     assert not await tenure.succeed(tmp_path, within=1)
 
 
-@pytest.mark.parametrize("said", ["", "nonsense", f"{os.getpid()} 1\n", "4194304 1\n"])
+@pytest.mark.parametrize(
+    "said",
+    ["", "nonsense", f"{os.getpid()} 1\n", "4194304 1\n"],
+    ids=["nothing", "nonsense", "this process in another life", "nobody"],
+)
 async def test_a_stranger_is_never_signalled(said: str, tmp_path: Path) -> None:
     lock = tmp_path / tenure.LOCK
     lock.write_text(said)
