@@ -23,7 +23,17 @@ from vmpool.api.e2b.envelope import END, MESSAGE, Frames, enclose
 from vmpool.api.e2b.visit import Endpoint, Shape, Visit
 from vmpool.api.limits import Limits
 from vmpool.config import RequestSettings, Settings
-from vmpool.errors import InvalidRequestError, NotFoundError, TooLargeError, VmpoolError
+from vmpool.errors import (
+    CapacityError,
+    ConflictError,
+    GuestError,
+    InvalidRequestError,
+    NotFoundError,
+    TaskError,
+    TaskTimeoutError,
+    TooLargeError,
+    VmpoolError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -267,6 +277,27 @@ async def test_an_error_of_a_sandbox_that_is_gone_breaks_the_stream_off() -> Non
         client.post("/", data=frame({}), headers=STREAM) as response,
     ):
         assert response.status == 404  # raised, for the router to tell
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (InvalidRequestError("x"), "invalid_argument"),
+        (InvalidRequestError("x", code="unknown_user"), "unauthenticated"),
+        (TooLargeError("x"), "invalid_argument"),
+        (NotFoundError("x"), "not_found"),
+        (ConflictError("x", code="stdin_closed"), "failed_precondition"),
+        (TaskTimeoutError("x"), "deadline_exceeded"),
+        (TaskError("x", code="guest_no_resources"), "resource_exhausted"),
+        (CapacityError("x", code="too_many_channels"), "resource_exhausted"),
+        (GuestError("x"), "unavailable"),
+        (VmpoolError("x"), "internal"),
+    ],
+)
+def test_an_error_has_the_word_that_clients_make_the_right_exception_of(
+    error: VmpoolError, word: str
+) -> None:
+    assert problem.word_of(error) == word
 
 
 async def test_a_stream_ends_when_its_time_is_up_and_its_source_is_closed() -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _WORD_OF_CODE: Final[Mapping[str, str]] = {
     "disk_full": "internal",  # these clients take 'resource_exhausted' for too many requests
     "file_exists": "already_exists",
+    "guest_no_resources": "resource_exhausted",
     "is_a_directory": "invalid_argument",
     "not_a_directory": "invalid_argument",
     "task_timeout": "deadline_exceeded",
@@ -120,6 +121,8 @@ def word_of(error: VmpoolError) -> str:
         return word
     if isinstance(error, ConflictError):
         return "failed_precondition"
+    if isinstance(error, CapacityError):  # not "unavailable", which clients take for a lost guest
+        return "resource_exhausted"
     return _WORD_OF_STATUS[problem.status_of(error)]
 
 
