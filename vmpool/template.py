@@ -57,7 +57,7 @@ _ESCAPE = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|[@-Z\\-_])")  # ECMA-48: what 
 CAUSE_TIMEOUT = 1.0
 """Seconds to learn that a guest that was lost is dead, and of what."""
 
-STEP_TIMEOUT = 120.0
+STEP_TIMEOUT = 300.0
 """Seconds for each request to the freshly booted guest."""
 
 
