@@ -6,6 +6,7 @@ delete what they are asked to, under whatever account runs the tests.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -128,6 +129,23 @@ class PaperProcesses:
         """Wait for nothing."""
 
 
+@dataclass
+class PaperWatch:
+    """Sees one thing happen, and the directory go."""
+
+    path: str
+
+    async def __aiter__(self) -> AsyncIterator[FileChange]:
+        for change in await self.flush():
+            yield change
+
+    async def flush(self) -> list[FileChange]:
+        return [
+            FileChange(kind=ChangeKind.CREATED, path=self.path),
+            FileChange(kind=ChangeKind.GONE, path=""),
+        ]
+
+
 class PaperAgent:
     """Agrees to everything and touches nothing."""
 
@@ -170,12 +188,11 @@ class PaperAgent:
         return self._info(path, FileKind.FILE, 0)
 
     @contextlib.asynccontextmanager
-    async def watch(self, path: str, **_: Any) -> AsyncIterator[AsyncIterator[FileChange]]:
-        yield self._changes(path)
+    async def watch(self, path: str, **_: Any) -> AsyncIterator[PaperWatch]:
+        yield PaperWatch(path)
 
-    async def _changes(self, path: str) -> AsyncIterator[FileChange]:
-        yield FileChange(kind=ChangeKind.CREATED, path=path)
-        yield FileChange(kind=ChangeKind.GONE, path="")
+    async def wait_closed(self) -> None:
+        await asyncio.Event().wait()
 
     def _info(self, path: str, kind: FileKind, size_bytes: int) -> FileInfo:
         return FileInfo(

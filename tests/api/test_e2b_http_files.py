@@ -56,10 +56,10 @@ async def test_an_empty_file_has_a_length(inside: Inside, tmp_path: Path) -> Non
         assert await response.read() == b""
 
 
-def form(*parts: tuple[str, bytes]) -> dict[str, Any]:
+def form(*parts: tuple[str, bytes], field: str = "file") -> dict[str, Any]:
     """Return a request with a form as clients write it: names go in as they are."""
     body = b"".join(
-        f'--b\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
+        f'--b\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n'
         "Content-Type: application/octet-stream\r\n\r\n".encode()
         + content
         + b"\r\n"
@@ -147,6 +147,13 @@ async def test_what_cannot_be_read_or_written_is_told_in_words(
         assert (status, answer["message"]) == (400, f"path '{tmp_path}' is a directory")
 
 
+async def test_a_form_has_only_so_many_fields(inside: Inside, tmp_path: Path) -> None:
+    names = [(f"{tmp_path}/{number}", b"") for number in range(1001)]
+    status, answer = await inside.http("POST", **form(*names, field="other"))
+    assert (status, answer["error_code"]) == (413, "too_many_files")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("query", "request_"),
     [
@@ -155,6 +162,7 @@ async def test_what_cannot_be_read_or_written_is_told_in_words(
         ({"path": "a" * 4096}, {"data": b"x", "headers": OCTETS}),
         ({}, form()),
         ({}, form(("", b"x"))),
+        ({}, form(("name", b"x"), field="other")),
         ({}, form(("a" * 5000, b"x"))),
         ({}, form(("a" * 20_000, b"x"))),
         ({"path": "x"}, {"data": b"x", "headers": OCTETS | {"Content-Encoding": "zip"}}),

@@ -111,25 +111,36 @@ async def _files(visit: Visit, path: str) -> AsyncGenerator[tuple[str, AsyncIter
             f"content type {request.content_type[:200]!r} is neither {FORM!r} nor {BINARY!r}",
             code="unsupported_media_type",
         )
+    async with aclosing(_form(visit, path)) as files:
+        async for file in files:
+            yield file
+
+
+async def _form(visit: Visit, path: str) -> AsyncGenerator[tuple[str, AsyncIterator[bytes]], None]:
+    """Yield the files of a form, each at its own name where the query has no path."""
+    request, limits = visit.request, visit.limits
     async with (
         aclosing(intake.read_content(request, limits)) as chunks,
         aclosing(Parts(request.headers["Content-Type"], chunks)) as parts,
     ):
-        count = 0
+        fields = files = 0
         while part := await parts.next():
-            if part.name != _PART:
-                continue
-            count += 1
-            if count > FILES:
-                raise TooLargeError(f"the request has over {FILES} files", code="too_many_files")
-            if path and count > 1:
-                raise InvalidRequestError("the query has one path, and the form several files")
+            fields += 1
+            if fields > FILES:
+                raise TooLargeError(f"the form has over {FILES} fields", code="too_many_files")
             at = path or part.filename or ""
-            if not at:
-                raise InvalidRequestError("a file of the form has no name", code="invalid_path")
             async with aclosing(limited(parts, at, limits)) as content:
+                if part.name != _PART:
+                    async for _ in content:
+                        pass
+                    continue
+                files += 1
+                if path and files > 1:
+                    raise InvalidRequestError("the query has one path, and the form several files")
+                if not at:
+                    raise InvalidRequestError("a file of the form has no name", code="invalid_path")
                 yield at, content
-        if not count:
+        if not files:
             raise InvalidRequestError(f"the form has no field {_PART!r} with a file")
 
 
