@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 
 if TYPE_CHECKING:
@@ -198,3 +199,26 @@ async def test_code_takes_the_sandboxs_token_and_health_none(interpreter: Interp
     status, _ = await interpreter.ask("GET", "/contexts")
     assert status == 403
     assert (await interpreter.ask("GET", "/health")) == (200, "OK")
+
+
+async def test_a_sandbox_that_is_killed_breaks_its_code_off(interpreter: Interpreter) -> None:
+    running = asyncio.create_task(interpreter.execute("import time; time.sleep(60)"))
+    async with asyncio.timeout(GRACE):
+        while not any(
+            info["state"] == "busy" for info in await listed_contexts(interpreter)
+        ):  # until it runs
+            pass
+        path = f"/v1/sandboxes/{interpreter.headers['E2b-Sandbox-Id']}"
+        assert (await interpreter.server.call("DELETE", path))[0] == 204
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await running
+    status, said = await interpreter.ask("GET", "/health")
+    assert (status, said["message"]) == (502, "The sandbox was not found")
+
+
+async def listed_contexts(interpreter: Interpreter) -> list[dict[str, Any]]:
+    """Return the sandbox's contexts as the native interface has them."""
+    path = f"/v1/sandboxes/{interpreter.headers['E2b-Sandbox-Id']}/contexts"
+    status, answer = await interpreter.server.call("GET", path)
+    assert status == 200, answer
+    return list(answer["contexts"])

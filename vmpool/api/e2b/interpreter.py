@@ -23,7 +23,8 @@ from vmpool.api.e2b.stream import Stream
 from vmpool.api.e2b.visit import Endpoint, Opening, Shape
 from vmpool.api.execs import NDJSON
 from vmpool.api.limits import check_arguments, check_code, check_path
-from vmpool.errors import GuestError, InvalidRequestError, NotFoundError
+from vmpool.errors import GuestError, InvalidRequestError, NotFoundError, VmpoolError
+from vmpool.model import Exited, Result, Started
 from vmpool.timed_execution import TimedExecution
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from vmpool.agent import Agent
     from vmpool.agent.contexts import ContextInfo
     from vmpool.api.e2b.visit import Table, Visit
+    from vmpool.model import ExecutionEvent
 
 T = TypeVar("T", bound=Struct)
 
@@ -63,16 +65,27 @@ async def execute(visit: Visit, body: messages.Execute) -> web.StreamResponse:
             running = agent.contexts.run(cell, outer=outer)
             execution = await opened.enter_async_context(running)
         await opened.enter_async_context(stream.kept_alive(_KEEPALIVE, KEEPALIVE_SECONDS))
-        async for event in TimedExecution(execution, cell.timeout):
-            lines = b"".join(map(messages.encode, transcript.lines(event)))
-            if transcript.exited is not None:
-                await stream.finish(lines)
-            elif lines:
-                await stream.send(lines)
+        try:
+            async for event in TimedExecution(execution, cell.timeout):
+                await _tell(stream, event, b"".join(map(messages.encode, transcript.lines(event))))
+        except VmpoolError:
+            # Only a connection that breaks off makes clients ask whether the sandbox is there.
+            await stream.begin()
+            raise
     if transcript.exited is None:
         raise GuestError("the guest broke off before the execution's end", code="guest_lost")
     visit.host.metrics.execution(*views.outcome(transcript.exited))
     return stream.response
+
+
+async def _tell(stream: Stream, event: ExecutionEvent, lines: bytes) -> None:
+    """Send the lines of an event, with those that others follow, as a rule at once."""
+    if isinstance(event, Exited):
+        await stream.finish(lines)
+    elif isinstance(event, Started) or (isinstance(event, Result) and event.is_main):
+        stream.hold(lines)
+    elif lines:
+        await stream.send(lines)
 
 
 async def create(visit: Visit, body: messages.CreateContext) -> web.Response:

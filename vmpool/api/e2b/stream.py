@@ -24,6 +24,11 @@ class Stream:
         self._visit = visit
         self._loop = asyncio.get_running_loop()
         self._sent_at = self._loop.time()
+        self._held = b""
+
+    def hold(self, data: bytes) -> None:
+        """Keep bytes to go out with the next ones: each send wakes a client."""
+        self._held += data
 
     async def send(self, data: bytes) -> None:
         """Send bytes.
@@ -31,9 +36,8 @@ class Stream:
         Raises:
             StalledError: The client took nothing for too long.
         """
-        self._sent_at = self._loop.time()
-        if not self.response.prepared:
-            await self.response.prepare(self._visit.request)
+        data, self._held = self._held + data, b""
+        await self.begin()
         await outflow.send(self.response.write(data), self._visit.limits)
 
     async def finish(self, data: bytes) -> None:
@@ -42,7 +46,15 @@ class Stream:
         Raises:
             StalledError: The client took nothing for too long.
         """
+        data, self._held = self._held + data, b""
+        await self.begin()
         await outflow.send(self.response.write_eof(data), self._visit.limits)
+
+    async def begin(self) -> None:
+        """Have the head on its way. *Idempotent.*"""
+        self._sent_at = self._loop.time()
+        if not self.response.prepared:
+            await self.response.prepare(self._visit.request)
 
     @contextlib.asynccontextmanager
     async def kept_alive(self, keepalive: bytes, interval: float) -> AsyncIterator[None]:
@@ -59,7 +71,7 @@ class Stream:
             left = self._sent_at + interval - self._loop.time()
             if left > 0:
                 await asyncio.sleep(left)
-            elif self.response.prepared:
+            elif self.response.prepared or self._held:
                 try:
                     await self.send(keepalive)
                 except outflow.StalledError:
