@@ -299,7 +299,11 @@ class PaperHost:
         self.catalogue = self
         self.derivation = self
         self.store = SimpleNamespace(
-            tokens=self, audit=PaperAudit(), answers=None, open_sandboxes=self._none_open
+            tokens=self,
+            audit=PaperAudit(),
+            answers=None,
+            open_sandboxes=self._none_open,
+            set_confided=self._confide,
         )
         self.statuses: list[Any] = []
         self.draining = False
@@ -319,6 +323,9 @@ class PaperHost:
 
     def resolve(self, name: str, **_: Any) -> str:
         raise NotFoundError(f"there is no template {name!r}", code="template_not_found")
+
+    async def _confide(self, _: str) -> None:
+        """Write nothing down."""
 
     async def _none_open(self) -> list[Any]:
         return []
