@@ -277,6 +277,10 @@ async def test_what_a_guest_refuses_is_told_in_its_words(processes: Processes) -
     )
     code, message = await processes.refusal("Start", start(cmd="no-such-program"))
     assert (code, "no-such-program" in message) == ("invalid_argument", True)
+    counts = b""
+    async with asyncio.timeout(GRACE):  # counted behind the answer, whose status is 200
+        while b'code="program_not_found",route="e2b 49983 /process.Process/Start"' not in counts:
+            _, counts = await processes.server.call("GET", "/metrics")
 
 
 NO_STARTS: tuple[dict[str, Any], ...] = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -16,18 +17,20 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from aiohttp import web
 from msgspec import Struct
 
-from vmpool.api import codec, intake, outflow
+from vmpool.api import codec, edge, intake, outflow
 from vmpool.api.budget import BUDGET
 from vmpool.api.e2b import problem
 from vmpool.api.e2b.envelope import END, MESSAGE, Frames, broken, enclose
 from vmpool.api.e2b.visit import Endpoint, Opening, Shape
-from vmpool.errors import InvalidRequestError, TaskTimeoutError, VmpoolError
+from vmpool.errors import Fault, InvalidRequestError, TaskTimeoutError, VmpoolError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from vmpool.api.budget import Loan
     from vmpool.api.e2b.visit import Visit
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=Struct)
 
@@ -144,6 +147,7 @@ def _streaming(answer: Callable[[Visit, _Outgoing], Awaitable[None]]) -> Endpoin
             # Only a connection that breaks off makes clients ask whether the sandbox is there.
             if visit.sandbox.over or not visit.sandbox.has_machine:
                 raise
+            _note(visit.request, err)
             await outgoing.finish(err)
         else:
             await outgoing.finish()
@@ -281,6 +285,13 @@ async def _within(timeout: float | None) -> AsyncIterator[None]:
         if not limit.expired():
             raise
         raise TaskTimeoutError(f"it was not over after the {timeout} s that it had") from err
+
+
+def _note(request: web.Request, error: VmpoolError) -> None:
+    """Have the log and the metrics show an error that the status does not."""
+    request[edge.CODE] = error.error_code
+    if error.fault is Fault.INFRASTRUCTURE:
+        log.warning("request=%s %s: %s", request[edge.REQUEST_ID], error.error_code, error)
 
 
 def _check_version(request: web.Request) -> None:
