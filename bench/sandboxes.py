@@ -46,23 +46,30 @@ async def ask(
     return Answer(values=json.loads(said) if said else {}, milliseconds=milliseconds)
 
 
-async def create(subject: Subject) -> Answer:
+async def create(subject: Subject, network: str = "none") -> Answer:
     """Create a sandbox of the subject's template; whoever calls kills it.
+
+    Args:
+        network: Mode of its network.
 
     Raises:
         InfrastructureError: There is none.
     """
-    return await ask(subject, "POST", "/v1/sandboxes", {"template": subject.template.name})
+    body = {"template": subject.template.name, "network": {"mode": network}}
+    return await ask(subject, "POST", "/v1/sandboxes", body)
 
 
 @contextlib.asynccontextmanager
-async def held(subject: Subject) -> AsyncIterator[str]:
+async def held(subject: Subject, network: str = "none") -> AsyncIterator[str]:
     """Yield the id of a sandbox, which is killed afterwards.
+
+    Args:
+        network: Mode of its network.
 
     Raises:
         InfrastructureError: There is none.
     """
-    id = (await create(subject)).values["id"]
+    id = (await create(subject, network)).values["id"]
     try:
         yield id
     finally:

@@ -1,0 +1,136 @@
+"""Neighbours: what a guest that takes all it can costs the one beside it.
+
+In each round, for each misdeed in turn: a new sandbox; how long code takes beside it while it
+rests, and then while it does its worst. The two are compared within the same minute, so that what
+else goes on on the machine is in both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
+from bench.resting import emptied, settle
+from bench.samples import Target
+from bench.sandboxes import held, run_code
+from vmpool.errors import VmpoolError
+from vmpool.policy import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from bench.subject import Subject
+
+SLOWER_AT_MOST = Target(value=1.2)
+SAMPLES = 8
+HEAT_SECONDS = 2.0
+"""From the begin of a misdeed until it is at its worst, or nearly."""
+
+_TWO = Limits(ready=1, total=3)
+
+
+@dataclass(frozen=True, slots=True)
+class Misdeed:
+    """What a guest does to its neighbours.
+
+    Attributes:
+        script: Run by bash, as root, for as long as it is let.
+        network: Mode of its sandbox.
+    """
+
+    name: str
+    script: str
+    network: str = "none"
+
+
+MISDEEDS = (
+    Misdeed("spins", "while :; do :; done"),
+    Misdeed("fills its disk", "while :; do dd if=/dev/zero of=/var/tmp/fill bs=1M; sync; done"),
+    Misdeed("fills its memory", "while :; do bash -c 'x=abcdefgh; while :; do x=$x$x; done'; done"),
+    Misdeed("fills its process table", "f() { f | f & }; while :; do f; sleep 1; done"),
+    Misdeed("floods output", "yes 0123456789012345678901234567890123456789"),
+    Misdeed(
+        "floods network",
+        "while :; do echo flood; done > /dev/udp/203.0.113.1/9",
+        network="open",
+    ),
+    Misdeed("stops answering", "kill -STOP -1"),
+)
+
+
+async def measure(subject: Subject, pace: Pace, findings: Findings) -> None:
+    """Time code beside each misdeed and before it; compare the medians in the end."""
+    async with emptied(subject.pool):
+        await settle(subject.pool, _TWO)
+        async with held(subject) as victim:
+            await _times(subject, victim, 2)  # what is first is slower
+            for _ in pace.turns():
+                for misdeed in MISDEEDS:
+                    try:
+                        await _beside(subject, victim, misdeed, findings)
+                    except VmpoolError as err:
+                        findings.fail(err)
+    for misdeed in MISDEEDS:
+        before, during = (findings.series(name) for name in _names(misdeed))
+        if before.samples and during.samples:
+            ratio = findings.series(f"{misdeed.name}: ratio", "of medians", SLOWER_AT_MOST)
+            ratio.add(during.median / before.median)
+
+
+async def _beside(subject: Subject, victim: str, misdeed: Misdeed, findings: Findings) -> None:
+    quiet, worst = _names(misdeed)
+    async with held(subject, misdeed.network) as culprit:
+        for took in await _times(subject, victim, SAMPLES):
+            findings.series(quiet).add(took)
+        async with _doing(subject, culprit, misdeed):
+            await asyncio.sleep(HEAT_SECONDS)
+            for took in await _times(subject, victim, SAMPLES):
+                findings.series(worst).add(took)
+
+
+def _names(misdeed: Misdeed) -> tuple[str, str]:
+    return f"{misdeed.name}: before", f"{misdeed.name}: meanwhile"
+
+
+async def _times(subject: Subject, victim: str, count: int) -> list[float]:
+    """Return the milliseconds from requests to their code's first output."""
+    return [
+        (await run_code(subject, victim, "print(6*7)", expected="42\n"))[0] for _ in range(count)
+    ]
+
+
+@contextlib.asynccontextmanager
+async def _doing(subject: Subject, culprit: str, misdeed: Misdeed) -> AsyncIterator[None]:
+    """Have a guest do it for the time of the block, and somebody read what it says."""
+    doing = asyncio.create_task(_follow(subject, culprit, misdeed))
+    try:
+        yield
+    finally:
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)
+
+
+async def _follow(subject: Subject, culprit: str, misdeed: Misdeed) -> None:
+    body = {"argv": ["/bin/bash", "-c", misdeed.script], "user": "root", "timeout": 300}
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        async with subject.stand.client.post(
+            f"/v1/sandboxes/{culprit}/exec", json=body
+        ) as response:
+            async for _ in response.content.iter_any():
+                pass
+
+
+MEASUREMENT = Measurement(
+    name="neighbours",
+    summary="code in one sandbox while another takes all it can, each misdeed in turn",
+    rounds=Rounds(quick=1, full=5),
+    weight=4,
+    measure=measure,
+    chapter=Chapter.SCALE,
+    conditions={"page cache": "warm", "pool": "one ready clone"},
+)
