@@ -245,6 +245,13 @@ async def test_a_capture_ends_with_its_time(bed: Bed) -> None:
         assert [piece async for piece in capture.pieces()]
 
 
+async def test_a_capture_has_room_in_the_kernel_for_what_comes_between_two_looks(bed: Bed) -> None:
+    limits = CaptureLimits(size_bytes=1 << 20, seconds=60)
+    async with bed.services.capture(limits) as capture:
+        room = capture._source.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    assert room >= 2 << 20
+
+
 async def test_one_capture_runs_at_a_time(bed: Bed) -> None:
     limits = CaptureLimits(size_bytes=1 << 20, seconds=60)
     async with bed.services.capture(limits):
