@@ -13,3 +13,8 @@ STEPS = ("commands", "background", "stdin", "terminal", "time is up", "flood", "
 
 def test_commands_and_terminals_do_what_e2b_says_of_them(programs: Programs) -> None:
     assert tuple(programs.run("processes").splitlines()) == STEPS
+
+
+def test_many_commands_and_conversations_at_once(programs: Programs) -> None:
+    steps = ("together", "conversation", "terminal", "killed")
+    assert tuple(programs.run("processes_async").splitlines()) == steps
