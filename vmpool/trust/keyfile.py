@@ -6,7 +6,6 @@ half of it under its name, or lets a host forget a key that it has used. It know
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 from typing import TYPE_CHECKING
@@ -31,8 +30,13 @@ def write(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
+        try:
             path.hardlink_to(beside)
+        except FileExistsError:
+            pass
+        except FileNotFoundError:  # swept by one who was faster, and whose key is there
+            if not path.exists():
+                raise
     finally:
         beside.unlink(missing_ok=True)
     sync(path.parent)
