@@ -175,12 +175,12 @@ class _Outgoing:
 
     async def finish(self, error: VmpoolError | None = None) -> None:
         """Say the last that is said, and why it is when it is for an error."""
-        if error is None:
-            await self._write(_END)
-        else:
+        last = _END
+        if error is not None:
             told = {"code": problem.word_of(error), "message": problem.message_of(error)}
-            await self._write(enclose(END, codec.encode_plain({"error": told})))
-        await outflow.send(self.response.write_eof(), self._visit.limits)
+            last = enclose(END, codec.encode_plain({"error": told}))
+        await self._prepare()
+        await outflow.send(self.response.write_eof(last), self._visit.limits)
 
     @contextlib.asynccontextmanager
     async def kept_alive(self, keepalive: Struct) -> AsyncIterator[None]:
@@ -211,9 +211,12 @@ class _Outgoing:
 
     async def _write(self, frame: bytes) -> None:
         self._sent_at = self._loop.time()
+        await self._prepare()
+        await outflow.send(self.response.write(frame), self._visit.limits)
+
+    async def _prepare(self) -> None:
         if not self.response.prepared:
             await self.response.prepare(self._visit.request)
-        await outflow.send(self.response.write(frame), self._visit.limits)
 
 
 async def _only_frame(visit: Visit, loan: Loan) -> bytes:
