@@ -10,10 +10,11 @@ import re
 import secrets
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from tests.tap_guest import ICMP, ICMP6, UDP, TapGuest, checksum, echo_request
 from vmpool import egress
 from vmpool.egress import UNCONNECTED, Bandwidth
 from vmpool.errors import HostError
-from vmpool.network import namespace, plan
+from vmpool.network import links, namespace, plan
 from vmpool.network.addressing import GATEWAY, Range
 from vmpool.network.namespace import Namespace
 from vmpool.network.slots import Slot, Slots
@@ -286,6 +287,20 @@ async def test_a_policy_that_cannot_be_put_in_place_leaves_the_one_before(place:
         await place.settle(guest)
     assert caught.value.error_code == "network_failed"
     assert "denied" not in place.texts
+
+
+async def test_a_link_that_goes_while_it_is_removed_is_gone(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def outdated() -> Iterator[SimpleNamespace]:
+        with links.IPRoute() as routes:
+            yield SimpleNamespace(link=routes.link, link_lookup=lambda **_: [1 << 20])
+
+    async with place.guest(ONE) as (_, slot):
+        with monkeypatch.context() as patch:
+            patch.setattr(links, "_routes", outdated)
+            await asyncio.to_thread(links.remove, place.trunk.router, plan.router_end(slot.number))
 
 
 def tracked(where: Namespace) -> int:

@@ -207,7 +207,11 @@ def remove(namespace: Namespace, name: str) -> None:
     def drop() -> None:
         with _routes() as routes:
             for index in routes.link_lookup(ifname=name):
-                routes.link("del", index=index)
+                try:
+                    routes.link("del", index=index)
+                except NetlinkError as err:
+                    if err.code != errno.ENODEV:  # the kernel was faster: its other end is gone
+                        raise
 
     _made(namespace, drop)
 
