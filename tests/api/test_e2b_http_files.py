@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.api.e2b_inside import OCTETS, Inside
+from tests.small_disk import mounted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,6 +96,24 @@ async def test_who_waits_to_be_asked_for_a_body_is_asked(inside: Inside, tmp_pat
     sent = await inside.http("POST", params=at, data=content, headers=OCTETS, expect100=True)
     assert sent[0] == 200
     assert (tmp_path / "file").read_bytes() == content
+
+
+@pytest.mark.parametrize("as_form", [False, True])
+async def test_who_fills_the_disk_is_told_so_after_sending_all(
+    inside: Inside, tmp_path: Path, as_form: bool
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    content = os.urandom(900_000)
+    sent: dict[str, Any] = {"data": content, "headers": OCTETS}
+    with mounted(small, "size=64k"):
+        if as_form:
+            sent = form((f"{small}/large", content))
+        at = {} if as_form else {"path": f"{small}/large"}
+        status, answer = await inside.http("POST", params=at, **sent)
+        assert (status, answer["code"]) == (507, 507)
+        assert "written and removed again" in answer["message"]
+        assert not list(small.iterdir())
 
 
 async def test_metadata_are_kept_as_long_as_nothing_else_is_uploaded(
