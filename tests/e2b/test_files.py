@@ -6,9 +6,18 @@ import pytest
 
 from tests.e2b.conftest import Programs
 
-pytestmark = [pytest.mark.tcg, pytest.mark.shares_host]
+pytestmark = [pytest.mark.tcg, pytest.mark.shares_host, pytest.mark.timeout(900)]
 
-PARTS = ("round_trips", "several", "names", "refusals", "metadata", "changes", "signed")
+PARTS = (
+    "round_trips",
+    "several",
+    "names",
+    "refusals",
+    "metadata",
+    "changes",
+    "streamed",
+    "signed",
+)
 
 
 def test_files_are_as_the_documentation_has_them(programs: Programs) -> None:

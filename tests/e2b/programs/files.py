@@ -3,6 +3,7 @@
 Nothing in it knows where it is pointed. It ends at the first thing that is not as documented.
 """
 
+import asyncio
 import io
 import os
 import time
@@ -11,6 +12,7 @@ import urllib.parse
 import urllib.request
 
 from e2b import (
+    AsyncSandbox,
     FileNotFoundException,
     FilesystemEventType,
     FileType,
@@ -116,6 +118,9 @@ def refusals(sandbox):
     )
     assert "space" in str(error), error
     assert not files.exists("/tmp/small/large", user="root")
+    pieces = (b"x" * MIB for _ in range(8))
+    expect(NotEnoughSpaceException, lambda: files.write("/tmp/small/streamed", pieces, user="root"))
+    assert sandbox.is_running()
 
 
 def metadata(sandbox):
@@ -164,6 +169,32 @@ def changes(sandbox):
     deep.stop()
 
 
+def streamed(sandbox):
+    asyncio.run(follow(sandbox.sandbox_id))
+
+
+async def follow(sandbox_id):
+    sandbox = await AsyncSandbox.connect(sandbox_id)
+    heard = asyncio.Queue()
+    handle = await sandbox.files.watch_dir(
+        "watched", on_event=heard.put_nowait, recursive=True, include_entry=True
+    )
+    await sandbox.files.write("watched/live/new.txt", "x")
+    told = []
+    while (FilesystemEventType.WRITE, "live/new.txt") not in told:
+        event = await asyncio.wait_for(heard.get(), 60)
+        told.append((event.type, event.name))
+    assert event.entry.path == "/home/user/watched/live/new.txt", event
+    assert told[0] == (FilesystemEventType.CREATE, "live"), told
+    assert (FilesystemEventType.CREATE, "live/new.txt") in told, told
+    await handle.stop()
+    try:
+        await sandbox.files.watch_dir("nowhere", on_event=heard.put_nowait)
+    except FileNotFoundException:
+        return
+    raise AssertionError("watched what is not there")
+
+
 def signed(sandbox):
     files = sandbox.files
     files.write("shared file.txt", "for everybody")
@@ -210,7 +241,7 @@ def expect(kind, asked):
 
 def main():
     with Sandbox.create(timeout=300) as sandbox:
-        for part in (round_trips, several, names, refusals, metadata, changes, signed):
+        for part in (round_trips, several, names, refusals, metadata, changes, streamed, signed):
             part(sandbox)
             print(part.__name__, flush=True)
 
