@@ -292,9 +292,11 @@ async def test_a_policy_that_cannot_be_put_in_place_leaves_the_one_before(place:
 async def test_a_link_that_goes_while_it_is_removed_is_gone(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    routes_of = links._routes
+
     @contextlib.contextmanager
     def outdated() -> Iterator[SimpleNamespace]:
-        with links.IPRoute() as routes:
+        with routes_of() as routes:
             yield SimpleNamespace(link=routes.link, link_lookup=lambda **_: [1 << 20])
 
     async with place.guest(ONE) as (_, slot):

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,13 +28,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 HOST = """
-import ctypes, mmap, os, sys
+import ctypes, mmap, os, signal, sys
+caught, tell = os.pipe()
+os.set_blocking(tell, False)
+signal.set_wakeup_fd(tell)  # a byte for each signal
+signal.signal(signal.SIGRTMIN, lambda *_: None)
 template, other = (os.open(path, os.O_RDONLY) for path in sys.argv[1:])
 memory = mmap.mmap(template, 0, flags=mmap.MAP_PRIVATE)
 print(ctypes.addressof(ctypes.c_char.from_buffer(memory)), other, flush=True)
 for line in sys.stdin:  # what it waits in
     if line == "write\\n":
         memory[:] = b"w" * len(memory)
+    if line == "caught\\n":
+        memory[:8] = len(os.read(caught, 1 << 16)).to_bytes(8, "little")
     sys.stdout.buffer.write(memory[:])
     sys.stdout.flush()
 """
@@ -121,6 +128,31 @@ def test_a_process_that_cannot_map_it_goes_on_as_it_was(patient: Patient) -> Non
             inlay.lay(patient.process.pid, descriptor, [piece])
         assert patient.memory() == bytes(SIZE)
         assert not patient.code_of_no_file()
+
+
+def test_no_signal_is_lost_that_comes_just_then(patient: Patient) -> None:
+    pid, sent, over = patient.process.pid, 0, threading.Event()
+
+    def send() -> None:
+        nonlocal sent
+        while not over.is_set() and sent < 50_000:
+            os.kill(pid, signal.SIGRTMIN)  # of which the kernel keeps each in line
+            sent += 1
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    met = 0
+    for _ in range(2000):
+        try:
+            inlay.lay(pid, patient.descriptor, [patient.piece(1, 1, 0)])
+        except InterruptedError:
+            met += 1
+        if met >= 3:
+            break
+    over.set()
+    sender.join()
+    caught = int.from_bytes(patient.memory("caught")[:8], "little")
+    assert caught == sent
 
 
 def test_a_signal_meanwhile_is_not_lost(patient: Patient) -> None:
