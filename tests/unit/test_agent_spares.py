@@ -154,10 +154,17 @@ async def test_a_silent_run_has_started_all_the_same(guest: Path) -> None:
 
 async def test_time_that_is_up_before_a_spare_came_is_the_runs_own(tmp_path: Path) -> None:
     warm_up = tmp_path / "warm.py"
-    warm_up.write_text("import time\ntime.sleep(0.3)\n")
+    go = tmp_path / "go"
+    warm_up.write_text(
+        f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(0.05)\n"
+    )
     with fake_guest.running(tmp_path, "--warm-up", str(warm_up)) as path:
         async with connected(path) as agent:
-            events = await run(agent, Code(source="print(1)", timeout=0.01))
+            running = asyncio.create_task(run(agent, Code(source="print(1)", timeout=0.001)))
+            await asyncio.sleep(0)  # it asks
+            await agent.processes.list()  # answered behind that
+            go.touch()
+            events = await running
     assert events[-1] == Exited(exit_code=None, signal=signal.SIGKILL, timed_out=True)
 
 
