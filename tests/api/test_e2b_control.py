@@ -167,6 +167,10 @@ async def test_ports_are_everybodys_unless_they_are_not(client: Client) -> None:
         "code": 502,
     }
     assert await client.call("GET", "/", headers=opened) == (502, closed)
+    interpreter = {**port, "E2b-Sandbox-Port": "49999"}
+    assert (await client.call("GET", "/contexts", headers=interpreter))[0] == 403
+    own = {"e2b-traffic-access-token": token}
+    assert (await client.call("GET", "/contexts", headers=interpreter | own))[0] == 200
     path = f"/sandboxes/{private['sandboxID']}/connect"
     assert (await client.call("POST", path))[1]["trafficAccessToken"] == token
     public = await client.create()
