@@ -144,7 +144,7 @@ async def test_what_one_execution_was_told_is_exported_on_purpose_only(
         await client.checkpoints.export_to(before, tmp_path / "parcel")
         plain = await client.create()
         with pytest.raises(ConflictError):
-            await plain.rollback(kept)
+            await plain.rollback(await child.checkpoint())
 
 
 async def test_a_rollback_brings_no_secrets_to_a_sandbox_that_has_none(server: Server) -> None:
