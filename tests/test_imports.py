@@ -127,6 +127,7 @@ def test_host_and_guest_share_the_codec_and_nothing_else() -> None:
     assert not wrong
 
 
+@pytest.mark.timeout(900)  # each module in a process of its own
 def test_each_module_can_be_imported_first() -> None:
     names = [name for name in MODULES if not name.endswith(".__main__")]
     program = Path(__file__).with_name("import_each_alone.py")
