@@ -31,7 +31,10 @@ pytestmark = [pytest.mark.tcg, pytest.mark.timeout(900)]
 CROWD = 100
 
 
-async def test_one_process_has_a_hundred_sandboxes_at_once(tmp_path: Path) -> None:
+async def test_one_process_has_a_hundred_sandboxes_at_once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("crowd")  # short: paths of sockets are
     settings = Settings(
         state=tmp_path,
         run=tmp_path / "run",

@@ -56,8 +56,9 @@ async def test_figures_and_frames_are_shown_as_a_notebook_shows_them(
         result = (await sandbox.run_code(PLOT)).check()
         again = (await sandbox.run_code("figure, axes = plt.subplots(); None")).check()
         user = await sandbox.run_code("!whoami; pwd")
-    png = ["image/png", "text/plain"]
-    assert kinds(result) == [(False, png), (True, ["text/html", "text/plain"]), (False, png)]
+    png = ["e2b/chart", "image/png", "text/plain"]
+    frame = ["e2b/data", "text/html", "text/plain"]
+    assert kinds(result) == [(False, png), (True, frame), (False, png)]
     assert base64.b64decode(result.displays[0].mime["image/png"]).startswith(b"\x89PNG")
     assert kinds(again) == [(False, png)]
     assert user.stdout == "user\n/home/user\n"
