@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.api.conftest import IMAGE
 from vmpool.api.e2b.control import bodies, networks
 from vmpool.config import ApiSettings
 from vmpool.egress import NetworkMode, NetworkPolicy
+from vmpool.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from tests.api.conftest import Serve, Server
+
+RANGES = st.builds(
+    lambda number, bits: f"{IPv4Network((0x0A000000 + number, bits), strict=False)}",
+    st.integers(0, 15),
+    st.integers(28, 32),
+)
 
 
 class Client:
@@ -356,6 +367,43 @@ def test_rules_hold_in_their_order_and_not_in_ours() -> None:
     assert networks.rules_of(named) == (["example.com", "1.1.1.1/32"], ["0.0.0.0/0"])
     cut = told(rules(allow_out=["8.8.8.8"], deny_out=["8.8.8.8/30", "9.0.0.0/8"]))
     assert cut.mode is open_
-    assert networks.rules_of(cut)[1] == ["8.8.8.10/31", "8.8.8.9/32", "9.0.0.0/8"]
+    assert networks.rules_of(cut)[1] == ["8.8.8.9/32", "8.8.8.10/31", "9.0.0.0/8"]
     assert told(rules(deny_out=["8.8.8.8"], allow_out=["8.0.0.0/8"])).deny == ()
     assert told(rules(allow_out=["0.0.0.0/0"], deny_out=["0.0.0.0/0"])).mode is open_
+
+
+def test_rules_that_would_be_cut_to_shreds_are_refused_at_once() -> None:
+    scattered = [f"{number // 4}.{number % 4 * 64}.0.1" for number in range(256)]
+    shreds = bodies.NetworkRules(allow_out=scattered, deny_out=["0.0.0.0/1"] * 256)
+    began = time.process_time()
+    with pytest.raises(InvalidRequestError) as caught:
+        networks.policy_of(shreds, None, usual=NetworkMode.NONE)
+    assert caught.value.error_code == "invalid_network"
+    assert "more than 256 ranges" in str(caught.value)
+    assert time.process_time() - began < 5
+
+
+@given(st.lists(RANGES, max_size=6), st.lists(RANGES, min_size=1, max_size=6))
+def test_exactly_what_is_denied_and_not_allowed_is_denied(
+    allowed: list[str], denied: list[str]
+) -> None:
+    rules = bodies.NetworkRules(allow_out=allowed, deny_out=denied)
+    found = networks.policy_of(rules, None, usual=NetworkMode.NONE).deny
+
+    def held(ranges: list[str]) -> set[int]:
+        """Return which of the addresses of 10.0.0.0/28 lie in ranges."""
+        return {
+            number
+            for number, address in enumerate(IPv4Network("10.0.0.0/28"))
+            if any(address in IPv4Network(each) for each in ranges)
+        }
+
+    parts = [rule.cidr for rule in found if rule.cidr is not None]
+    assert held([str(part) for part in parts]) == held(denied) - held(allowed)
+    assert sum(part.num_addresses for part in parts) == len(held(denied) - held(allowed))
+
+
+def test_what_is_denied_many_times_over_is_one_rule() -> None:
+    rules = bodies.NetworkRules(deny_out=["9.0.0.0/8"] * 256 + ["8.0.0.0/8"])
+    found = networks.policy_of(rules, None, usual=NetworkMode.NONE)
+    assert networks.rules_of(found)[1] == ["8.0.0.0/7"]

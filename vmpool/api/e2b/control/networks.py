@@ -6,15 +6,20 @@ the other way round. So what is denied is cut down to what nothing allows.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    collapse_addresses,
+    summarize_address_range,
+)
 from typing import TYPE_CHECKING, Any, Final
 
-from vmpool.egress import Destination, NetworkMode, NetworkPolicy
+from vmpool.egress import RULES_MOST, Destination, NetworkMode, NetworkPolicy
 from vmpool.errors import InvalidRequestError
 from vmpool.network import names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from vmpool.api.e2b.control.bodies import NetworkRules
 
@@ -57,9 +62,9 @@ def policy_of(
             code="invalid_network",
             remedy="add '0.0.0.0/0' to denyOut",
         )
-    ranges = [rule.cidr for rule in allow if rule.cidr is not None]
-    denied = [Destination(cidr=part) for each in deny for part in _without(each, ranges)]
-    return NetworkPolicy(mode=NetworkMode.OPEN, allow=allow, deny=tuple(denied))
+    denied = _without(deny, [rule.cidr for rule in allow if rule.cidr is not None])
+    denying = tuple(Destination(cidr=each) for each in denied)
+    return NetworkPolicy(mode=NetworkMode.OPEN, allow=allow, deny=denying)
 
 
 def _restricted(allow: tuple[Destination, ...]) -> NetworkPolicy:
@@ -76,18 +81,43 @@ def rules_of(policy: NetworkPolicy) -> tuple[list[str], list[str]]:
     return allow, deny if policy.mode is NetworkMode.OPEN else [str(ALL)]
 
 
-def _without(denied: IPv4Network, allowed: Iterable[IPv4Network]) -> list[IPv4Network]:
-    """Return the parts of a range that nothing allows."""
-    parts = [denied]
-    for each in allowed:
-        parts = [rest for part in parts for rest in _cut(part, each)]
+def _without(denied: Iterable[IPv4Network], allowed: Iterable[IPv4Network]) -> list[IPv4Network]:
+    """Return what is denied and nothing allows, in order, as ranges.
+
+    Raises:
+        InvalidRequestError: `invalid_network`; those are more than a policy has rules.
+    """
+    parts: list[IPv4Network] = []
+    for first, last in _spans_without(denied, allowed):
+        parts.extend(summarize_address_range(IPv4Address(first), IPv4Address(last)))
+        if len(parts) > RULES_MOST:
+            raise InvalidRequestError(
+                f"what is denied and not allowed is more than {RULES_MOST} ranges",
+                code="invalid_network",
+                remedy="deny or allow fewer, larger ranges",
+            )
     return parts
 
 
-def _cut(part: IPv4Network, allowed: IPv4Network) -> Iterable[IPv4Network]:
-    if part.subnet_of(allowed):
-        return ()
-    return part.address_exclude(allowed) if allowed.subnet_of(part) else (part,)
+def _spans_without(
+    denied: Iterable[IPv4Network], allowed: Iterable[IPv4Network]
+) -> Iterator[tuple[int, int]]:
+    """Yield the first and last address of each stretch that is denied and that nothing allows."""
+    holes = list(map(_span, collapse_addresses(allowed)))  # in order, and none touches another
+    for each in collapse_addresses(denied):
+        at, end = _span(each)
+        for first, last in holes:
+            if last < at or first > end:
+                continue
+            if first > at:
+                yield at, first - 1
+            at = last + 1
+        if at <= end:
+            yield at, end
+
+
+def _span(network: IPv4Network) -> tuple[int, int]:
+    return int(network.network_address), int(network.broadcast_address)
 
 
 def _destination(text: str) -> Destination:
