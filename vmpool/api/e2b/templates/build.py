@@ -14,8 +14,11 @@ from typing import Final
 from vmpool.model import Stream
 
 ENTRIES_MOST: Final = 10_000
+CHARACTERS_MOST: Final = 1 << 18
+"""Lines and characters of a log, without the last line that says why the build failed."""
+
 LINE_MOST: Final = 4096
-"""Characters of a line in the log; the rest of a longer one is the next."""
+"""Characters of a line in the log; the rest of a longer one that a command says is the next."""
 
 LEFT_OUT: Final = "the log ends here: there is too much of it"
 
@@ -60,7 +63,7 @@ class Build:
         name: Of the template, without a tag.
         tags: What it is to be found by, beside the name.
         step: Where it is.
-        reason: Why it failed, empty while it has not.
+        reason: Why it failed, in at most `LINE_MOST` characters; empty while it has not.
     """
 
     def __init__(self, *, id: str, owner: str, name: str, tags: tuple[str, ...]) -> None:
@@ -74,6 +77,8 @@ class Build:
         self.reason = ""
         self.step = ""
         self.made_at = time.monotonic()
+        self._characters = 0
+        self._full = False
 
     @property
     def over(self) -> bool:
@@ -81,20 +86,25 @@ class Build:
         return self.state in {State.READY, State.ERROR}
 
     def say(self, message: str, level: Level = Level.INFO) -> None:
-        """Write a line into the log."""
-        if len(self.entries) >= ENTRIES_MOST:
+        """Write a line into the log, without the middle of one that is too long."""
+        if self._full:
             return
-        if len(self.entries) == ENTRIES_MOST - 1:
+        message = _cut(message)
+        self._characters += len(message)
+        if len(self.entries) >= ENTRIES_MOST - 1 or self._characters > CHARACTERS_MOST:
+            self._full = True
             message, level = LEFT_OUT, Level.WARN
-        entry = Entry(at_ns=time.time_ns(), level=level, message=message, step=self.step)
-        self.entries.append(entry)
+        self._write(message, level)
 
     def fail(self, reason: str) -> None:
         """Note that nothing comes of it, and why. *Idempotent*; the first reason stays."""
         if not self.over:
-            if len(self.entries) < ENTRIES_MOST - 1:
-                self.say(reason, Level.ERROR)
-            self.state, self.reason = State.ERROR, reason
+            self.state, self.reason = State.ERROR, _cut(reason)
+            self._write(self.reason, Level.ERROR)
+
+    def _write(self, message: str, level: Level) -> None:
+        entry = Entry(at_ns=time.time_ns(), level=level, message=message, step=self.step)
+        self.entries.append(entry)
 
 
 class Lines:
@@ -129,3 +139,11 @@ class Lines:
         plain = line.rstrip("\r")
         for start in range(0, max(len(plain), 1), LINE_MOST):
             self._build.say(plain[start : start + LINE_MOST])
+
+
+def _cut(message: str) -> str:
+    """Return a message that fits into a line: what was done begins it, and how it went ends it."""
+    if len(message) <= LINE_MOST:
+        return message
+    end = LINE_MOST // 4
+    return f"{message[: LINE_MOST - end - 1]}…{message[-end:]}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
@@ -32,7 +32,9 @@ AT_ONCE: Final = 2
 TENANT_MOST: Final = 8
 """Builds of one tenant that wait or are made."""
 
-KNOWN_MOST: Final = 512
+KNOWN_MOST: Final = 32
+"""Builds of one tenant that are over and of which is told how they went."""
+
 PROMISED_SECONDS: Final = 3600.0
 """How long one that was promised may take to be begun: its files are sent meanwhile."""
 
@@ -47,7 +49,7 @@ class Workshop:
     def __init__(self, host: Host) -> None:
         self.archives = Archives(host.settings.state / "uploads")
         self._host = host
-        self._builds: OrderedDict[str, Build] = OrderedDict()
+        self._builds: dict[str, Build] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(AT_ONCE)
 
@@ -129,12 +131,14 @@ class Workshop:
         log.info("build=%s owner=%s is %s", build.id, build.owner, build.state)
 
     def _forget(self) -> None:
-        """Forget the oldest that are over, and those that nobody begins."""
+        """Forget each tenant's oldest that are over, and end those that nobody begins."""
         now = time.monotonic()
-        for build in list(self._builds.values()):
+        over: Counter[str] = Counter()
+        for build in reversed(list(self._builds.values())):
             if not build.begun and now - build.made_at > PROMISED_SECONDS:
                 build.fail("nobody began it")
-            if build.over and len(self._builds) >= KNOWN_MOST:
+            over[build.owner] += build.over
+            if build.over and over[build.owner] > KNOWN_MOST:
                 del self._builds[build.id]
 
 

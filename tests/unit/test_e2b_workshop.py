@@ -1,0 +1,81 @@
+"""What is kept of builds and sent for them is bounded, and no tenant's share is another's."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from vmpool.api.e2b.templates import workshop as workshop_module
+from vmpool.api.e2b.templates.build import (
+    CHARACTERS_MOST,
+    LEFT_OUT,
+    LINE_MOST,
+    Build,
+    Lines,
+    State,
+)
+from vmpool.api.e2b.templates.workshop import Workshop
+from vmpool.errors import NotFoundError
+from vmpool.model import Stream
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def build() -> Build:
+    return Build(id="b", owner="a", name="n", tags=())
+
+
+def test_a_log_is_bounded_in_characters_and_still_says_why_the_build_failed() -> None:
+    made = build()
+    lines = Lines(made)
+    for _ in range(CHARACTERS_MOST // LINE_MOST + 10):
+        lines.feed(Stream.STDOUT, "\N{GRINNING FACE}".encode() * LINE_MOST + b"\n")
+    assert made.entries[-1].message == LEFT_OUT
+    assert sum(len(entry.message) for entry in made.entries) <= CHARACTERS_MOST + len(LEFT_OUT)
+    made.say("more")
+    made.fail("because")
+    assert [entry.message for entry in made.entries[-2:]] == [LEFT_OUT, "because"]
+    assert [entry.message for entry in made.entries].count(LEFT_OUT) == 1
+
+
+def test_what_the_builder_says_is_cut_but_not_how_it_went() -> None:
+    made = build()
+    made.say("[builder 1/1] RUN " + "x" * 100_000)
+    made.fail(f"failed to run command {'x' * 100_000!r}: exit status 3")
+    assert [len(entry.message) for entry in made.entries] == [LINE_MOST, LINE_MOST]
+    assert made.reason == made.entries[-1].message
+    assert made.reason.startswith("failed to run command 'xxx")
+    assert made.reason.endswith("xxx': exit status 3")
+
+
+def shop(tmp_path: Path) -> Workshop:
+    """Return a workshop where nothing is made: all that it asks its host for is a directory."""
+    return Workshop(cast("Any", SimpleNamespace(settings=SimpleNamespace(state=tmp_path))))
+
+
+def failed(workshop: Workshop, owner: str) -> Build:
+    made = workshop.promise(owner=owner, name="n", tags=())
+    made.begun = True
+    made.fail("for a reason")
+    return made
+
+
+def test_a_tenant_with_many_builds_makes_nobody_elses_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workshop_module, "KNOWN_MOST", 4)
+    workshop = shop(tmp_path)
+    mine = failed(workshop, "modest")
+    waits = workshop.promise(owner="greedy", name="n", tags=())
+    theirs = [failed(workshop, "greedy") for _ in range(10)]
+    workshop.promise(owner="greedy", name="n", tags=())
+    assert workshop.find(mine.id, owner="modest").state is State.ERROR
+    assert workshop.find(waits.id, owner="greedy") is waits
+    for each in theirs[:6]:
+        with pytest.raises(NotFoundError):
+            workshop.find(each.id, owner="greedy")
+    for each in theirs[6:]:
+        assert workshop.find(each.id, owner="greedy") is each
