@@ -239,6 +239,19 @@ async def test_a_clone_that_is_killed_as_it_wakes_leaves_nothing(bench: Bench) -
     assert asyncio.all_tasks() == before
 
 
+async def test_who_waits_for_a_clone_that_is_killed_as_it_wakes_is_told_so(bench: Bench) -> None:
+    bench.engine.faults = Faults(guest=("--ignore", "set_clock"))
+    restored = await bench.restore()
+    await restored.activate()
+    waiter = asyncio.create_task(restored.awake())
+    await asyncio.sleep(0)
+    await restored.kill()
+    for waiting in (waiter, restored.awake()):
+        with pytest.raises(GuestError) as raised:
+            await waiting
+        assert raised.value.error_code == "guest_lost"
+
+
 async def test_a_guest_that_is_lost_is_mourned_by_its_cause(bench: Bench) -> None:
     panicked = GuestError("the guest's kernel panicked", code="guest_panicked")
     bench.engine.faults = Faults(death=panicked)

@@ -100,10 +100,17 @@ class Clone:
         Before that nothing that it says may be told, and it may not be stopped.
 
         Raises:
-            GuestError: It did not in time, or `identity_unconfirmed`: the clock is off.
+            GuestError: It did not in time, or `identity_unconfirmed`: the clock is off;
+                `guest_lost`: the clone was killed or let go of meanwhile.
         """
-        if self._waking is not None:
-            await asyncio.shield(self._waking)
+        waking = self._waking
+        if waking is None:
+            return
+        # Not shielded: it is cancelled with the clone, and that is no cancelling of who waits.
+        await asyncio.wait([waking])
+        if waking.cancelled():
+            raise GuestError("the clone was ended while it woke", code="guest_lost")
+        waking.result()
 
     async def _wake(self) -> None:
         try:
