@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
+import os
 import signal
 import sys
 import termios
@@ -38,8 +38,14 @@ class Ending(Enum):
 
 
 def size() -> dict[str, int]:
-    """Return this terminal's size, as the interface has it."""
-    cols, rows = shutil.get_terminal_size()
+    """Return this terminal's size, as the interface has it.
+
+    It is the terminal that is asked: `COLUMNS` and `LINES` do not follow when it is resized.
+    """
+    try:
+        cols, rows = os.get_terminal_size(sys.stdout.fileno())
+    except OSError:
+        cols, rows = 80, 24
     return {"rows": max(rows, 1), "cols": max(cols, 1)}
 
 
