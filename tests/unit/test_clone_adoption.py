@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from tests import stepping
 from tests.fakes import FakeEngine, Faults
 from vmpool import clone
+from vmpool.agent import Agent
 from vmpool.clone import Clone, RestoreDeadlines
 from vmpool.clone.papers import FILE
 from vmpool.errors import EngineError, GuestError
@@ -169,6 +171,21 @@ async def test_a_guest_that_does_not_confirm_is_left_as_it_was(
         await bench.adopt(directory, SHORT)
     assert raised.value.error_code == code
     await bench.reap(directory)  # it can be found again: nobody ended it
+
+
+async def test_a_clock_that_was_told_an_old_time_ends_no_adoption(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = await bench.left()
+    set_clock, errors_ns = Agent.set_clock, [-2 * 10**9, 2 * 10**9]
+
+    async def late(agent: Agent, **asked: Any) -> int:
+        return errors_ns.pop() if errors_ns else await set_clock(agent, **asked)
+
+    monkeypatch.setattr(Agent, "set_clock", late)
+    adopted = await bench.adopt(directory)
+    assert errors_ns == []
+    await adopted.kill()
 
 
 async def test_a_stranger_is_not_obeyed_by_an_adopted_guest(bench: Bench) -> None:

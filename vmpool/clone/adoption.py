@@ -14,7 +14,7 @@ from vmpool.agent import Peer, connect
 from vmpool.cancellation import uninterrupted
 from vmpool.clone import papers
 from vmpool.clone.clone import Clone
-from vmpool.clone.introduction import require_clock
+from vmpool.clone.introduction import set_clock
 from vmpool.model import Attachment
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ async def adopt(
     Raises:
         EngineError: `clone_unknown` when nothing in the directory says how to reach it;
             `machine_lost` when there is no such machine any more; the hypervisor failed.
-        GuestError: The agent did not answer or set its clock in time.
+        GuestError: The agent did not answer or set its clock in time, or `identity_unconfirmed`.
     """
     known = await asyncio.to_thread(papers.read, directory, template.as_base)
     machine = await engine.adopt(template, Attachment(directory=directory))
@@ -51,9 +51,7 @@ async def adopt(
         )
         try:
             offset_ns = known.clock_offset_ns
-            require_clock(
-                await agent.set_clock(clock_offset_ns=offset_ns, timeout=deadlines.identify)
-            )
+            await set_clock(agent, clock_offset_ns=offset_ns, timeout=deadlines.identify)
         except BaseException:
             await agent.close()
             raise

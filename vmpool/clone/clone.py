@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from vmpool.cancellation import uninterrupted
-from vmpool.clone.introduction import MAX_CLOCK_ERROR_NS, identify, require_clock
+from vmpool.clone.introduction import identify, set_clock
 from vmpool.clone.plug import Plug
 from vmpool.errors import GuestError
 from vmpool.model import Identity
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from vmpool.errors import InfrastructureError
     from vmpool.model import IdentityReceipt, Waking
     from vmpool.network.connection import Connection
-
-CLOCK_TRIES = 3
-"""A time that was on its way for long, on a host that is busy, is old when it is set."""
 
 OBITUARY_TIMEOUT = 1.0
 """Seconds that a hypervisor may outlive its guest's agent and still count as the cause."""
@@ -114,20 +111,14 @@ class Clone:
 
     async def _wake(self) -> None:
         try:
-            for _ in range(CLOCK_TRIES - 1):
-                if abs(await self._set_clock()) <= MAX_CLOCK_ERROR_NS:
-                    return
-            require_clock(await self._set_clock())
+            await set_clock(
+                self.agent, clock_offset_ns=self.clock_offset_ns, timeout=self._deadlines.activate
+            )
         except GuestError as err:
             if err.error_code != "guest_lost":  # of that the machine knows more
                 self._fault = err
                 self._woke_unfit.set()
             raise
-
-    async def _set_clock(self) -> int:
-        return await self.agent.set_clock(
-            clock_offset_ns=self.clock_offset_ns, timeout=self._deadlines.activate
-        )
 
     async def _stop_waking(self) -> None:
         if self._waking is not None:
