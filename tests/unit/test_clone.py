@@ -15,12 +15,20 @@ from tests import stepping
 from tests.fakes import FakeEngine, Faults
 from vmpool import clone
 from vmpool.clone import RestoreDeadlines
-from vmpool.errors import EngineError, GuestError, HostError
+from vmpool.errors import (
+    CapacityError,
+    EngineError,
+    GuestError,
+    HostError,
+    InvalidRequestError,
+    TaskError,
+)
 from vmpool.model import Code, Exited, Output
 from vmpool.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from vmpool.clone import Clone
+    from vmpool.errors import VmpoolError
     from vmpool.network.connection import Connection
 
 DEADLINES = RestoreDeadlines(hello=30.0, identify=30.0, warm=30.0, activate=30.0)
@@ -185,6 +193,33 @@ async def test_a_guest_that_always_resets_ends_at_the_deadline(bench: Bench) -> 
 async def test_a_ready_clone_whose_clock_is_off_is_dead_of_that(bench: Bench) -> None:
     bench.engine.faults = Faults(guest=("--lie", "clock-later"))
     restored = await bench.restore()
+    await restored.activate()
+    with pytest.raises(GuestError) as raised:
+        await restored.awake()
+    assert raised.value.error_code == "identity_unconfirmed"
+    await restored.wait_dead()
+    assert await restored.obituary() is raised.value
+    await restored.kill()
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        InvalidRequestError("no such operation", code="bad_request"),
+        TaskError("no memory", code="guest_no_resources"),
+        CapacityError("no channel", code="too_many_channels"),
+    ],
+    ids=lambda refusal: refusal.error_code,
+)
+async def test_a_clone_that_refuses_to_set_its_clock_is_dead_of_that(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, refusal: VmpoolError
+) -> None:
+    restored = await bench.restore()
+
+    async def refuse(**_: Any) -> int:
+        raise refusal
+
+    monkeypatch.setattr(restored.agent, "set_clock", refuse)
     await restored.activate()
     with pytest.raises(GuestError) as raised:
         await restored.awake()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vmpool.agent import connect
 from vmpool.clone.timings import Stopwatch
-from vmpool.errors import GuestError
+from vmpool.errors import GuestError, VmpoolError
 from vmpool.model import Code, Exited, Preserve
 
 if TYPE_CHECKING:
@@ -103,12 +103,19 @@ async def set_clock(agent: Agent, *, clock_offset_ns: int, timeout: float) -> No
         timeout: Seconds for each try.
 
     Raises:
-        GuestError: It did not answer in time, or `identity_unconfirmed`: its clock is
-            not what it was just set to.
+        GuestError: It did not answer in time, or `identity_unconfirmed`: it refused, or its clock
+            is not what it was just set to.
     """
     error_ns = 0
     for _ in range(CLOCK_TRIES):
-        error_ns = await agent.set_clock(clock_offset_ns=clock_offset_ns, timeout=timeout)
+        try:
+            error_ns = await agent.set_clock(clock_offset_ns=clock_offset_ns, timeout=timeout)
+        except GuestError:
+            raise
+        except VmpoolError as err:  # whoever asked something of the guest has not asked for this
+            raise GuestError(
+                f"the guest did not set its clock: {err}", code="identity_unconfirmed"
+            ) from err
         if abs(error_ns) <= MAX_CLOCK_ERROR_NS:
             return
     raise GuestError(
