@@ -23,7 +23,7 @@ from vmpool.api.e2b.templates.archives import Archives
 from vmpool.api.e2b.templates.build import LEFT_OUT, Build, Lines
 from vmpool.api.e2b.templates.builder import BUILD, STEPS_KEPT
 from vmpool.api.e2b.templates.recipe import Become, Copy, Enter, Know, Recipe, Run, Setting, Step
-from vmpool.errors import TooLargeError
+from vmpool.errors import CallerError, TooLargeError
 from vmpool.model import Stream
 
 if TYPE_CHECKING:
@@ -236,6 +236,7 @@ async def test_names_that_are_none_are_refused(
         {"type": "RUN", "args": ["a\0b"]},
         {"type": "HEALTHCHECK", "args": ["x"]},
         {"type": "ENV", "args": ["a"]},
+        {"type": "ENV", "args": ["a=b", "c"]},
         {"type": "COPY", "args": ["a", "b"]},
         {"type": "COPY", "args": ["a", "b", "", "9z"], "filesHash": DIGEST},
         {"type": "COPY", "args": ["a", "b"], "filesHash": "../../etc"},
@@ -377,6 +378,24 @@ def test_a_recipe_says_what_holds_for_its_steps() -> None:
     assert setting.path("x/") == "/home/user/app/x/"
     assert setting.path("../..") == "/home"
     assert setting.path("/") == "/"
+
+
+@pytest.mark.parametrize(
+    ("variables", "code"),
+    [
+        ([{f"A{number}": "x" * 100_000} for number in range(11)], "arguments_too_large"),
+        ([{f"A{number}": ""} for number in range(513)], "invalid_request"),
+        ([{"A": "x" * (1 << 17)}], "arguments_too_large"),
+        ([{"A=B": ""}], "invalid_request"),
+    ],
+)
+def test_variables_that_no_sandbox_could_have_are_refused(
+    variables: list[dict[str, str]], code: str
+) -> None:
+    steps = tuple(Step(change=Know(env=env)) for env in variables)
+    with pytest.raises(CallerError) as caught:
+        Recipe(base="base", steps=steps)
+    assert caught.value.error_code == code
 
 
 def test_the_name_of_a_state_is_that_of_all_that_led_to_it() -> None:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
+from vmpool.api.bodies import Env, Metadata
+
 Seconds = Annotated[int, Meta(ge=0, le=10**9)]
-Texts = Annotated[dict[Annotated[str, Meta(max_length=1024)], str], Meta(max_length=256)]
 Reference = Annotated[str, Meta(min_length=1, max_length=256)]
 Hosts = Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=256)]
 Token = Annotated[str, Meta(pattern="^[0-9]{1,20}-[a-z0-9]{1,64}$")]
@@ -55,8 +56,8 @@ class NewSandbox(Struct, frozen=True, kw_only=True, rename="camel"):
 
     template: Reference = field(name="templateID", default="base")
     timeout: Seconds = DEFAULT_SECONDS
-    metadata: Texts | None = None
-    env: Texts | None = field(name="envVars", default=None)
+    metadata: Metadata | None = None
+    env: Env | None = field(name="envVars", default=None)
     allow_internet_access: bool | None = field(name="allow_internet_access", default=None)
     auto_pause: bool = False
     auto_pause_memory: bool | None = None

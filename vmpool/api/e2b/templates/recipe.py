@@ -12,7 +12,11 @@ import posixpath
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
+from vmpool.api.bodies import Env
 from vmpool.api.e2b.defaults import Defaults
+from vmpool.api.limits import check_arguments
 from vmpool.errors import InvalidRequestError
 from vmpool.model import DEFAULT_USER
 
@@ -117,12 +121,22 @@ class Recipe:
         base: The template that it begins with, as the caller calls it.
         start: Shell line that is started in the end and goes on in each sandbox; empty for none.
         ready: Shell line that succeeds once all is ready to be saved; empty for none.
+
+    Raises:
+        InvalidRequestError, TooLargeError: Its variables together are no environment.
     """
 
     base: str
     steps: tuple[Step, ...] = ()
     start: str = ""
     ready: str = ""
+
+    def __post_init__(self) -> None:
+        env: dict[str, str] = {}
+        for step in self.steps:
+            if isinstance(step.change, Know):
+                env |= step.change.env
+        _check(env)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +186,15 @@ def names(recipe: Recipe, base: str) -> Iterator[str]:
         said = json.dumps([name, type(step.change).__name__, asdict(step.change)], sort_keys=True)
         name = hashlib.sha256(said.encode()).hexdigest()
         yield KEPT + name[:_DIGITS]
+
+
+def _check(env: dict[str, str]) -> None:
+    """Refuse variables that no sandbox could be created with: templates keep them."""
+    try:
+        msgspec.convert(env, Env)
+    except msgspec.ValidationError as err:
+        raise InvalidRequestError(f"the variables of 'ENV' steps: {err}") from err
+    check_arguments((), env)
 
 
 def step_of(wire: WireStep, *, fresh: bool) -> Step:
