@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from vmpool.api.e2b.templates import archives as archives_module
 from vmpool.api.e2b.templates import workshop as workshop_module
+from vmpool.api.e2b.templates.archives import Archives
 from vmpool.api.e2b.templates.build import (
     CHARACTERS_MOST,
     LEFT_OUT,
@@ -17,10 +20,11 @@ from vmpool.api.e2b.templates.build import (
     State,
 )
 from vmpool.api.e2b.templates.workshop import Workshop
-from vmpool.errors import NotFoundError
+from vmpool.errors import CapacityError, NotFoundError
 from vmpool.model import Stream
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 
@@ -79,3 +83,64 @@ def test_a_tenant_with_many_builds_makes_nobody_elses_forgotten(
             workshop.find(each.id, owner="greedy")
     for each in theirs[6:]:
         assert workshop.find(each.id, owner="greedy") is each
+
+
+class Sender:
+    """Sends a piece at a time to an address, each when it is told to."""
+
+    def __init__(self) -> None:
+        self.pieces: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while piece := await self.pieces.get():
+            yield piece
+
+
+@pytest.fixture
+def archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archives:
+    """Archives of which a tenant may have three bytes, and each byte is a piece."""
+    monkeypatch.setattr(archives_module, "TENANT_MOST", 3)
+    monkeypatch.setattr(archives_module, "_PIECE_BYTES", 1)
+    return Archives(tmp_path)
+
+
+async def test_an_address_that_is_used_at_once_takes_no_more_than_its_tenant_may(
+    archives: Archives, tmp_path: Path
+) -> None:
+    address = archives.address("greedy", "0")
+    senders = [Sender() for _ in range(2)]
+    for sender in senders:
+        sender.pieces.put_nowait(b"x")
+        sender.pieces.put_nowait(b"x")
+    tasks = [asyncio.create_task(archives.receive(address, aiter(each))) for each in senders]
+    done, waits = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+    (refused,) = done
+    error = refused.exception()
+    assert isinstance(error, CapacityError)
+    assert error.error_code == "uploads_busy"
+    assert len(list(tmp_path.glob("*/*"))) == 1  # what was written of it is gone
+    other = Sender()
+    for piece in (b"abc", b""):
+        other.pieces.put_nowait(piece)
+    await archives.receive(archives.address("modest", "0"), aiter(other))
+    for sender in senders:
+        sender.pieces.put_nowait(b"y")  # nor does it count any more
+        sender.pieces.put_nowait(b"")
+    await asyncio.gather(*waits)
+    found = archives.find("greedy", "0")
+    assert found is not None
+    assert found.read_bytes() == b"xxy"
+
+
+async def test_an_archive_that_made_room_meanwhile_is_in_nobodys_way(
+    archives: Archives, tmp_path: Path
+) -> None:
+    sender = Sender()
+    for piece in (b"abc", b"", b"abc", b""):
+        sender.pieces.put_nowait(piece)
+    await archives.receive(archives.address("a", "0"), aiter(sender))
+    (directory,) = tmp_path.iterdir()
+    (directory / "gone").symlink_to("nowhere")  # listed, and then not to be found
+    await archives.receive(archives.address("a", "1"), aiter(sender))
+    assert archives.find("a", "1") is not None
+    assert archives.find("a", "0") is None

@@ -12,23 +12,29 @@ import errno
 import hashlib
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmpool.cancellation import opened, uninterrupted
-from vmpool.errors import DiskFullError, HostError, NotFoundError, TooLargeError
+from vmpool.errors import (
+    CapacityError,
+    DiskFullError,
+    HostError,
+    NotFoundError,
+    TooLargeError,
+)
 from vmpool.model import GIB
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 
 
 SIZE_MOST: Final = GIB
 TENANT_MOST: Final = 4 * GIB
-"""Bytes of one archive, and of all that are kept for one tenant."""
+"""Bytes of one archive, and of all that are kept for one tenant; as much may be on its way."""
 
 ADDRESSES_MOST: Final = 4096
 ADDRESS_SECONDS: Final = 3600.0
@@ -53,6 +59,7 @@ class Archives:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._addresses: OrderedDict[str, _Address] = OrderedDict()
+        self._under_way: Counter[Path] = Counter()
 
     def sweep(self) -> None:
         """Remove what a crash left half written. Blocks."""
@@ -90,18 +97,46 @@ class Archives:
         Raises:
             NotFoundError: As `require`.
             TooLargeError: `upload_too_large`.
+            CapacityError: `uploads_busy`; too much is being sent for its tenant.
             DiskFullError: The disk is full.
             HostError: `state_unwritable`.
         """
         path = self.require(secret)
         partial = path.with_name(f"{_PARTIAL}{secrets.token_hex(8)}")
+        with self._counted(path.parent) as count:
+            try:
+                with _writing():
+                    await asyncio.to_thread(_make_parent, partial)
+                    await _write(partial, chunks, count)
+                    await uninterrupted(asyncio.to_thread(_keep, partial, path))
+            finally:  # and then it counts no more
+                await uninterrupted(asyncio.to_thread(partial.unlink, missing_ok=True))
+
+    @contextlib.contextmanager
+    def _counted(self, whose: Path) -> Iterator[Callable[[int], None]]:
+        """Return what counts bytes that are to be written for a tenant, for the time of a block.
+
+        It raises CapacityError `uploads_busy`.
+        """
+        size = 0
+
+        def count(more: int) -> None:
+            nonlocal size
+            if self._under_way[whose] + more > TENANT_MOST:
+                raise CapacityError(
+                    f"more than {TENANT_MOST} bytes are being sent already",
+                    code="uploads_busy",
+                    remedy="wait until some of it is there",
+                )
+            size += more
+            self._under_way[whose] += more
+
         try:
-            with _writing():
-                await asyncio.to_thread(_make_parent, partial)
-                await _write(partial, chunks)
-                await uninterrupted(asyncio.to_thread(_keep, partial, path))
+            yield count
         finally:
-            await uninterrupted(asyncio.to_thread(partial.unlink, missing_ok=True))
+            self._under_way[whose] -= size
+            if not self._under_way[whose]:
+                del self._under_way[whose]
 
     def _path(self, owner: str, digest: str) -> Path:
         # No word of a request becomes a path as it stands.
@@ -119,7 +154,7 @@ async def read(path: Path) -> AsyncGenerator[bytes, None]:
         file.close()
 
 
-async def _write(path: Path, chunks: AsyncIterator[bytes]) -> None:
+async def _write(path: Path, chunks: AsyncIterator[bytes], count: Callable[[int], None]) -> None:
     size = 0
     file = await opened(lambda: path.open("xb"))
     try:
@@ -132,6 +167,7 @@ async def _write(path: Path, chunks: AsyncIterator[bytes]) -> None:
                         code="upload_too_large",
                         remedy="leave out what need not be copied, in .dockerignore",
                     )
+                count(len(piece))
                 await uninterrupted(asyncio.to_thread(file.write, piece))
     finally:
         file.close()
@@ -156,12 +192,17 @@ def _make_parent(path: Path) -> None:
 def _keep(partial: Path, path: Path) -> None:
     """Give an archive its name, and remove the oldest that there is no more room for."""
     partial.replace(path)
-    kept = [each for each in path.parent.iterdir() if not each.name.startswith(_PARTIAL)]
+    kept = []
+    for each in path.parent.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another that came now has made room
+            if not each.name.startswith(_PARTIAL):
+                found = each.stat()
+                kept.append((found.st_mtime_ns, found.st_size, each))
     room = TENANT_MOST
-    for each in sorted(kept, key=lambda one: one.stat().st_mtime_ns, reverse=True):
-        room -= each.stat().st_size
+    for _, size, each in sorted(kept, reverse=True):
+        room -= size
         if room < 0:
-            each.unlink()
+            each.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -21,8 +22,6 @@ from vmpool.derivation import number_of
 from vmpool.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from vmpool.api.e2b.templates.build import Build, Entry
     from vmpool.api.route import Call
     from vmpool.entry import TemplateStatus
@@ -70,16 +69,13 @@ async def locate_files(call: Call, _: bodies.Nothing) -> web.Response:
 
 async def receive(call: Call, _: bodies.Nothing) -> web.Response:
     """Take an archive from whoever has the address that it is sent to."""
-
-    async def chunks() -> AsyncGenerator[bytes, None]:
-        # As it was sent: an archive is packed for itself, not for the way.
-        async for chunk in intake.read_as_sent(call.request, call.limits):
-            yield chunk
-
     archives = call.request.app[WORKSHOP].archives
-    archives.require(call.request.match_info["secret"])
+    secret = call.request.match_info["secret"]
+    archives.require(secret)
     call.request.app[DOOR].admit(call.request)  # it is nobody who came by
-    await archives.receive(call.request.match_info["secret"], chunks())
+    # As it was sent: an archive is packed for itself, not for the way.
+    async with aclosing(intake.read_as_sent(call.request, call.limits)) as chunks:
+        await archives.receive(secret, chunks)
     return web.Response(status=200)
 
 
