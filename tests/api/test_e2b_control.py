@@ -141,6 +141,21 @@ async def test_a_list_is_filtered_ordered_and_in_pages(client: Client, stranger:
         assert paged == (ids if order == "desc" else ids[::-1])
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"metadata": "&".join(f"a{number}=b" for number in range(65))},
+        {"startedAfter": "yesterday"},
+    ],
+)
+async def test_a_filter_that_is_none_is_refused_though_there_is_nothing_to_filter(
+    client: Client, query: dict[str, str]
+) -> None:
+    for path in ("/sandboxes", "/v2/sandboxes"):
+        status, error = await client.call("GET", f"{path}?{urlencode(query)}")
+        assert (status, error["error_code"]) == (400, "invalid_request"), error
+
+
 async def test_children_and_snapshots_go_on_where_a_sandbox_is(client: Client) -> None:
     made = await client.create(metadata={"of": "me"})
     path = f"/sandboxes/{made['sandboxID']}"

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from vmpool.egress import NetworkPolicy
     from vmpool.sandbox import Sandbox
 
+PAIRS_MOST = 64
+"""Of metadata: no sandbox has more."""
+
 NO_COLD_START = "start it with its memory; what is on its disk is there then, too"
 
 
@@ -73,22 +76,13 @@ async def _opened(call: Call, sandbox: Sandbox, *, public: bool) -> bodies.Sandb
 
 async def list_own(call: Call, query: bodies.SandboxesQuery) -> web.Response:
     """List the caller's sandboxes, the newest first unless asked otherwise."""
-    found = [
-        sandbox
-        for sandbox in call.host.sandboxes(owner=call.caller.owner)
-        if _is_wanted(sandbox, query)
-    ]
-    page, headers = _page(found, query)
+    page, headers = _page(_wanted(call, query), query)
     return answer([views.listed(call.host, each) for each in page], headers=headers)
 
 
 async def list_running(call: Call, query: bodies.SandboxesQuery) -> web.Response:
     """List all of the caller's sandboxes that run."""
-    running = [
-        sandbox
-        for sandbox in call.host.sandboxes(owner=call.caller.owner)
-        if views.state_of(sandbox) == "running" and _is_wanted(sandbox, query)
-    ]
+    running = [each for each in _wanted(call, query) if views.state_of(each) == "running"]
     return answer([views.listed(call.host, each) for each in running])
 
 
@@ -204,21 +198,31 @@ def _refuse_absent(body: bodies.NewSandbox) -> None:
         raise networks.unsupported("mounting volumes")
 
 
-def _is_wanted(sandbox: Sandbox, query: bodies.SandboxesQuery) -> bool:
+def _wanted(call: Call, query: bodies.SandboxesQuery) -> list[Sandbox]:
+    """Return those of the caller's sandboxes that a query means.
+
+    Raises:
+        InvalidRequestError: The metadata are too many, or the time is none.
+    """
     wanted = _metadata(query.metadata)
     states = query.state.split(",") if query.state else ["running", "paused"]
     after = _after(query.started_after)
-    return (
-        wanted.items() <= sandbox.metadata.items()
+    return [
+        sandbox
+        for sandbox in call.host.sandboxes(owner=call.caller.owner)
+        if wanted.items() <= sandbox.metadata.items()
         and views.state_of(sandbox) in states
         and sandbox.created_ns >= after
         and query.template in {None, sandbox.template}
-    )
+    ]
 
 
 def _metadata(text: str) -> dict[str, str]:
     """Return the pairs that are asked for; each word is escaped once more than a form's are."""
-    pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=64)
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=PAIRS_MOST)
+    except ValueError as err:
+        raise InvalidRequestError(f"metadata of a query has {PAIRS_MOST} pairs at most") from err
     return {unquote(name): unquote(value) for name, value in pairs}
 
 
