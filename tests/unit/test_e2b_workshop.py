@@ -132,6 +132,33 @@ async def test_an_address_that_is_used_at_once_takes_no_more_than_its_tenant_may
     assert found.read_bytes() == b"xxy"
 
 
+def test_a_tenant_with_many_addresses_ends_its_own_alone(
+    archives: Archives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives_module, "ADDRESSES_MOST", 4)
+    modest = archives.address("modest", "0")
+    greedy = [archives.address("greedy", str(number)) for number in range(10)]
+    archives.require(modest)
+    for ended in greedy[:6]:
+        with pytest.raises(NotFoundError):
+            archives.require(ended)
+    for good in greedy[6:]:
+        archives.require(good)
+
+
+def test_addresses_whose_time_is_up_are_kept_no_longer(
+    archives: Archives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives_module, "ADDRESS_SECONDS", -1.0)
+    ended = [archives.address(owner, "0") for owner in ("a", "b", "c")]
+    monkeypatch.undo()
+    archives.address("d", "0")
+    assert len(archives._addresses) == 1
+    for each in ended:
+        with pytest.raises(NotFoundError):
+            archives.require(each)
+
+
 async def test_an_archive_that_made_room_meanwhile_is_in_nobodys_way(
     archives: Archives, tmp_path: Path
 ) -> None:

@@ -36,7 +36,9 @@ SIZE_MOST: Final = GIB
 TENANT_MOST: Final = 4 * GIB
 """Bytes of one archive, and of all that are kept for one tenant; as much may be on its way."""
 
-ADDRESSES_MOST: Final = 4096
+ADDRESSES_MOST: Final = 1024
+"""Addresses of one tenant; its oldest end when it asks for more."""
+
 ADDRESS_SECONDS: Final = 3600.0
 
 _PARTIAL: Final = ".partial-"
@@ -45,6 +47,7 @@ _PIECE_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Address:
+    whose: str
     path: Path
     until: float
 
@@ -75,10 +78,19 @@ class Archives:
         """Return what a tenant's archive is to be sent to, for an hour."""
         secret = secrets.token_urlsafe(32)
         until = time.monotonic() + ADDRESS_SECONDS
-        self._addresses[secret] = _Address(path=self._path(owner, digest), until=until)
-        while len(self._addresses) > ADDRESSES_MOST:
-            self._addresses.popitem(last=False)
+        self._end_addresses(owner)
+        path = self._path(owner, digest)
+        self._addresses[secret] = _Address(whose=owner, path=path, until=until)
         return secret
+
+    def _end_addresses(self, whose: str) -> None:
+        """Forget those whose time is up, and the oldest of a tenant that has all it may."""
+        now = time.monotonic()
+        while self._addresses and next(iter(self._addresses.values())).until < now:
+            self._addresses.popitem(last=False)
+        mine = [secret for secret, each in self._addresses.items() if each.whose == whose]
+        for secret in mine[: max(len(mine) - ADDRESSES_MOST + 1, 0)]:
+            del self._addresses[secret]
 
     def require(self, secret: str) -> Path:
         """Return where what is sent to an address goes.
