@@ -277,10 +277,8 @@ class Sandbox:
             InfrastructureError: The guest died, and of what.
         """
         own = replace(what, env=self._env | what.env)
-        # Asked while it may still be waking: it starts this behind that, and saves a round trip.
         with self.used():
-            async with self._staying() as stay, stay.clone.agent.execute(own) as execution:
-                await stay.clone.awake()
+            async with self._staying() as stay, stay.clone.execute(own) as execution:
                 yield TimedExecution(execution, what.timeout)
 
     @contextlib.asynccontextmanager

@@ -235,6 +235,9 @@ class PaperClone:
     receipt: IdentityReceipt = RECEIPT
     connection: None = None
 
+    def execute(self, what: Any) -> contextlib.AbstractAsyncContextManager[PaperExecution]:
+        return self.agent.execute(what)
+
     async def awake(self) -> None:
         """Be awake."""
 

@@ -229,6 +229,43 @@ async def test_what_runs_before_its_clone_is_awake_is_told_when_that_is(
     assert told
 
 
+async def test_what_a_clone_refuses_before_it_is_awake_is_told_when_that_is(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await host.create(fake_host.wanted(), owner=OWNER)
+    asked, confirmed = asyncio.Event(), asyncio.Event()
+
+    async def awake() -> None:
+        asked.set()
+        await confirmed.wait()
+
+    monkeypatch.setattr(made.clone, "awake", awake)
+
+    async def run_it() -> None:
+        async with made.execute(Command(argv=("true",), user="nobody-here")):
+            pytest.fail("it was started")
+
+    refused = asyncio.create_task(run_it())
+    waiting = asyncio.create_task(asked.wait())
+    await asyncio.wait({refused, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    assert not refused.done()
+    confirmed.set()
+    with pytest.raises(InvalidRequestError) as raised:
+        await refused
+    assert raised.value.error_code == "unknown_user"
+    await waiting
+
+
+async def test_what_a_clone_refuses_that_never_wakes_is_not_told(
+    host: Host, engine: FakeEngine
+) -> None:
+    engine.faults = Faults(guest=("--lie", "clock-later"))
+    with pytest.raises(GuestError) as raised:
+        await host.run(run_request(Command(argv=("true",), user="nobody-here")), owner=OWNER)
+    assert raised.value.error_code == "identity_unconfirmed"
+    await ended(host)
+
+
 async def test_a_clone_that_is_not_awake_lends_no_agent(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,18 +13,19 @@ from msgspec import structs
 from vmpool.cancellation import uninterrupted
 from vmpool.clone.introduction import identify, set_clock
 from vmpool.clone.plug import Plug
-from vmpool.errors import GuestError
+from vmpool.errors import GuestError, VmpoolError
 from vmpool.model import Identity
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from vmpool.agent import Agent
+    from vmpool.agent import Agent, Execution
     from vmpool.clone.papers import Papers
     from vmpool.clone.timings import RestoreDeadlines, RestoreTimings
     from vmpool.engine import Machine
     from vmpool.errors import InfrastructureError
-    from vmpool.model import IdentityReceipt, Waking
+    from vmpool.model import Code, Command, IdentityReceipt, Waking
     from vmpool.network.connection import Connection
 
 OBITUARY_TIMEOUT = 1.0
@@ -108,6 +109,25 @@ class Clone:
         if waking.cancelled():
             raise GuestError("the clone was ended while it woke", code="guest_lost")
         waking.result()
+
+    @contextlib.asynccontextmanager
+    async def execute(self, what: Command | Code) -> AsyncIterator[Execution]:
+        """Run something in the guest, as `Agent.execute`, and tell nothing of it before `awake`.
+
+        One that wakes is asked all the same: it starts this behind that, and saves a round trip.
+
+        Raises:
+            VmpoolError: As `Agent.execute`.
+            GuestError: As `awake`.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                execution = await stack.enter_async_context(self.agent.execute(what))
+            except VmpoolError:  # a refusal is the guest's word, too
+                await self.awake()
+                raise
+            await self.awake()
+            yield execution
 
     async def _wake(self) -> None:
         try:
