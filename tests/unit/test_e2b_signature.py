@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -100,6 +101,47 @@ def test_a_signature_for_no_file_or_no_time_is_refused(query: dict[str, str]) ->
     with pytest.raises(InvalidRequestError) as caught:
         signature.read("POST", "/files", query)
     assert caught.value.error_code == "signature_malformed"
+
+
+def test_no_file_has_a_name_that_is_longer_than_a_path() -> None:
+    longest = signature.read("GET", "/files", {"signature": "v1_x", "path": "é" * 2047})
+    assert longest is not None
+    with pytest.raises(InvalidRequestError) as caught:
+        signature.read("GET", "/files", {"signature": "v1_x", "path": "é" * 2048})
+    assert caught.value.error_code == "invalid_path"
+
+
+class Digest:
+    """A digest that counts the bytes which go through any of them."""
+
+    counted = 0
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.data = b""
+        self.update(data)
+
+    def update(self, data: bytes) -> None:
+        Digest.counted += len(data)
+        self.data += data
+
+    def copy(self) -> Digest:
+        twin = Digest()
+        twin.data = self.data
+        return twin
+
+    def digest(self) -> bytes:
+        return self.data[:32]
+
+
+def test_a_path_is_digested_once_however_many_sandboxes_are_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hashlib, "sha256", Digest)
+    request = signature.read("GET", "/files", {"signature": "v1_x", "path": "x" * 4000})
+    assert request is not None
+    for number in range(100):
+        assert not request.made_with(f"token-{number}")
+    assert Digest.counted < 4000 + 100 * 10
 
 
 def test_other_requests_are_not_signed() -> None:

@@ -13,6 +13,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from vmpool.api.limits import PATH_BYTES
 from vmpool.errors import InvalidRequestError, UnauthorizedError
 
 if TYPE_CHECKING:
@@ -35,21 +36,17 @@ class Signed:
     """A request that brings a signature.
 
     Attributes:
-        path: As it stands in the query; `username` likewise, empty where it does not.
+        begun: The digest of what was signed, up to the token; nobody updates it.
         expiration: When it ends, in Unix seconds as written; `None` for never.
     """
 
-    path: str
-    direction: Direction
-    username: str
+    begun: hashlib._Hash
     expiration: str | None
     signature: str
 
     def made_with(self, token: str) -> bool:
         """Whether it was made with a sandbox's access token; with none, it was not."""
-        expected = sign(
-            self.path, self.direction, self.username, token, expiration=self.expiration
-        ).encode()
+        expected = _ended(self.begun, token, self.expiration).encode()
         given = self.signature[:_MOST].encode("utf-8", "surrogateescape")
         return bool(token) and secrets.compare_digest(given, expected)
 
@@ -78,6 +75,7 @@ def read(method: str, path: str, query: Mapping[str, str]) -> Signed | None:
 
     Raises:
         InvalidRequestError: `signature_malformed`; it names no file, or no time that there is.
+            `invalid_path`; no file has a name that long.
     """
     signature = query.get("signature")
     direction = _DIRECTIONS.get(method)
@@ -87,6 +85,8 @@ def read(method: str, path: str, query: Mapping[str, str]) -> Signed | None:
     if not file:
         # One without would be good for all files: their names stand in the body.
         raise InvalidRequestError("a signature is for one path", code="signature_malformed")
+    if len(file.encode("utf-8", "surrogateescape")) > PATH_BYTES:
+        raise InvalidRequestError(f"the path is over {PATH_BYTES} bytes", code="invalid_path")
     expiration = query.get("signature_expiration")
     if expiration is not None and _SECONDS.fullmatch(expiration) is None:
         raise InvalidRequestError(
@@ -94,9 +94,7 @@ def read(method: str, path: str, query: Mapping[str, str]) -> Signed | None:
             code="signature_malformed",
         )
     return Signed(
-        path=file,
-        direction=direction,
-        username=query.get("username", ""),
+        begun=_begun(file, direction, query.get("username", "")),
         expiration=expiration,
         signature=signature,
     )
@@ -106,8 +104,16 @@ def sign(
     path: str, direction: Direction, username: str, token: str, *, expiration: str | None = None
 ) -> str:
     """Return the signature of a request."""
-    parts = [path, direction, username, token]
-    if expiration is not None:
-        parts.append(expiration)
-    digest = hashlib.sha256(":".join(parts).encode("utf-8", "surrogateescape")).digest()
-    return _VERSION + base64.b64encode(digest).decode().rstrip("=")
+    return _ended(_begun(path, direction, username), token, expiration)
+
+
+def _begun(path: str, direction: Direction, username: str) -> hashlib._Hash:
+    """Return what all tokens have in common: of whom nobody knows, every sandbox is asked."""
+    prefix = f"{path}:{direction}:{username}:"
+    return hashlib.sha256(prefix.encode("utf-8", "surrogateescape"))
+
+
+def _ended(begun: hashlib._Hash, token: str, expiration: str | None) -> str:
+    digest = begun.copy()
+    digest.update(token.encode() if expiration is None else f"{token}:{expiration}".encode())
+    return _VERSION + base64.b64encode(digest.digest()).decode().rstrip("=")
