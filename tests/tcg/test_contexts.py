@@ -60,7 +60,7 @@ async def test_figures_and_frames_are_shown_as_a_notebook_shows_them(
     frame = ["e2b/data", "text/html", "text/plain"]
     assert kinds(result) == [(False, png), (True, frame), (False, png)]
     assert base64.b64decode(result.displays[0].mime["image/png"]).startswith(b"\x89PNG")
-    assert kinds(again) == [(False, png)]
+    assert kinds(again) == [(False, ["image/png", "text/plain"])]  # it shows nothing yet
     assert user.stdout == "user\n/home/user\n"
 
 
