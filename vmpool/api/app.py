@@ -125,17 +125,10 @@ def _endpoint(
                 caller=caller,
             )
         )
-        if not response.prepared:
-            await outflow.send(_deliver(response, request), limits)
+        await outflow.deliver(response, request, limits)
         return response
 
     return endpoint
-
-
-async def _deliver(response: web.StreamResponse, request: web.Request) -> None:
-    """Send an answer here, where it has a deadline; aiohttp would wait for its reader for ever."""
-    await response.prepare(request)
-    await response.write_eof()
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,8 @@ from vmpool.errors import CallerError
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from aiohttp import web
+
     from vmpool.api.limits import Limits
 
 
@@ -34,3 +36,20 @@ async def send(sending: Awaitable[None], limits: Limits) -> None:
         raise StalledError(
             f"the client took nothing for {limits.published.stall_seconds} s", code="client_stalled"
         ) from err
+
+
+async def deliver(response: web.StreamResponse, request: web.Request, limits: Limits) -> None:
+    """Send a whole answer, where it has a deadline; aiohttp would wait for its reader for ever.
+
+    One that was sent while it was made is left as it is.
+
+    Raises:
+        StalledError: The client took nothing for too long; the answer has begun.
+    """
+    if not response.prepared:
+        await send(_send_whole(response, request), limits)
+
+
+async def _send_whole(response: web.StreamResponse, request: web.Request) -> None:
+    await response.prepare(request)
+    await response.write_eof()

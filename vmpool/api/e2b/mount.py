@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from vmpool import auditing
-from vmpool.api import edge
+from vmpool.api import edge, outflow
 from vmpool.api.door import DOOR
 from vmpool.api.e2b import problem
 from vmpool.api.e2b.control.metrics import GAUGES
@@ -61,11 +61,13 @@ def _endpoint(operation: Operation, host: Host, limits: Limits, gate: Gate) -> H
                 limits=limits,
                 caller=caller,
             )
-            return await operation.run(call)
+            response = await operation.run(call)
+            await outflow.deliver(response, request, limits)
         except VmpoolError as err:
             if request.get(edge.BEGUN):
                 raise
             return tell(request, err, Shape.CODE)
+        return response
 
     return endpoint
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from vmpool.api import edge, fronts
+from vmpool.api import edge, fronts, outflow
 from vmpool.api.door import DOOR
 from vmpool.api.e2b import problem, signature
 from vmpool.api.e2b.table import ENVD_PORT, SERVICES, Found, find
@@ -165,7 +165,9 @@ class Router:
                 sandbox=awake,
                 parts=found.parts,
             )
-            return await found.endpoint.run(visit)
+            response = await found.endpoint.run(visit)
+            await outflow.deliver(response, request, self._limits)
+            return response
 
     async def _relay(
         self, request: web.Request, handler: Handler, target: Target
