@@ -165,6 +165,23 @@ async def test_one_that_waits_in_vain_leaves_nothing(bench: Bench) -> None:
     assert await waiting.wait()
 
 
+async def test_one_that_cannot_be_killed_is_found_again_by_its_directory(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = await bench.stand_by()
+
+    async def refuse() -> None:
+        raise EngineError("it does not end", code="process_stuck")
+
+    with monkeypatch.context() as stuck:
+        stuck.setattr(waiting.shell, "kill", refuse)
+        with pytest.raises(EngineError):
+            await waiting.kill()
+    assert waiting.directory.is_dir()
+    await waiting.kill()
+    assert not waiting.directory.exists()
+
+
 async def test_one_that_died_while_it_waited_is_no_clone(bench: Bench) -> None:
     waiting = await bench.stand_by()
     await waiting.shell.kill()

@@ -47,14 +47,16 @@ class Waiting:
         """End the hypervisor and remove its directory. *Idempotent*, completes when cancelled.
 
         Also for one that was given to `descend`, which then comes to nothing.
+
+        Raises:
+            EngineError: It does not end; its directory stays.
         """
         await uninterrupted(self._end())
 
     async def _end(self) -> None:
-        try:
-            await self.shell.kill()
-        finally:
-            await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+        # By its directory one that does not end is found again, so that stays as long as it does.
+        await self.shell.kill()
+        await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
 
 
 async def stand_by(engine: Engine, template: Snapshot, *, run: Path) -> Waiting:

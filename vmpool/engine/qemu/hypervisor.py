@@ -7,6 +7,7 @@ of the log.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from vmpool.engine.qemu.record import Record
 from vmpool.errors import EngineError, GuestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
     from pathlib import Path
 
     from vmpool.engine.qemu.isolation import Jail
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from vmpool.engine.qemu.process import Process
     from vmpool.errors import InfrastructureError
     from vmpool.model import MachineSpec
+
+log = logging.getLogger(__name__)
 
 QMP_SOCKET = "qmp"
 
@@ -140,7 +143,7 @@ async def start(
         process = await processes.spawn(argv, slots=slots, log=output.fileno(), jail=jail)
     except BaseException:
         output.close()
-        await uninterrupted(_remove(group))
+        await _given_up(_remove(group))
         raise
     monitor = Monitor(on_flood=process.send_kill)
     try:
@@ -153,7 +156,7 @@ async def start(
         finally:
             await uninterrupted(joining)
     except BaseException as err:
-        await uninterrupted(_end(process, monitor, output, group))
+        await _given_up(_end(process, monitor, output, group))
         if isinstance(err, EngineError):
             raise _explained(err, argv, output) from err
         raise
@@ -219,8 +222,18 @@ async def _end(process: Process, monitor: Monitor, output: Output, group: Cgroup
         await monitor.ended()  # its last events are read before the session is closed
     finally:
         output.close()
-        await _remove(group)
-        await monitor.close()
+        try:
+            await _remove(group)
+        finally:
+            await monitor.close()
+
+
+async def _given_up(ending: Awaitable[None]) -> None:
+    """Finish what ends a start that failed; why that failed is what the caller learns."""
+    try:
+        await uninterrupted(ending)
+    except EngineError as err:
+        log.error("a QEMU whose start failed is not gone: %s", err)
 
 
 async def _join(group: Cgroup | None, process: Process) -> None:
