@@ -356,6 +356,26 @@ async def test_nobody_wakes_a_sandbox_without_its_token(client: Client) -> None:
     assert (await client.call("GET", path))[1]["state"] == "paused"
 
 
+async def test_who_only_asks_after_a_private_sandbox_does_not_wake_it(client: Client) -> None:
+    options: dict[str, Any] = {"autoPause": True, "autoResume": {"enabled": True}}
+    made = await client.create(network={"allowPublicTraffic": False}, **options)
+    path = f"/sandboxes/{made['sandboxID']}"
+    inside = Inside(client, made)
+    stranger = {**inside.headers, "X-Access-Token": "", "e2b-traffic-access-token": "x"}
+    for port, well in (("49983", 204), ("49999", 200)):
+        stranger["E2b-Sandbox-Port"] = inside.headers["E2b-Sandbox-Port"] = port
+        assert (await client.call("GET", "/health", headers=stranger))[0] == well
+        await client.call("POST", f"{path}/pause")
+        status, gone = await client.call("GET", "/health", headers=stranger)
+        assert (status, gone["message"]) == (502, "The sandbox was not found")
+        assert (await client.call("GET", path))[1]["state"] == "paused"
+        assert (await client.call("GET", "/health", headers=inside.headers))[0] == well
+        assert (await client.call("GET", path))[1]["state"] == "running"
+    opens = {**stranger, "e2b-traffic-access-token": made["trafficAccessToken"]}
+    await client.call("POST", f"{path}/pause")
+    assert (await client.call("GET", "/health", headers=opens))[0] == 200
+
+
 async def test_a_sandbox_whose_time_is_up_is_paused_or_killed_as_asked(client: Client) -> None:
     cases: tuple[tuple[dict[str, Any], str | None], ...] = (
         ({"autoPause": True}, "paused"),

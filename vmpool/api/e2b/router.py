@@ -30,6 +30,8 @@ from vmpool.errors import (
     UnauthorizedError,
     VmpoolError,
 )
+from vmpool.lifecycle import SandboxState
+from vmpool.sandbox import paused
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -58,6 +60,9 @@ _ID: Final = re.compile("[a-z0-9]{1,64}")
 _PORT: Final = re.compile("[1-9][0-9]{0,4}")
 _GONE: Final = frozenset({"sandbox_not_found", "sandbox_ended", "sandbox_paused"})
 """To E2B's clients all of them are the same: there is nobody to talk to."""
+
+_AWAKE: Final = frozenset({SandboxState.RUNNING, SandboxState.ROLLING_BACK})
+"""States in which what is asked resumes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,13 +201,16 @@ class Router:
         Raises:
             UnauthorizedError: `token_invalid`, `signature_invalid` or `signature_expired`.
             ForbiddenError: `port_private`.
+            ConflictError: `sandbox_paused`; who only asks after it may not wake it.
         """
         token = request.headers.get(TOKEN_HEADER, "")
         if token and sandbox.admits(token):
             return False
         match opening:
-            case Opening.NOTHING:
+            case Opening.NOTHING if sandbox.state in _AWAKE:
                 return True
+            case Opening.NOTHING:
+                return await self._wakes(request, target)
             case Opening.TRAFFIC:
                 return await self._passes(request, target)
             case Opening.SIGNATURE if (signed := _signed(request)) is not None:
@@ -210,6 +218,17 @@ class Router:
                 return True
             case Opening.SIGNATURE | Opening.TOKEN:
                 raise UnauthorizedError(UNAUTHORIZED, code="token_invalid")
+
+    async def _wakes(self, request: web.Request, target: Target) -> bool:
+        """Do as `_passes`; to whom a port is closed, a sandbox that is paused is not there.
+
+        Raises:
+            ConflictError: `sandbox_paused`.
+        """
+        try:
+            return await self._passes(request, target)
+        except ForbiddenError:
+            raise paused(target.sandbox_id) from None
 
     async def _passes(self, request: web.Request, target: Target) -> bool:
         """Return whether a port is everybody's; one that is private takes a token.

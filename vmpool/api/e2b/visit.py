@@ -22,7 +22,7 @@ class Opening(Enum):
     TOKEN = "the sandbox's own access token"  # noqa: S105 -- what, not which
     SIGNATURE = "the sandbox's own access token, or a signature made with it"
     TRAFFIC = "what opens the port: nothing, or a traffic token where the port is private"
-    NOTHING = "nothing: it says no more than whether the sandbox is there"
+    NOTHING = "nothing, of one that runs; of one that is paused, what opens the port: it wakes it"
 
 
 class Shape(Enum):
