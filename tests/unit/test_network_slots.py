@@ -26,7 +26,7 @@ from tests.tap_guest import ICMP, ICMP6, UDP, TapGuest, checksum, echo_request
 from vmpool import egress
 from vmpool.egress import UNCONNECTED, Bandwidth
 from vmpool.errors import HostError
-from vmpool.network import links, namespace, plan
+from vmpool.network import firewall, links, namespace, plan
 from vmpool.network.addressing import GATEWAY, Range
 from vmpool.network.namespace import Namespace
 from vmpool.network.slots import Slot, Slots
@@ -432,6 +432,34 @@ async def test_another_server_finds_its_slots_and_clears_the_others(place: Place
     for slot in (kept, lost):
         slot.let_go()
         place.slots.give_back(slot)
+
+
+async def test_the_rules_of_the_server_before_are_brought_up_to_date(place: Place) -> None:
+    kept, home, table = await place.slots.take(), place.internet.home, place.trunk.table
+    # As one wrote them that did not count connections.
+    closed = f"add set inet {table} closed {{ type ifname; }}\n"
+    firewall.apply(home, f"delete table inet {table}\nadd table inet {table}\n{closed}")
+    later = Slots(place.trunk, ready=0)
+    adopted = await later.adopt(kept.number, UNCONNECTED)
+    assert "ct count over" in place.internet.run(home, "nft", "list", "table", "inet", table)
+    later.give_back(adopted)
+    await later.close()
+    place.slots.give_back(kept)
+
+
+async def test_what_was_taken_down_with_the_last_adopted_slot_is_raised_again(
+    place: Place,
+) -> None:
+    kept = await place.slots.take()
+    later = Slots(place.trunk, ready=0)
+    later.give_back(await later.adopt(kept.number, UNCONNECTED))
+    await until(lambda: not later.held)
+    await later.reap()
+    assert not place.trunk.stands
+    async with Place(place.internet, later, place.trunk).guest(ONE) as (guest, _):
+        await place.settle(guest)
+    await later.close()
+    place.slots.give_back(kept)
 
 
 async def test_a_range_that_leads_elsewhere_is_refused(place: Place) -> None:

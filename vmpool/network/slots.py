@@ -133,7 +133,7 @@ class Slots:
         self._making = 0
         self._held: set[int] = set()
         self._next = 0
-        self._standing = False
+        self._raised = False  # by this server, with the rules that it knows
         self._closed = False
         self._raising = asyncio.Lock()
         self._chores = Chores("network slots")
@@ -172,6 +172,7 @@ class Slots:
 
         Raises:
             HostError: `network_failed`; it is not there, or not connected any more.
+                `network_unavailable`, `network_failed`; the trunk could not be brought up to date.
         """
         found = self._trunk.slot(number)
 
@@ -181,11 +182,11 @@ class Slots:
 
         if number in self._held or not await asyncio.to_thread(stands):
             raise HostError(f"network slot {number} is gone", code="network_failed")
+        await self._raise_up()
         address = self._trunk.within.slot(number)
         slot = Slot(number, found, address, -1, closed=self._closed_networks, most=self._most)
         slot.recall(policy)
         self._held.add(number)
-        self._standing = True  # or nobody would take down what was raised by the one before
         return slot
 
     async def reap(self) -> int:
@@ -194,8 +195,7 @@ class Slots:
         stray = [number for number in found if number not in self._held]
         for number in stray:
             await uninterrupted(asyncio.to_thread(self._clear, number))
-        if not self._held:
-            await uninterrupted(asyncio.to_thread(self._trunk.take_down))
+        await uninterrupted(self._take_down())
         return len(stray)
 
     async def close(self) -> None:
@@ -210,9 +210,8 @@ class Slots:
         await self._chores.done(within=CLOSE_TIMEOUT)
         while self._ready:
             await self._remove(self._ready.pop())
-        if self._standing and not self._held:
-            self._standing = False
-            await asyncio.to_thread(self._trunk.take_down)
+        if self._raised:
+            await self._take_down()
 
     def stock(self) -> None:
         """Have as many made ahead as there should be, behind the caller's back."""
@@ -232,10 +231,7 @@ class Slots:
             self._making -= 1
 
     async def _make(self) -> Slot:
-        async with self._raising:
-            if not self._standing:
-                await uninterrupted(asyncio.to_thread(self._trunk.raise_up))
-                self._standing = True
+        await self._raise_up()
         number = self._claim_number()
         making = asyncio.ensure_future(asyncio.to_thread(self._furnish, number))
         try:
@@ -247,6 +243,23 @@ class Slots:
             else:
                 self._held.discard(number)
             raise
+
+    async def _raise_up(self) -> None:
+        """Have the trunk stand with the rules of this server, whoever made it. *Idempotent.*"""
+        await uninterrupted(self._raise())
+
+    async def _raise(self) -> None:
+        async with self._raising:
+            if not self._raised:
+                await asyncio.to_thread(self._trunk.raise_up)
+                self._raised = True
+
+    async def _take_down(self) -> None:
+        """Remove the trunk, unless somebody has a slot. *Idempotent.*"""
+        async with self._raising:
+            if not self._held:
+                self._raised = False
+                await asyncio.to_thread(self._trunk.take_down)
 
     def _claim_number(self) -> int:
         most = self._trunk.within.slots_most
