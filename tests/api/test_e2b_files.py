@@ -233,7 +233,7 @@ async def test_a_watcher_outlives_its_directory_and_not_its_machine(
 
 async def test_watchers_are_as_many_as_a_sandbox_may_have(inside: Inside, tmp_path: Path) -> None:
     ids = [(await inside.ask("CreateWatcher", path=str(tmp_path)))["watcherId"] for _ in range(64)]
-    assert await inside.refusal("CreateWatcher", path=str(tmp_path)) == (503, "unavailable")
+    assert await inside.refusal("CreateWatcher", path=str(tmp_path)) == (429, "resource_exhausted")
     await inside.ask("RemoveWatcher", watcherId=ids[0])
     await inside.ask("CreateWatcher", path=str(tmp_path))
 
