@@ -41,11 +41,14 @@ class Exposure:
         public: Whether everybody may reach a port that `ports` does not name.
         ports: Whether everybody may reach a port.
         tokens: The oldest first.
+        revoked: How many of the tokens that the server makes for it by itself were revoked; the
+            next is another one.
     """
 
     public: bool = False
     ports: tuple[tuple[int, bool], ...] = ()
     tokens: tuple[TrafficToken, ...] = ()
+    revoked: int = 0
 
     def is_public(self, port: int) -> bool:
         """Whether everybody may reach a port."""
@@ -56,6 +59,10 @@ class Exposure:
         given = digest_of(token)
         fitting = [one for one in self.tokens if one.port in (None, port)]
         return any(hmac.compare_digest(one.digest, given) for one in fitting)
+
+    def holds(self, digest: str) -> bool:
+        """Whether a token with this digest opens anything."""
+        return any(one.digest == digest for one in self.tokens)
 
     def publishing(self, port: int | None, *, public: bool) -> Exposure:
         """Return it with a port made public or private; `None` for all, single ones included.
@@ -88,18 +95,22 @@ class Exposure:
             )
         return replace(self, tokens=(*self.tokens, token))
 
-    def without(self, token_id: str) -> Exposure:
+    def without(self, token_id: str, *, standing: str) -> Exposure:
         """Return it with a token less.
+
+        Args:
+            standing: Digest of the one that the server makes by itself; it is not made again.
 
         Raises:
             NotFoundError: `traffic_token_not_found`.
         """
         kept = tuple(one for one in self.tokens if one.id != token_id)
-        if len(kept) == len(self.tokens):
+        gone = [one.digest for one in self.tokens if one.id == token_id]
+        if not gone:
             raise NotFoundError(
                 f"there is no traffic token {token_id!r}", code="traffic_token_not_found"
             )
-        return replace(self, tokens=kept)
+        return replace(self, tokens=kept, revoked=self.revoked + (standing in gone))
 
     @property
     def text(self) -> str:
@@ -114,6 +125,7 @@ class Exposure:
             public=members["public"],
             ports=tuple((port, public) for port, public in members["ports"]),
             tokens=tuple(TrafficToken(**token) for token in members["tokens"]),
+            revoked=members.get("revoked", 0),
         )
 
 

@@ -52,17 +52,27 @@ class Ports:
         """Return a token that opens all ports of a sandbox for its whole life. *Idempotent.*
 
         The same each time, also after a restart, and written down nowhere; made good if it is not.
+        Once revoked, it is another one.
 
         Raises:
             CapacityError: `traffic_tokens_full`.
             StoreError, DiskFullError: The journal could not take it; there is no token.
         """
-        token = TOKEN_PREFIX + self._store.token(of=f"ports of {sandbox.id}")
-        digest = digest_of(token)
-        if all(one.digest != digest for one in (await self.exposure(sandbox)).tokens):
-            row = TrafficToken(id=new_id(), port=None, digest=digest, created_ns=time.time_ns())
-            await self._change(sandbox, lambda it: it.adding(row))
-        return token
+        exposure = await self.exposure(sandbox)
+        if not exposure.holds(digest_of(self._standing(sandbox, exposure))):
+            exposure = await self._change(sandbox, lambda it: self._with_standing(sandbox, it))
+        return self._standing(sandbox, exposure)
+
+    def _with_standing(self, sandbox: Sandbox, exposure: Exposure) -> Exposure:
+        digest = digest_of(self._standing(sandbox, exposure))
+        if exposure.holds(digest):  # somebody else was faster
+            return exposure
+        row = TrafficToken(id=new_id(), port=None, digest=digest, created_ns=time.time_ns())
+        return exposure.adding(row)
+
+    def _standing(self, sandbox: Sandbox, exposure: Exposure) -> str:
+        number = f" {exposure.revoked}" if exposure.revoked else ""
+        return TOKEN_PREFIX + self._store.token(of=f"ports of {sandbox.id}{number}")
 
     async def exposure(self, sandbox: Sandbox) -> Exposure:
         """Return who may reach what of a sandbox.
@@ -136,7 +146,11 @@ class Ports:
             NotFoundError: `traffic_token_not_found`.
             StoreError, DiskFullError: The journal could not take it; the token is good.
         """
-        await self._change(sandbox, lambda it: it.without(token_id))
+
+        def revoke(it: Exposure) -> Exposure:
+            return it.without(token_id, standing=digest_of(self._standing(sandbox, it)))
+
+        await self._change(sandbox, revoke)
 
     async def _change(self, sandbox: Sandbox, change: Callable[[Exposure], Exposure]) -> Exposure:
         async with self._changing:

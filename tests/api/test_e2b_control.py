@@ -204,6 +204,34 @@ async def test_ports_are_everybodys_unless_they_are_not(client: Client) -> None:
     assert (await client.call("GET", "/", headers=port))[0] == 502
 
 
+async def test_a_traffic_token_that_was_revoked_stays_so(client: Client) -> None:
+    made = await client.create(network={"allowPublicTraffic": False})
+    ports = f"/v1/sandboxes/{made['sandboxID']}/ports"
+    port = {"E2b-Sandbox-Id": made["sandboxID"], "E2b-Sandbox-Port": "8000"}
+
+    async def status(token: str) -> int:
+        headers = port | {"e2b-traffic-access-token": token}
+        return (await client.call("GET", "/", headers=headers))[0]
+
+    async def connected() -> str:
+        answers = await asyncio.gather(
+            *(client.call("POST", f"/sandboxes/{made['sandboxID']}/connect") for _ in range(3))
+        )
+        (token,) = {answer["trafficAccessToken"] for _, answer in answers}
+        return str(token)
+
+    revoked = []
+    token = made["trafficAccessToken"]
+    for _ in range(2):
+        assert await status(token) == 502
+        (row,) = (await client.server.call("GET", ports))[1]["tokens"]
+        assert (await client.server.call("DELETE", f"{ports}/tokens/{row['id']}"))[0] == 204
+        assert await status(token) == 403
+        revoked.append(token)
+        token = await connected()
+        assert [await status(each) for each in (*revoked, token)] == [403] * len(revoked) + [502]
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [

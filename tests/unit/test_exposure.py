@@ -38,11 +38,24 @@ def test_a_token_opens_its_port_or_all() -> None:
         False,
     ]
     assert [exposure.admits(secret, 81) for secret in ("one", "all")] == [False, True]
-    assert not exposure.without("a").admits("one", 80)
+    assert not exposure.without("a", standing="").admits("one", 80)
     assert not exposure.is_public(80)
     assert Exposure.parse(exposure.text) == exposure
     with pytest.raises(NotFoundError):
-        exposure.without("c")
+        exposure.without("c", standing="")
+
+
+def test_of_those_that_are_revoked_the_servers_own_are_counted() -> None:
+    exposure = Exposure().adding(token(80, "one", "a")).adding(token(None, "own", "b"))
+    own = digest_of("own")
+    assert exposure.without("a", standing=own).revoked == 0
+    revoked = exposure.without("b", standing=own)
+    assert (revoked.revoked, revoked.holds(own)) == (1, False)
+    assert Exposure.parse(revoked.text) == revoked
+
+
+def test_what_was_written_before_any_were_counted_is_read() -> None:
+    assert Exposure.parse('{"public": true, "ports": [], "tokens": []}') == Exposure(public=True)
 
 
 def test_there_are_not_more_than_a_row_should_hold() -> None:
