@@ -19,6 +19,7 @@ from vmpool.api.e2b.templates.build import (
     Lines,
     State,
 )
+from vmpool.api.e2b.templates.recipe import Recipe
 from vmpool.api.e2b.templates.workshop import Workshop
 from vmpool.errors import CapacityError, NotFoundError
 from vmpool.model import Stream
@@ -83,6 +84,47 @@ def test_a_tenant_with_many_builds_makes_nobody_elses_forgotten(
             workshop.find(each.id, owner="greedy")
     for each in theirs[6:]:
         assert workshop.find(each.id, owner="greedy") is each
+
+
+class SlowBuilder:
+    """Makes builds that are over when they are told to be; the first begun is the first."""
+
+    begun: list[tuple[str, asyncio.Event]]
+
+    def __init__(self, _host: object, build: Build, *_: object) -> None:
+        self.build = build
+
+    async def run(self) -> None:
+        over = asyncio.Event()
+        SlowBuilder.begun.append((self.build.owner, over))
+        await over.wait()
+        self.build.state = State.READY
+
+
+async def settle() -> None:
+    """Let everything happen that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_tenants_take_turns_at_building(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workshop_module, "Builder", SlowBuilder)
+    begun: list[tuple[str, asyncio.Event]] = []
+    SlowBuilder.begun = begun
+    workshop = shop(tmp_path)
+    for owner in (*["greedy"] * 4, "modest", "third", "third"):
+        made = workshop.promise(owner=owner, name="n", tags=())
+        workshop.begin(made, Recipe(base="b", steps=()))
+    await settle()
+    assert [owner for owner, _ in begun] == ["greedy", "modest"]
+    for number in range(4):
+        begun[number][1].set()
+        await settle()
+    order = [owner for owner, _ in begun]
+    assert order == ["greedy", "modest", "third", "greedy", "third", "greedy"]
+    await workshop.close()
 
 
 class Sender:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AT_ONCE: Final = 2
-"""Builds that are made at one time; the others wait."""
+"""Builds that are made at one time, one of each tenant; the others wait."""
 
 TENANT_MOST: Final = 8
 """Builds of one tenant that wait or are made."""
@@ -51,6 +51,8 @@ class Workshop:
         self._host = host
         self._builds: dict[str, Build] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        # Whoever waits here is the only one of its tenant, and so they come in turns.
+        self._own_turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def open(self) -> None:
@@ -124,7 +126,7 @@ class Workshop:
 
     async def _make(self, build: Build, recipe: Recipe) -> None:
         try:
-            async with self._turns:
+            async with self._own_turns[build.owner], self._turns:
                 await Builder(self._host, build, recipe, self.archives).run()
         finally:
             build.fail("the server was stopped; build it again")  # unless it is over
