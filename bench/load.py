@@ -148,9 +148,9 @@ async def _carried_out(order: Order) -> Tally:
 
         async def work() -> None:
             for number in numbers:
-                if now_ms() > 1000 * order.seconds:
-                    return
                 at = now_ms()
+                if at > 1000 * order.seconds:
+                    return
                 try:
                     made.extend(await _request(session, order, number))
                 except (aiohttp.ClientError, TimeoutError, InfrastructureError) as err:
