@@ -30,7 +30,7 @@ from vmpool.parcel import Envelope, State, Unpacking, pack
 from vmpool.parcel.envelope import damaged
 from vmpool.snapshot import Snapshot
 from vmpool.store import Purpose
-from vmpool.vault import Checkpoint
+from vmpool.vault import Checkpoint, check_own
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -134,6 +134,7 @@ class Shipping:
         parcel = Unpacking(chunks, limit_bytes=limit, require=require)
         envelope = await parcel.envelope()
         name = envelope.state.name if name is None else name
+        check_own(name)
         await self._ground.quotas.refresh()
         size_bytes = sum(file.size_bytes for file in envelope.checkpoint.files.values())
         with self._vault.room(owner, Purpose.KEPT, name, most_bytes=size_bytes):

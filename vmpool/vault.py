@@ -14,7 +14,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmpool import egress, faults, snapshot
 from vmpool.cancellation import uninterrupted
@@ -39,6 +39,23 @@ _COUNTED = {Purpose.KEPT: Usage(checkpoints=1), Purpose.PAUSE: Usage(paused=1)}
 
 _WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _NAME = re.compile(f"{_WORD}(:{_WORD})?")
+
+STEP: Final = "step."
+"""What the name of a checkpoint begins with that a build made, and that builds believe."""
+
+
+def check_own(name: str | None) -> None:
+    """Refuse a name for a checkpoint that only a build's may have.
+
+    Raises:
+        InvalidRequestError: `checkpoint_name_invalid`.
+    """
+    if name is not None and name.startswith(STEP):
+        raise InvalidRequestError(
+            f"{name!r} begins as the names do of what builds keep of their steps",
+            code="checkpoint_name_invalid",
+            remedy=f"give another name, one that does not begin with {STEP!r}",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

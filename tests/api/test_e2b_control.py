@@ -173,6 +173,8 @@ async def test_children_and_snapshots_go_on_where_a_sandbox_is(client: Client) -
     assert await client.call("GET", "/snapshots?name=mine") == (200, [tagged, kept])
     assert (await client.call("POST", f"{path}/snapshots", json={"name": "mine"}))[0] == 409
     assert (await client.call("POST", f"{path}/snapshots", json={"name": "a b:c"}))[0] == 400
+    status, error = await client.call("POST", f"{path}/snapshots", json={"name": "me/step.0"})
+    assert (status, error["error_code"]) == (400, "checkpoint_name_invalid")
     for reference in (kept["snapshotID"], "mine", "team/mine:default", "mine:v2"):
         again = await client.create(templateID=reference)
         assert again["templateID"] == IMAGE

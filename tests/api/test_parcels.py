@@ -49,6 +49,24 @@ async def test_what_is_exported_is_imported_under_an_id_of_its_own(server: Serve
     assert len(larger) > len(parcel)
 
 
+async def test_nobody_slips_a_build_what_it_believes_to_be_its_own(server: Server) -> None:
+    refused = (400, "checkpoint_name_invalid")
+
+    async def answered(path: str, **request: Any) -> tuple[int, str]:
+        status, answer = await server.call("POST", path, **request)
+        return status, answer.get("code", "")
+
+    sandbox = (await server.make_sandbox())["id"]
+    path = f"/v1/sandboxes/{sandbox}/checkpoints"
+    assert await answered(path, json={"name": "step.0"}) == refused
+    await server.host.checkpoint(sandbox, owner=server.owner, name="step.0")  # as a build does
+    _, parcel = await server.call("GET", "/v1/checkpoints/step.0/export")
+    assert (await server.call("DELETE", "/v1/checkpoints/step.0"))[0] == 204
+    assert await answered(IMPORT, data=parcel) == refused
+    assert await answered(f"{IMPORT}?name=step.1", data=parcel) == refused
+    assert await answered(f"{IMPORT}?name=there", data=parcel) == (201, "")
+
+
 @pytest.mark.parametrize(
     ("request_of", "found"),
     [

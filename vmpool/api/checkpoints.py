@@ -8,6 +8,7 @@ from aiohttp import web
 
 from vmpool.api import bodies, sandbox_bodies, views
 from vmpool.api.route import Call, answer
+from vmpool.vault import check_own
 
 if TYPE_CHECKING:
     from vmpool.vault import Checkpoint
@@ -36,6 +37,7 @@ async def rollback(call: Call, body: sandbox_bodies.Rollback) -> web.Response:
 
 async def create(call: Call, body: sandbox_bodies.CreateCheckpoint) -> web.Response:
     """Keep what a sandbox is now."""
+    check_own(body.name)
     kept = await call.host.checkpoint(_id(call), owner=call.caller.owner, name=body.name)
     return answer(views.checkpoint(kept), status=201)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vmpool.api.e2b import naming
 from vmpool.api.e2b.control import bodies, networks, views
 from vmpool.api.e2b.operation import answer
-from vmpool.api.e2b.templates.recipe import KEPT
+from vmpool.vault import STEP, check_own
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -21,6 +21,7 @@ async def create(call: Call, body: bodies.NewSnapshot) -> web.Response:
     if body.memory is False:
         raise networks.unsupported("a snapshot without the memory", remedy="keep it with that")
     name = None if body.name is None else naming.bare(body.name)
+    check_own(name)
     id, owner = call.request.match_info["id"], call.caller.owner
     await call.host.awake(id, owner=owner)
     kept = await call.host.checkpoint(id, owner=owner, name=name)
@@ -31,7 +32,7 @@ async def list_own(call: Call, query: bodies.SnapshotsQuery) -> web.Response:
     """List what the caller has kept, the newest first; not what builds keep of their steps."""
     name = None if query.name is None else naming.bare(query.name)
     kept = await call.host.checkpoints(owner=call.caller.owner, sandbox=query.sandbox)
-    own = [each for each in kept if not (each.name or "").startswith(KEPT)]
+    own = [each for each in kept if not (each.name or "").startswith(STEP)]
     found = [each for each in own if name is None or _is_called(each, name)]
     if query.next_token is not None:
         created, _, id = query.next_token.partition("-")

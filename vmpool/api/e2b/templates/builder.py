@@ -17,7 +17,6 @@ from vmpool.api.e2b.defaults import Defaults
 from vmpool.api.e2b.templates import archives, copying, tags
 from vmpool.api.e2b.templates.build import Build, Level, Lines, State
 from vmpool.api.e2b.templates.recipe import (
-    KEPT,
     Copy,
     Enter,
     Recipe,
@@ -40,6 +39,7 @@ from vmpool.errors import (
 from vmpool.host import CreateRequest
 from vmpool.model import Command, Exited, Output
 from vmpool.template_key import key_of
+from vmpool.vault import STEP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -260,7 +260,7 @@ class Builder:
     async def _make_room(self, *, but: str) -> None:
         owner = self._build.owner
         every = await self._host.checkpoints(owner=owner, sandbox=None)
-        steps = [each for each in every if (each.name or "").startswith(KEPT) and each.id != but]
+        steps = [each for each in every if (each.name or "").startswith(STEP) and each.id != but]
         for each in steps[STEPS_KEPT - 1 :]:
             try:
                 await self._host.remove_checkpoint(each.id, owner=owner)

@@ -19,6 +19,7 @@ from vmpool.api.e2b.defaults import Defaults
 from vmpool.api.limits import check_arguments
 from vmpool.errors import InvalidRequestError
 from vmpool.model import DEFAULT_USER
+from vmpool.vault import STEP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from vmpool.api.e2b.templates.bodies import WireStep
 
 HOME: Final = f"/home/{DEFAULT_USER}"
-KEPT: Final = "step."
-"""What the name of a checkpoint begins with that holds the state after a step."""
 
 _DIGITS: Final = 40
 
@@ -185,7 +184,7 @@ def names(recipe: Recipe, base: str) -> Iterator[str]:
     for step in recipe.steps:
         said = json.dumps([name, type(step.change).__name__, asdict(step.change)], sort_keys=True)
         name = hashlib.sha256(said.encode()).hexdigest()
-        yield KEPT + name[:_DIGITS]
+        yield STEP + name[:_DIGITS]
 
 
 def _check(env: dict[str, str]) -> None:
