@@ -132,7 +132,13 @@ async def _echo_stream(internet: Internet, where: Namespace, port: int) -> Async
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("0.0.0.0", port))
 
+    talks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talk = asyncio.current_task()
+        assert talk is not None
+        talks[talk] = writer
+        talk.add_done_callback(talks.pop)
         here, there = writer.get_extra_info("sockname")[0], writer.get_extra_info("peername")[0]
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
@@ -143,9 +149,11 @@ async def _echo_stream(internet: Internet, where: Namespace, port: int) -> Async
         with contextlib.suppress(OSError):
             await writer.wait_closed()
 
-    server = await asyncio.start_server(answer, sock=listener)
-    async with server:
+    async with await asyncio.start_server(answer, sock=listener):
         yield
+        for writer in talks.values():
+            writer.transport.abort()  # whoever it is with may never end it
+        await asyncio.gather(*talks)
 
 
 @contextlib.asynccontextmanager

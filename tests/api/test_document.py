@@ -36,6 +36,8 @@ SEED = 20261121
 
 REFUSES_GOOD_FORM = {
     "POST /v1/sandboxes/{id}/ports/tokens",  # a number written 80.0
+    "PUT /v1/sandboxes/{id}/network",  # a rule of a network has one of two, and a form of its own
+    "POST /v1/run",
     "GET /v1/sandboxes/{id}/exec",
     "POST /v1/templates",
     "PATCH /v1/sandboxes/{id}/files",

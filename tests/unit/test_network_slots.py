@@ -102,9 +102,7 @@ async def place() -> AsyncIterator[Place]:
         assert "vmpool" not in internet.run(internet.home, "nft", "list", "ruleset")
 
 
-async def test_what_is_allowed_comes_from_the_hosts_address_and_its_answer_back(
-    place: Place,
-) -> None:
+async def test_what_is_allowed_comes_from_the_hosts_address_and_is_answered(place: Place) -> None:
     async with place.guest(ONE) as (guest, _):
         guest.send_udp(ALLOWED, PORT, b"hello")
         assert await guest.received(lambda frame: frame.endswith(f"{HOME} hello".encode()))

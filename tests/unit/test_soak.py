@@ -38,7 +38,13 @@ async def test_whatever_is_asked_when_a_server_dies_the_next_one_tells_no_lie(
 
 async def test_of_sandboxes_made_and_killed_by_the_score_nothing_is_left(world: World) -> None:
     seconds = float(os.environ.get("VMPOOL_TEST_SOAK", "15"))
-    tally = Tally(goal=10_000, end=time.monotonic() + seconds)
-    await churn(world, tally, random.Random(int(os.environ.get("VMPOOL_TEST_SEED", "4"))))
-    print(dict(tally.done))
-    assert tally.done["created"] > 5
+    dice = random.Random(int(os.environ.get("VMPOOL_TEST_SEED", "4")))
+    created = 0
+    for _ in range(10):  # a busy machine may come to nothing between two ends of its server
+        tally = Tally(goal=10_000, end=time.monotonic() + seconds)
+        await churn(world, tally, dice)
+        print(dict(tally.done))
+        created += tally.done["created"]
+        if created > 5:
+            return
+    pytest.fail(f"only {created} sandboxes were made")
