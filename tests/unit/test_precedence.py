@@ -46,7 +46,7 @@ def may() -> None:
 @pytest.mark.usefixtures("may")
 def test_all_threads_go_first_and_only_for_the_block() -> None:
     over = threading.Event()
-    waiting = threading.Thread(target=over.wait)
+    waiting = threading.Thread(target=over.wait, daemon=True)  # ends with a run that fails, too
     waiting.start()
     before, session = nices(), SESSION.read_text() if SESSION.exists() else ""
     with before_guests():
