@@ -314,7 +314,7 @@ class PaperHost:
         self._ended: dict[str, str] = {}
         self.networks = PaperNetworks(self)
         self.quotas = Quotas(Quota(), self.overrides, self.metrics)
-        paper: Any = SimpleNamespace(exposures=PaperExposures())
+        paper: Any = SimpleNamespace(exposures=PaperExposures(), token=lambda *, of: of)
         self.ports = Ports(paper, cast("Any", self))
 
     def living(self, id: str) -> Any:
