@@ -101,6 +101,10 @@ class _Header(msgspec.Struct):
     format: int
 
 
+_HEADERS = msgspec.json.Decoder(_Header)  # msgspec crashes when two threads are first to decode
+_MANIFESTS = msgspec.json.Decoder(Manifest, dec_hook=lambda kind, value: kind(value))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """A published snapshot: a directory and what its manifest says.
@@ -433,14 +437,14 @@ def _decode(directory: Path, data: bytes) -> Manifest:
     if len(data) > _MANIFEST_LIMIT_BYTES:
         raise _damaged(directory, f"{MANIFEST!r} is longer than {_MANIFEST_LIMIT_BYTES} bytes")
     try:
-        version = msgspec.json.decode(data, type=_Header).format
+        version = _HEADERS.decode(data).format
         if version != FORMAT:
             raise SnapshotError(
                 f"snapshot {directory.name!r} has format {version}, this vmpool reads {FORMAT}",
                 code="snapshot_unfit",
                 remedy="upgrade vmpool" if version > FORMAT else "make the template again",
             )
-        manifest = msgspec.json.decode(data, type=Manifest, dec_hook=lambda kind, v: kind(v))
+        manifest = _MANIFESTS.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
         raise _damaged(directory, f"{MANIFEST!r}: {err}") from err
     if any("/" in name or name in {".", "..", "", PROOF} for name in manifest.files):

@@ -64,6 +64,10 @@ class Papers(msgspec.Struct, frozen=True, kw_only=True):
             ) from err
 
 
+_DECODER = msgspec.json.Decoder(Papers)
+"""Made here, as msgspec crashes when two threads are the first to decode a type."""
+
+
 def read(directory: Path, base: Base) -> Papers:
     """Return the papers in a clone's directory.
 
@@ -76,7 +80,7 @@ def read(directory: Path, base: Base) -> Papers:
     """
     try:
         with (directory / FILE).open("rb") as file:
-            papers = msgspec.json.decode(file.read(_LIMIT_BYTES), type=Papers)
+            papers = _DECODER.decode(file.read(_LIMIT_BYTES))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as err:
         why = err.strerror if isinstance(err, OSError) else "they are damaged"
         raise _unknown(directory, f"has no papers that can be read: {why}") from err

@@ -46,6 +46,10 @@ class Plug(msgspec.Struct, frozen=True, kw_only=True):
             ) from err
 
 
+_DECODER = msgspec.json.Decoder(Plug)
+"""Made here, as msgspec crashes when two threads are the first to decode a type."""
+
+
 def read(directory: Path) -> Plug | None:
     """Return what a clone was connected to last; `None` when it never was.
 
@@ -54,7 +58,7 @@ def read(directory: Path) -> Plug | None:
     """
     try:
         with (directory / FILE).open("rb") as file:
-            return msgspec.json.decode(file.read(_LIMIT_BYTES), type=Plug)
+            return _DECODER.decode(file.read(_LIMIT_BYTES))
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as err:

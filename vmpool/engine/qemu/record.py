@@ -58,12 +58,16 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         temporary.rename(directory / RECORD)
 
 
+_DECODER = msgspec.json.Decoder(Record, dec_hook=lambda kind, value: kind(value))
+"""Made here, as msgspec crashes when two threads are the first to decode a type."""
+
+
 def read(directory: Path) -> Record | None:
     """Return the record in `directory`; `None` when there is none that can be read."""
     try:
         with (directory / RECORD).open("rb") as file:
             data = file.read(_LIMIT_BYTES)
-        return msgspec.json.decode(data, type=Record, dec_hook=lambda kind, value: kind(value))
+        return _DECODER.decode(data)
     except (OSError, msgspec.DecodeError):
         return None
 
