@@ -70,6 +70,11 @@ class _Header(msgspec.Struct):
     format: int
 
 
+# Made here, as msgspec crashes when two threads are the first to decode a type.
+_HEADERS = msgspec.json.Decoder(_Header)
+_MANIFESTS = msgspec.json.Decoder(Manifest)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """A bootable root file system with kernel and initrd: a directory and what its manifest says.
@@ -177,10 +182,10 @@ def _decode(path: Path, data: bytes) -> Manifest:
     if len(data) > _MANIFEST_LIMIT_BYTES:
         raise _damaged(path, f"it is longer than {_MANIFEST_LIMIT_BYTES} bytes")
     try:
-        version = msgspec.json.decode(data, type=_Header).format
+        version = _HEADERS.decode(data).format
         if version != FORMAT:
             raise _unfit(path, f"has format {version}", f"reads {FORMAT}")
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = _MANIFESTS.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
         raise _damaged(path, str(err)) from err
     if not VERSIONS[0] <= manifest.agent_protocol <= VERSIONS[1]:

@@ -85,7 +85,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def decode(cls, data: bytes) -> Proof | None:
         """Return what was written down, `None` for anything else."""
         try:
-            proof = msgspec.json.decode(data[:PROOF_LIMIT_BYTES], type=cls)
+            proof = _PROOFS.decode(data[:PROOF_LIMIT_BYTES])
             PublicKey.parse(proof.key)  # no other words of a stranger are shown to anybody
         except (msgspec.DecodeError, UnicodeDecodeError, InvalidRequestError):
             return None
@@ -99,6 +99,10 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         except (InvalidSignature, InvalidRequestError, ValueError):
             return False
         return True
+
+
+_PROOFS = msgspec.json.Decoder(Proof)
+"""Made here, as msgspec crashes when two threads are the first to decode a type."""
 
 
 class HostKey:
