@@ -40,10 +40,16 @@ async def terminal(sandbox: AsyncSandbox) -> None:
 
     async def until(wanted: bytes) -> None:
         seen = b""
-        while wanted not in seen:
-            seen += await shown.get()
+        try:
+            async with asyncio.timeout(240):
+                while wanted not in seen:
+                    seen += await shown.get()
+        except TimeoutError:
+            raise AssertionError(f"{wanted!r} is not in {seen!r}") from None
 
-    await sandbox.pty.send_stdin(shell.pid, b"echo a$((1+1))b; sleep 1000\n")
+    # One process prints and sleeps: between two, Ctrl-C can come before the shell has begun the
+    # second, which then goes on.
+    await sandbox.pty.send_stdin(shell.pid, b"sh -c 'echo a$((1+1))b; exec sleep 1000'\n")
     await until(b"a2b")
     await sandbox.pty.send_stdin(shell.pid, b"\x03")
     await sandbox.pty.send_stdin(shell.pid, b"echo c$((2+2))d\n")
