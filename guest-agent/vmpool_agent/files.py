@@ -129,18 +129,18 @@ def _write(path: str, account: Account, request: dict[str, Any]) -> dict[str, An
     mode = _number(request, "mode")
     kept = metadata.wanted(request)
     _make_parents(path)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK
     created = not os.path.lexists(path)
     written = 0
     try:
-        with _opened(path, flags) as fd:
+        with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK) as fd:
+            if kept is not None:
+                _keep(path, fd, kept, created=created)
             # A file of another's that the group may write keeps its owner.
             with contextlib.suppress(PermissionError):
                 os.fchown(fd, account.uid, account.gid)
             if mode is not None:
                 os.fchmod(fd, stat.S_IMODE(mode))
-            if kept is not None:
-                metadata.replace(fd, kept)
+            os.ftruncate(fd, 0)
             while True:
                 data = os.read(0, _CHUNK)
                 if not data:
@@ -158,6 +158,17 @@ def _write(path: str, account: Account, request: dict[str, Any]) -> dict[str, An
         why = f"{path[:_NAME_SHOWN]!r}: {err.strerror or err}; {fate}"
         raise OperationError("disk_full", why) from err
     return {"info": describe(path)}
+
+
+def _keep(path: str, fd: int, words: dict[str, str], *, created: bool) -> None:
+    """Keep metadata with a file that has its old content still; one just made goes if it fails."""
+    try:
+        metadata.replace(fd, words)
+    except (OSError, OperationError):
+        if created:
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # noqa: PTH108
+        raise
 
 
 def _stat(path: str, _account: Account, _request: dict[str, Any]) -> dict[str, Any]:

@@ -63,25 +63,35 @@ def wanted(request: dict[str, Any]) -> dict[str, str] | None:
 
 
 def replace(fd: int, metadata: dict[str, str]) -> None:
-    """Keep `metadata` with an open file, and nothing else.
+    """Keep `metadata` with an open file, and nothing else; on failure it has what it had.
 
     Raises:
         OSError: The file system has no room.
         OperationError: `metadata_unsupported`.
     """
+    before: dict[str, bytes] = {}
     try:
-        for name in os.listxattr(fd):
-            if name.startswith(PREFIX) and name[len(PREFIX) :] not in metadata:
-                os.removexattr(fd, name)
-        for key, value in metadata.items():
-            os.setxattr(fd, PREFIX + key, value.encode("ascii"))
+        names = [name for name in os.listxattr(fd) if name.startswith(PREFIX)]
+        before.update((name, os.getxattr(fd, name)) for name in names)
+        _set(fd, {PREFIX + key: value.encode("ascii") for key, value in metadata.items()})
     except OSError as err:
+        with contextlib.suppress(OSError):
+            _set(fd, before)
         if err.errno not in _UNSUPPORTED:
             raise
         if metadata:
             raise OperationError(
                 "metadata_unsupported", "this file system keeps no extended attributes"
             ) from err
+
+
+def _set(fd: int, attributes: dict[str, bytes]) -> None:
+    """Have a file's attributes of ours be these; what goes makes room for what comes."""
+    for name in os.listxattr(fd):
+        if name.startswith(PREFIX) and name not in attributes:
+            os.removexattr(fd, name)
+    for name, value in attributes.items():
+        os.setxattr(fd, name, value)
 
 
 def _is_fit(key: str, value: str) -> bool:

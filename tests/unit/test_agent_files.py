@@ -149,6 +149,39 @@ async def test_metadata_that_does_not_fit_is_refused(guest: Path, words: dict[st
     assert not (guest.parent / "home" / "unfit").exists()
 
 
+async def test_a_file_whose_metadata_cannot_be_kept_stays_as_it_was(guest: Path) -> None:
+    home = guest.parent / "home"
+    words = {"new": "v" * 1000}
+
+    async def refusal(agent: Agent, path: str) -> str:
+        with pytest.raises(GuestFileError) as raised:
+            await agent.write_file(path, pieces(b"new"), user="user", mode=0o640, metadata=words)
+        return raised.value.error_code
+
+    async with connected(guest) as agent:
+        await agent.write_file("old", pieces(b"content"), user="user", metadata={"a": "1"})
+        # The kernel holds a file's attributes to so many bytes, those of programs too.
+        crowd = fill_attributes(home / "old")
+        assert await refusal(agent, "old") in {"disk_full", "io_error"}
+        assert await content(agent, "old") == b"content"
+        left = await agent.stat("old", user="user")
+        assert (left.metadata, left.mode) == ({"a": "1"}, 0o644)
+        assert len(os.listxattr(home / "old")) == crowd + 1
+
+
+def fill_attributes(file: Path) -> int:
+    """Give a file as many attributes as go on it; return how many.
+
+    Skips where the file system takes any number.
+    """
+    for number in range(1000):
+        try:
+            os.setxattr(file, f"user.{number}", bytes(500))
+        except OSError:
+            return number
+    pytest.skip("this file system keeps any number of attributes")
+
+
 async def test_attributes_that_a_guest_made_itself_are_told_only_if_they_fit(guest: Path) -> None:
     file = guest.parent / "home" / "own"
     file.touch()
