@@ -1,8 +1,9 @@
 """Precedence: this process goes before its guests, so that requests are answered while those run.
 
 To the kernel a hypervisor is as good as the server, and there are many: without this a server gets
-one share of many just when it has woken a crowd of guests. It knows neither. What other programs of
-the host want is not touched: guests have what they had.
+one share of many just when it has woken a crowd of guests. It knows neither. How both stand to the
+other programs of the host is the operator's to say, by how nice the server is started: guests are
+as nice as that.
 """
 
 from __future__ import annotations
@@ -19,8 +20,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NICE = -5
-"""Three times the share of a process that is as usual (sched(7))."""
+STEP = 5
+"""By how much less nice to be: three times the share of a process that is as usual (sched(7))."""
+
+LEAST = -20  # setpriority(2)
+
+USUAL = os.getpriority(os.PRIO_PROCESS, 0)
+"""How nice this process was started. Asked now: the kernel keeps what is, not what was."""
 
 # Where the kernel groups processes by their session, priorities count in a session alone, and this
 # one's is told apart here. A hypervisor has a session of its own.
@@ -33,26 +39,30 @@ def before_guests() -> Iterator[None]:
 
     A program that is started in the block goes first, too, unless its thread calls `give_up`.
     """
-    own, session = os.getpriority(os.PRIO_PROCESS, 0), _session()
+    session = _session()
     try:
-        _set(NICE)
+        _set(_before(USUAL))
         if session is not None:
-            _SESSION.write_text(str(NICE))
+            _SESSION.write_text(str(_before(session)))
     except OSError as err:
         log.info("this process may not go before its guests: %s", err.strerror)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            _set(own)
+            _set(USUAL)
             if session is not None:
                 _SESSION.write_text(str(session))
 
 
 def give_up() -> None:
     """Have the calling thread, and what it starts from here on, go first no longer."""
-    if os.getpriority(os.PRIO_PROCESS, 0) < 0:  # Linux: of the thread
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
+    if os.getpriority(os.PRIO_PROCESS, 0) < USUAL:  # Linux: of the thread
+        os.setpriority(os.PRIO_PROCESS, 0, USUAL)
+
+
+def _before(usual: int) -> int:
+    return max(usual - STEP, LEAST)
 
 
 def _set(nice: int) -> None:
