@@ -17,6 +17,8 @@ from pathlib import Path
 from vmpool import snapshot
 from vmpool.clone import papers, plug
 from vmpool.engine.qemu import record
+from vmpool.image import recipe
+from vmpool.parcel import envelope
 
 sys.setswitchinterval(1e-6)
 directory, go = Path(sys.argv[1]), threading.Event()
@@ -25,7 +27,9 @@ def read():
     go.wait()
     for one in (lambda: papers.read(directory, None), lambda: plug.read(directory),
                 lambda: record.read(directory),
-                lambda: snapshot._decode(directory, b'{"format": %d}' % snapshot.FORMAT)):
+                lambda: snapshot._decode(directory, b'{"format": %d}' % snapshot.FORMAT),
+                lambda: envelope.decode(b'{"format": %d}' % envelope.FORMAT),
+                lambda: recipe._decode(directory / "recipe.toml")):
         try:
             one()
         except Exception:
@@ -47,4 +51,5 @@ def test_threads_may_be_the_first_to_read(
     directory = tmp_path_factory.mktemp("clone")
     for name in (papers.FILE, plug.FILE, record.RECORD):
         (directory / name).write_text("{}")
+    (directory / "recipe.toml").touch()
     assert subprocess.run([sys.executable, "-c", TOGETHER, directory], check=False).returncode == 0

@@ -81,6 +81,10 @@ class RecipeFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     template: Defaults = msgspec.field(default_factory=Defaults)
 
 
+# Has the types made ready here, as msgspec crashes when two threads are the first to need one.
+msgspec.json.Decoder(RecipeFile)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """Where Debian packages come from."""

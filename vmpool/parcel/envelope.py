@@ -83,6 +83,11 @@ class _Header(msgspec.Struct):
     format: int
 
 
+# Made here, as msgspec crashes when two threads are the first to decode a type.
+_HEADERS = msgspec.json.Decoder(_Header)
+_ENVELOPES = msgspec.json.Decoder(Envelope, dec_hook=lambda kind, value: kind(value))
+
+
 def encode(envelope: Envelope) -> bytes:
     """Return an envelope as it stands in a parcel."""
     return msgspec.json.encode(envelope, enc_hook=str, order="deterministic")
@@ -96,10 +101,10 @@ def decode(data: bytes) -> Envelope:
         SnapshotError: `parcel_unfit`; another vmpool wrote it.
     """
     try:
-        version = msgspec.json.decode(data, type=_Header).format
+        version = _HEADERS.decode(data).format
         if version != FORMAT:
             raise unfit(f"has format {version}, this vmpool reads {FORMAT}")
-        envelope = msgspec.json.decode(data, type=Envelope, dec_hook=lambda kind, v: kind(v))
+        envelope = _ENVELOPES.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as err:
         damaged(f"{ENVELOPE!r}: {err}")
     for manifest in (envelope.checkpoint, envelope.base):

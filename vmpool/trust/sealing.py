@@ -28,6 +28,7 @@ _VERSION = b"\x01"
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
 _TOKENS = b"vmpool tokens"
+_VALUES = msgspec.msgpack.Decoder(dict[str, str])
 """What the key of tokens is derived for; the key itself seals, and does nothing else."""
 
 
@@ -72,7 +73,7 @@ class Sealing:
         if not sealed:
             return {}
         opened = self.unseal_bytes(sealed, of=of)
-        return None if opened is None else msgspec.msgpack.decode(opened, type=dict[str, str])
+        return None if opened is None else _VALUES.decode(opened)
 
     def seal_bytes(self, data: bytes, *, of: str) -> bytes:
         """Return bytes as they may lie on disk, as `seal`."""
