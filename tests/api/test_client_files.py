@@ -91,11 +91,12 @@ async def test_what_is_said_of_a_file_is_kept_with_it(held: Any, tmp_path: Path)
 
 async def test_a_file_is_read_and_written_by_signed_urls(held: Any, tmp_path: Path) -> None:
     path = f"{tmp_path}/a file"
-    writes = await held.files.sign(path, method="PUT", timeout=60)
+    writes = await held.files.sign(path, method="PUT", timeout=60, mode=0o640)
     reads = await held.files.sign(path, user="user")
     async with aiohttp.ClientSession() as session:
         async with session.put(writes, data=b"brought") as response:
             assert response.status == 200
+        assert (tmp_path / "a file").stat().st_mode & 0o777 == 0o640
         async with session.get(reads) as response:
             assert await response.read() == b"brought"
         async with session.get(writes) as response:

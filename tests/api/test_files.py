@@ -422,11 +422,17 @@ async def test_a_signed_url_opens_one_file_one_way(
     assert await ask("PUT", writes) == 200
     assert (tmp_path / "a file").read_bytes() == b"content"
     assert await ask("GET", reads) == 200
+    modes = await signed(method="PUT", mode=0o640)
+    assert await ask("PUT", modes) == 200
+    assert (tmp_path / "a file").stat().st_mode & 0o777 == 0o640
     refused = (401, "signature_invalid")
     other = (await server.make_sandbox())["id"]
     for method, url in (
         ("GET", writes),
         ("PUT", reads),
+        ("PUT", f"{writes}&mode=511"),
+        ("PUT", modes.replace("mode=416", "mode=2541")),
+        ("PUT", modes.replace("mode=416&", "")),
         ("GET", reads.replace("a+file", "another")),
         ("GET", reads.replace("user=user", "user=root")),
         ("GET", reads.replace("expires=", "expires=1")),
@@ -436,6 +442,8 @@ async def test_a_signed_url_opens_one_file_one_way(
     ):
         assert await ask(method, url) == refused, url
     assert await ask("DELETE", reads) == (401, "token_missing")
+    asked = {"path": path, "mode": 0o640}
+    assert (await server.call("POST", f"{files}/url", json=asked))[0] == 400  # to be read
 
 
 @pytest.mark.parametrize("timeout", [0, -1, 7 * 86_400 + 1, 0.5])

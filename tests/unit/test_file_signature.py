@@ -21,6 +21,7 @@ def query(opened: Opened, signature: str) -> dict[str, str]:
         "path": opened.path,
         "user": opened.user,
         "expires": str(opened.expires),
+        "mode": opened.mode,
         "signature": signature,
     }
 
@@ -41,7 +42,13 @@ def test_what_was_signed_is_let_in_until_it_ends() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"path": "/home/user/y"}, {"user": "root"}, {"expires": 2000}, {"method": "PUT"}],
+    [
+        {"path": "/home/user/y"},
+        {"user": "root"},
+        {"expires": 2000},
+        {"method": "PUT"},
+        {"mode": "511"},
+    ],
 )
 def test_nothing_else_is(other: dict[str, Any]) -> None:
     wanted = dataclasses.replace(SIGNED, **other)

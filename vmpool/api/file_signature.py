@@ -32,16 +32,18 @@ class Opened:
     Attributes:
         user: The account in the guest whose rights hold.
         expires: Unix seconds.
+        mode: Permission bits that a file is written with, as the URL has them; empty for none.
     """
 
     method: str
     path: str
     user: str
     expires: int
+    mode: str = ""
 
     def sign(self, token: str) -> str:
         """Return the signature that a sandbox's access token makes of it."""
-        told = json.dumps([self.method, self.path, self.user, self.expires]).encode()
+        told = json.dumps([self.method, self.path, self.user, self.expires, self.mode]).encode()
         digest = hmac.digest(token.encode(), told, hashlib.sha256)
         return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
@@ -71,6 +73,7 @@ def require(method: str, query: Mapping[str, str], token: str, *, user: str, now
         path=query.get("path", ""),
         user=query.get("user", user),
         expires=int(expires),
+        mode=query.get("mode", ""),
     )
     given = query["signature"][:_MOST].encode("utf-8", "surrogateescape")
     if not hmac.compare_digest(given, wanted.sign(token).encode()):

@@ -13,7 +13,7 @@ from vmpool.api.bodies import Account, FileMode, GuestPath
 from vmpool.api.file_signature import Method, Opened
 from vmpool.api.limits import check_path
 from vmpool.api.route import answer
-from vmpool.errors import ConflictError
+from vmpool.errors import ConflictError, InvalidRequestError
 from vmpool.model import DEFAULT_USER
 
 if TYPE_CHECKING:
@@ -29,11 +29,12 @@ Expires = Annotated[int, Meta(description="From a signed URL: Unix seconds", ge=
 
 
 class SignFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which file, which way, as whom, and for how many seconds."""
+    """Which file, which way, as whom, for how many seconds; `mode` is what `PUT` writes it with."""
 
     path: GuestPath
     method: Method = "GET"
     user: Account = DEFAULT_USER
+    mode: FileMode | None = None
     timeout: Annotated[int, Meta(ge=1, le=LONGEST_SECONDS)] = 3600
 
 
@@ -67,6 +68,9 @@ class WriteQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 async def sign(call: Call, body: SignFile) -> web.Response:
     """Sign the URL of a file; whether that is there, is seen when it is used."""
     path = check_path(body.path)
+    if body.mode is not None and body.method != "PUT":
+        raise InvalidRequestError("'mode' is for a file that is written", remedy="leave it out")
+    mode = "" if body.mode is None else str(body.mode)
     id = call.request.match_info["id"]
     sandbox = await call.host.sandbox(id, owner=call.caller.owner)
     if not sandbox.access_token:
@@ -76,12 +80,13 @@ async def sign(call: Call, body: SignFile) -> web.Response:
             remedy="create another one",
         )
     expires = int(time.time()) + body.timeout
-    opened = Opened(method=body.method, path=path, user=body.user, expires=expires)
+    opened = Opened(method=body.method, path=path, user=body.user, expires=expires, mode=mode)
     detail = {"path": path, "method": body.method, "user": body.user}
     call.host.audit(call.caller.owner, "file.sign", id, detail)
     query = {
         "path": path,
         "user": body.user,
+        **({"mode": mode} if mode else {}),
         "expires": str(expires),
         "signature": opened.sign(sandbox.access_token),
     }

@@ -129,10 +129,16 @@ class Files:
         return self._portal.call(self._behind.write_many(files, user=user, mode=mode))
 
     def sign(
-        self, path: str, *, method: str = "GET", timeout: int = 3600, user: str | None = None
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        timeout: int = 3600,
+        user: str | None = None,
+        mode: int | None = None,
     ) -> str:
         """As `AsyncFiles.sign`."""
-        signing = self._behind.sign(path, method=method, timeout=timeout, user=user)
+        signing = self._behind.sign(path, method=method, timeout=timeout, user=user, mode=mode)
         return self._portal.call(signing)
 
     @contextlib.contextmanager

@@ -294,7 +294,13 @@ class AsyncFiles:
                 yield changes
 
     async def sign(
-        self, path: str, *, method: str = "GET", timeout: int = 3600, user: str | None = None
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        timeout: int = 3600,
+        user: str | None = None,
+        mode: int | None = None,
     ) -> str:
         """Return a URL that reads or writes one file without a token.
 
@@ -305,13 +311,14 @@ class AsyncFiles:
             method: `GET` to read it, `PUT` to write it.
             timeout: Seconds for which it is good.
             user: Whose rights hold.
+            mode: Permission bits that the file is written with; `None` for those that it has.
 
         Raises:
             VmpoolError: The server refused, or was lost.
         """
         asked: dict[str, object] = {"path": path, "method": method, "timeout": timeout}
-        if user is not None:
-            asked["user"] = user
+        asked |= {} if user is None else {"user": user}
+        asked |= {} if mode is None else {"mode": mode}
         request = Request(method="POST", path=path_of(*self._path, "url"), body=asked)
         signed = read(await self._connection.call(request), SignedFile)
         return self._connection.endpoint.url + signed.url
