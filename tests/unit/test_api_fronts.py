@@ -24,6 +24,7 @@ API = "pool.example:8700"
 PREFIX = path_of("abc", 8000)
 BY_PATH = Front(sandbox_id="abc", port=8000, authority=API, prefix=PREFIX)
 BY_HOST = Front(sandbox_id="abc", port=8000, authority="8000-abc.box.example", prefix="")
+BY_HEADER = Front(sandbox_id="abc", port=8000, authority=API, prefix="", is_shared=True)
 OURS = "e2b_" + "0" * 40
 
 
@@ -73,7 +74,7 @@ def test_what_is_said_of_the_way_here_goes_on_and_what_is_made_up_does_not() -> 
     assert "elsewhere" not in str(told)
 
 
-@pytest.mark.parametrize("front", [BY_PATH, BY_HOST])
+@pytest.mark.parametrize("front", [BY_PATH, BY_HOST, BY_HEADER])
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -104,6 +105,14 @@ def test_what_is_the_guests_own_does() -> None:
     assert asked(BY_PATH, ("Authorization", "Bearer its-own"))["Authorization"] == "Bearer its-own"
     assert asked(BY_HOST, ("Cookie", "a=b"))["Cookie"] == "a=b"
     assert "Cookie" not in asked(BY_PATH, ("Cookie", "a=b"))
+
+
+def test_ports_that_headers_tell_apart_have_no_cookies_in_common() -> None:
+    assert "Cookie" not in asked(BY_HEADER, ("Cookie", "of=another"))
+    whole = [("Set-Cookie", "a=b"), ("Strict-Transport-Security", "max-age=1"), ("X-Own", "1")]
+    told = answered(BY_HEADER, *whole, ("Location", "/c"))
+    assert told == {"X-Own": "1", "Location": "/c", "Content-Security-Policy": "sandbox"}
+    assert asked(BY_HEADER)["Host"] == API
 
 
 def test_what_connection_names_goes_no_further() -> None:

@@ -3,7 +3,8 @@
 Pure. A port has either a host name of its own, and with it an origin of its own, which browsers
 keep apart from all others; or a path below the interface's own origin. Whoever serves there is
 hostile: below the interface's origin nothing it says may reach beyond its path, so that address is
-for programs, and browsers run nothing that comes from it.
+for programs, and browsers run nothing that comes from it. So is an origin that ports share, where
+headers of requests say which is meant.
 """
 
 from __future__ import annotations
@@ -83,23 +84,30 @@ class Front:
 
     Attributes:
         authority: The `Host` that the caller asked for.
-        prefix: The path below which the port is; empty where it has a host name of its own.
+        prefix: The path below which the port is; empty where all paths are its own.
+        is_shared: Whether its authority is others' as well, and headers of requests say whose.
     """
 
     sandbox_id: str
     port: int
     authority: str
     prefix: str
+    is_shared: bool = False
+
+    @property
+    def has_paths(self) -> bool:
+        """Whether all paths of its origin are its own."""
+        return not self.prefix
 
     @property
     def has_origin(self) -> bool:
         """Whether it has an origin of its own."""
-        return not self.prefix
+        return self.has_paths and not self.is_shared
 
     @property
     def guest_authority(self) -> str:
         """The `Host` that the guest sees."""
-        return self.authority if self.has_origin else f"localhost:{self.port}"
+        return self.authority if self.has_paths else f"localhost:{self.port}"
 
 
 def path_of(sandbox_id: str, port: int) -> str:
@@ -188,7 +196,7 @@ def response_headers(front: Front, target: str, headers: Headers) -> list[tuple[
             continue
         if lower == "set-cookie":
             told.append((name, _cookie_of_its_host(value)))
-        elif lower == "location" and not front.has_origin:
+        elif lower == "location" and not front.has_paths:
             told.append((name, _redirect(front, target, value)))
         else:
             told.append((name, value))

@@ -198,7 +198,7 @@ def _target(request: web.Request, front: Front) -> str:
         asked = f"{path}?{request.rel_url.raw_query_string}" if request.query_string else path
     else:
         asked = request.raw_path
-    if front.has_origin:
+    if front.has_paths:
         return asked
     # An id and a number: escaped or not, they have no slash.
     return "/" + asked.split("/", maxsplit=front.prefix.count("/") + 1)[-1]

@@ -182,7 +182,11 @@ class Router:
             return await handler(request)  # by host name, as everybody's
         authority = request.headers.get("Host", "")
         front = Front(
-            sandbox_id=target.sandbox_id, port=target.port, authority=authority, prefix=""
+            sandbox_id=target.sandbox_id,
+            port=target.port,
+            authority=authority,
+            prefix="",
+            is_shared=True,
         )
         request[edge.ROUTE] = "e2b port"
         try:
