@@ -7,9 +7,9 @@ It serves one connection at a time, again and again, like QEMU's character devic
 SIGTERM. Needs no root; `user` in the guest is the account that it runs as (or `--user`).
 
 A guest that lies says of one thing that it took when it did not; `silence` never answers, `panic`
-ends with last words when it is first connected to, `reset` hangs up on its first requests. One that
-is to be recorded by the process PID goes on only when it is, and ends when that process is gone
-before.
+ends with last words when it is first connected to, `reset` hangs up on its first requests,
+`metadata` passes over those of files as agents did that knew of none. One that is to be recorded by
+the process PID goes on only when it is, and ends when that process is gone before.
 """
 
 from __future__ import annotations
@@ -171,6 +171,7 @@ LIES = (
     "generators",
     "hostname",
     "machine-id",
+    "metadata",
     "reset",
     "rng",
 )
@@ -194,6 +195,8 @@ class LyingMachine(Machine):
             return None
         if self._lie == "rng" and request.get("op") == "identify":
             request["rng"] = "unique" if request["rng"] != "unique" else "preserve"
+        if self._lie == "metadata":
+            request.pop("metadata", None)
         if self._resets:
             self._resets -= 1
             channel._session._hang_up()

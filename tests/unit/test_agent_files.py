@@ -182,6 +182,16 @@ def fill_attributes(file: Path) -> int:
     pytest.skip("this file system keeps any number of attributes")
 
 
+async def test_an_agent_that_keeps_no_metadata_loses_none_in_silence(tmp_path: Path) -> None:
+    with fake_guest.running(tmp_path, "--lie", "metadata") as guest:
+        async with connected(guest) as agent:
+            with pytest.raises(GuestFileError, match="was written") as raised:
+                await agent.write_file("f", pieces(b"1"), user="user", metadata={"a": "b"})
+            assert raised.value.error_code == "metadata_unsupported"
+            assert await content(agent, "f") == b"1"
+            await agent.write_file("f", pieces(b"2"), user="user", metadata={})
+
+
 async def test_attributes_that_a_guest_made_itself_are_told_only_if_they_fit(guest: Path) -> None:
     file = guest.parent / "home" / "own"
     file.touch()

@@ -18,12 +18,13 @@ from vmpool.agent.link import Link, Peer, open_link
 from vmpool.agent.processes import Processes
 from vmpool.agent.tunnel import Tunnel, tunnelling
 from vmpool.agent.watches import Watch, watching
-from vmpool.errors import GuestError, TooLargeError
+from vmpool.errors import GuestError, GuestFileError, TooLargeError
 from vmpool.model import (
     AgentAddress,
     Code,
     Command,
     FileInfo,
+    FileKind,
     Identity,
     IdentityReceipt,
     Rng,
@@ -236,7 +237,8 @@ class Agent:
 
         Raises:
             InvalidRequestError: `unknown_user`; `bad_request`: there is too much metadata.
-            GuestFileError: The guest refused; the code says why.
+            GuestFileError: The guest refused; the code says why. `metadata_unsupported` also when
+                the content is written: agents before metadata pass over what they do not know.
             GuestError: The guest died, hung or broke the protocol.
         """
         request = {"op": "write", "path": path, "user": user, "mode": mode, "metadata": metadata}
@@ -250,7 +252,14 @@ class Agent:
             channel.finish()
             async with patience():
                 answer = answers.expect(await channel.receive())
-            return listing.file_info(answers.done(answer).get("info"))
+            info = listing.file_info(answers.done(answer).get("info"))
+        if metadata and info.kind is FileKind.FILE and not info.metadata:
+            raise GuestFileError(
+                f"{path!r} was written, but without metadata: the sandbox's agent keeps none",
+                code="metadata_unsupported",
+                remedy="create a sandbox of a template that was made since, or write without",
+            )
+        return info
 
     async def stat(self, path: str, *, user: str) -> FileInfo:
         """Return what is at `path`, links not followed.
