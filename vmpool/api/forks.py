@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from vmpool.api import problem, sandbox_bodies, views
-from vmpool.api.limits import check_arguments, check_path
+from vmpool.api.limits import check_arguments, check_metadata, check_path
 from vmpool.api.networks import policy_of
 from vmpool.api.route import Call, answer
 from vmpool.api.task import content_of, rng_of
@@ -33,7 +33,7 @@ async def fork(call: Call, body: sandbox_bodies.Fork) -> web.Response:
     request = ForkRequest(
         count=body.count,
         timeout=timeout,
-        metadata=body.metadata,
+        metadata=check_metadata(body.metadata),
         env=body.env,
         secrets=body.secrets,
         files={check_path(path): content_of(path, file) for path, file in body.files.items()},

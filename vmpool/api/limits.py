@@ -21,6 +21,8 @@ ARGUMENT_BYTES: Final = 131_071  # MAX_ARG_STRLEN without its NUL, linux/binfmts
 ARGUMENTS_BYTES: Final = 1 << 20  # half of what Linux takes with the usual stack of 8 MiB
 CODE_BYTES: Final = 1 << 20  # escaped as JSON at most 6 MiB, and the agent takes 8
 MESSAGE_BYTES: Final = 1 << 20
+OURS: Final = "vmpool."
+"""What keys of metadata begin with that the server gives, and believes."""
 
 
 class Limits:
@@ -90,6 +92,22 @@ class Limits:
                 f"wait {wait!r} is over {self.published.wait_seconds!r} seconds",
                 code="invalid_wait",
             )
+
+
+def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return what a caller gives a sandbox as metadata, if it is a caller's to give.
+
+    Raises:
+        InvalidRequestError: `metadata_reserved`.
+    """
+    for key in metadata:
+        if key.startswith(OURS):
+            raise InvalidRequestError(
+                f"metadata {key!r} begins as those do that the server itself gives",
+                code="metadata_reserved",
+                remedy=f"give a key that does not begin with {OURS!r}",
+            )
+    return dict(metadata)
 
 
 def check_path(path: str) -> str:

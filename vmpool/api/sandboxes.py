@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from vmpool.api import bodies, sandbox_bodies, views
-from vmpool.api.limits import check_arguments, check_path
+from vmpool.api.limits import check_arguments, check_metadata, check_path
 from vmpool.api.networks import policy_of
 from vmpool.api.route import Call, answer
 from vmpool.api.task import content_of, rng_of, stdin_of, task_of
@@ -55,7 +55,7 @@ async def create(call: Call, body: sandbox_bodies.CreateSandbox) -> web.Response
         template=body.template or ("" if body.checkpoint is not None else DEFAULT_TEMPLATE),
         checkpoint=body.checkpoint,
         timeout=timeout,
-        metadata=body.metadata,
+        metadata=check_metadata(body.metadata),
         env=body.env,
         secrets=body.secrets,
         wait=_wait(call, body.wait),

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, unquote
 from vmpool.api.e2b import naming, problem
 from vmpool.api.e2b.control import bodies, networks, views
 from vmpool.api.e2b.operation import answer, done
-from vmpool.api.limits import check_arguments
+from vmpool.api.limits import OURS, check_arguments, check_metadata
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import ConflictError, InvalidRequestError, VmpoolError
 from vmpool.forking import ForkRequest
@@ -42,7 +42,7 @@ async def create(call: Call, body: bodies.NewSandbox) -> web.Response:
         template=source.template,
         checkpoint=source.checkpoint,
         timeout=body.timeout,
-        metadata=body.metadata or {},
+        metadata=check_metadata(body.metadata or {}),
         env=env,
         wait=call.limits.published.wait_seconds_default,
         on_expiry=OnExpiry.PAUSE if body.auto_pause else OnExpiry.KILL,
@@ -143,7 +143,8 @@ async def fork(call: Call, body: bodies.Fork) -> web.Response:
     call.limits.check_timeout(body.timeout, call.limits.published.sandbox_seconds)
     parent = await call.host.awake(_id(call), owner=call.caller.owner)
     public = (await call.host.ports.exposure(parent)).public
-    request = ForkRequest(count=body.count, timeout=body.timeout, metadata=parent.metadata)
+    own = {key: word for key, word in parent.metadata.items() if not key.startswith(OURS)}
+    request = ForkRequest(count=body.count, timeout=body.timeout, metadata=own)
     found = await call.host.fork(parent.id, request, owner=call.caller.owner)
     told = [await _child(call, each, public=public) for each in found]
     return answer(told, status=201)

@@ -25,6 +25,7 @@ from vmpool.api.e2b.templates.recipe import (
     Step,
     names,
 )
+from vmpool.api.limits import OURS
 from vmpool.cancellation import uninterrupted
 from vmpool.derivation import DeriveRequest
 from vmpool.egress import NetworkPolicy
@@ -67,8 +68,11 @@ _NOT_KEPT: Final = frozenset({"checkpoint_exists", "checkpoint_in_use", "quota_e
 """Codes of what keeps the state after a step from being kept: another build does the same steps at
 this moment, or the tenant has no more room. The build goes on."""
 
-BUILD: Final = "vmpool.build"
+BUILD: Final = f"{OURS}build"
 """Says in a sandbox's metadata that it is a build's, and ends with that."""
+
+PASSING: Final = f"{STEP}passing."
+"""Begins the name of a checkpoint that a build makes its template of, and that ends with it."""
 
 BASE: Final = "base"
 FINALIZE: Final = "finalize"
@@ -274,7 +278,8 @@ class Builder:
         if kept is None or recipe.start or recipe.ready:
             sandbox = await self._opened(source, kept)
             await self._start(sandbox, setting)
-            passing = kept = (await host.checkpoint(sandbox.id, owner=owner, name=None)).id
+            name = PASSING + self._build.id
+            passing = kept = (await host.checkpoint(sandbox.id, owner=owner, name=name)).id
         try:
             await self._end()  # its place may be needed
             self._build.say("[finalize] saving the template")

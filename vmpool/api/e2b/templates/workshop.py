@@ -17,7 +17,7 @@ from aiohttp import web
 
 from vmpool.api.e2b.templates.archives import Archives
 from vmpool.api.e2b.templates.build import Build
-from vmpool.api.e2b.templates.builder import BUILD, Builder
+from vmpool.api.e2b.templates.builder import BUILD, PASSING, Builder
 from vmpool.errors import CapacityError, ConflictError, NotFoundError, VmpoolError
 
 if TYPE_CHECKING:
@@ -62,12 +62,19 @@ class Workshop:
             StoreError, DiskFullError: The journal cannot be read.
         """
         await asyncio.to_thread(self.archives.sweep)
-        for row in await self._host.store.open_sandboxes():
+        host = self._host
+        for row in await host.store.open_sandboxes():
             if BUILD in row.metadata:
                 try:
-                    await self._host.kill(row.id, owner=row.owner)
+                    await host.kill(row.id, owner=row.owner)
                 except VmpoolError as err:
                     log.info("sandbox=%s of a build: %s", row.id, err)
+        for kept in await host.store.checkpoints.all():
+            if (kept.name or "").startswith(PASSING):
+                try:
+                    await host.remove_checkpoint(kept.id, owner=kept.owner)
+                except VmpoolError as err:
+                    log.info("checkpoint=%s of a build: %s", kept.id, err)
 
     async def close(self) -> None:
         """End all builds, and wait for them. *Idempotent.*"""
