@@ -178,6 +178,12 @@ async def test_what_is_started_is_waited_for(builds: Builds, tmp_path: Path) -> 
     )
     assert ended["status"] == "ready", ended
     assert (tmp_path / "started").read_text() == "up\n"
+    query = "action=sandbox.checkpoint"
+    _, log = await builds.server.call("GET", f"/v1/audit?{query}")
+    names = [entry["detail"].get("name", "") for entry in log["entries"]]
+    assert names[0].startswith(PASSING), "the next server finds it if this one is killed"
+    kept = await builds.server.host.checkpoints(owner=builds.server.owner, sandbox=None)
+    assert not [each for each in kept if (each.name or "").startswith(PASSING)]
     names = [
         each.name
         for each in await builds.server.host.checkpoints(owner=builds.server.owner, sandbox=None)
