@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
+from vmpool.address import Address
 from vmpool.catalogue import TemplateState
 from vmpool.cli.listening import bound
 from vmpool.cli.running import served
 from vmpool.client.endpoint import Endpoint
 from vmpool.clone import RestoreDeadlines
-from vmpool.config import Address
 from vmpool.engine import Engine
 from vmpool.host import Host
 from vmpool.opening import find_base, open_host

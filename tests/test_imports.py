@@ -43,7 +43,7 @@ OWNERS = {
     "aiohttp": ("vmpool.api*", "vmpool.cli*", "vmpool.client*"),  # the server's edge, and clients'
     "backports": ("vmpool.parcel.*",),  # zstd
     "click": ("vmpool.cli*",),
-    "cryptography": ("vmpool.trust.keys", "vmpool.trust.sealing"),
+    "cryptography": ("vmpool.certificate", "vmpool.trust.keys", "vmpool.trust.sealing"),
     "dns": ("vmpool.network.*",),  # the resolver, its decisions and the servers that it asks
     "h11": ("vmpool.api.exchange",),  # what servers in guests say
     "idna": ("vmpool.network.names",),

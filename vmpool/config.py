@@ -6,16 +6,15 @@ and starts nothing. Sizes are in bytes, times in seconds.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from vmpool.address import Address
 from vmpool.egress import NetworkMode
 from vmpool.errors import HostError
 from vmpool.lifecycle import OnStop
@@ -51,6 +50,14 @@ class PoolSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
             " `ready`, whatever this says.",
         ),
     ] = 0
+    standby: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Hypervisors to keep waiting for the next restores, which are sooner done;"
+            " each takes about 25 MB.",
+        ),
+    ] = 0
     total: Annotated[int, Meta(ge=1, description="Clones at most, whatever they are doing.")] = 16
     queue: Annotated[
         int, Meta(ge=0, description="Callers of one tenant that may wait for a clone.")
@@ -70,6 +77,7 @@ class PoolSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
         return Limits(
             ready=self.ready,
             ready_most=self.ready_most,
+            standby=self.standby,
             total=self.total,
             queue=self.queue,
             parallel_restores=self.parallel_restores,
@@ -142,6 +150,13 @@ class ApiSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_on
             max_length=200,
         ),
     ] = ""
+    certificate: Annotated[
+        Path | None,
+        Meta(description="Certificate chain in PEM; with it the server speaks TLS on its port."),
+    ] = None
+    certificate_key: Annotated[
+        Path | None, Meta(description="The certificate's private key in PEM, without pass phrase.")
+    ] = None
     port_connections: Annotated[
         int,
         Meta(
@@ -343,42 +358,6 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
         return self.templates.get(template, self.pool)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    """Where the server listens."""
-
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """Read `HOST:PORT`.
-
-        Raises:
-            HostError: `invalid_settings`.
-        """
-        host, colon, port = text.rpartition(":")
-        bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-        known = bool(colon and bare) and (":" not in bare or bare != host)
-        if not known or not (port.isascii() and port.isdecimal() and int(port) <= 65535):
-            raise HostError(
-                f"listen is {text!r}, not an address and a port",
-                code="invalid_settings",
-                remedy="write it like 127.0.0.1:8700",
-            )
-        return cls(host=bare, port=int(port))
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only programs on this host can connect; a name but `localhost` is not trusted."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-
 def load(
     path: Path | None = None, *, environ: Mapping[str, str] | None = None, uid: int | None = None
 ) -> Settings:
@@ -473,6 +452,12 @@ def _check(settings: Settings, source: Path | None) -> None:
             source,
             remedy="listen on 127.0.0.1, or make tokens: vmpool token create",
         )
+    if (settings.api.certificate is None) != (settings.api.certificate_key is None):
+        raise _invalid("api.certificate and api.certificate_key go together", source)
+    _check_requests(settings, source)
+
+
+def _check_requests(settings: Settings, source: Path | None) -> None:
     requests = settings.requests
     if requests.body_bytes > settings.api.bodies_bytes // 2:
         raise _invalid("requests.body_bytes is above half of api.bodies_bytes", source)

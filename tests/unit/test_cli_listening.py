@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from vmpool import local
+from vmpool.address import Address
 from vmpool.cli.listening import Interrupts, bound, url_of
 from vmpool.client.endpoint import find_endpoint
-from vmpool.config import Address
 from vmpool.errors import HostError, InvalidRequestError
 
 if TYPE_CHECKING:

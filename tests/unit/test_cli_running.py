@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING
 
+from vmpool.address import Address
 from vmpool.cli.listening import bound
 from vmpool.cli.running import served
-from vmpool.config import Address
 
 if TYPE_CHECKING:
     from vmpool.host import Host

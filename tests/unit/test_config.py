@@ -9,7 +9,8 @@ from typing import get_args, get_type_hints
 import msgspec
 import pytest
 
-from vmpool.config import MAX_RUN_LENGTH, Address, Settings, default_state, load
+from vmpool.address import Address
+from vmpool.config import MAX_RUN_LENGTH, Settings, default_state, load
 from vmpool.errors import HostError
 
 DOCS = Path(__file__).parents[2] / "docs/settings.md"
@@ -93,6 +94,8 @@ def test_a_template_inherits_what_it_does_not_say(tmp_path: Path) -> None:
         ("[requests]\nsandbox_timeout = 1e9", "sandbox_timeout_most"),
         ("[requests]\nqueue_wait = 601", "queue_wait_most"),
         ("[api]\nbodies_bytes = 33554431", "bodies_bytes"),
+        ("[api]\ncertificate = 'chain.pem'", "go together"),
+        ("[api]\ncertificate_key = 'key.pem'", "go together"),
         ("state = 3", "$.state"),
         ("cpu_model = 'host,kvm=off'", "$.cpu_model"),
         ("state = 'here'", "state"),

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,15 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.certificates import DAY, Authority
 from vmpool import doctor
 from vmpool.cli import diagnosis
+from vmpool.config import ApiSettings
 from vmpool.doctor import (
     Finding,
     State,
     confinement,
+    encryption,
     examination,
     judgement,
     network,
@@ -187,6 +191,27 @@ def test_room_for_connections_is_told_in_guests(most: int | None, state: State, 
     found = network.connections(most)
     assert found.state is state
     assert words in found.detail
+
+
+def test_a_certificate_is_judged_when_there_is_to_be_one(tmp_path: Path) -> None:
+    assert encryption.examine(ApiSettings(domain="box.example")) == ()
+    authority = Authority()
+    chain, key = authority.issue("*.box.example").write(tmp_path)
+
+    def judged(domain: str) -> Finding:
+        named = ApiSettings(domain=domain, certificate=chain, certificate_key=key)
+        (found,) = encryption.examine(named)
+        assert bool(found.remedy) == (found.state is not State.OK)
+        return found
+
+    assert judged("box.example:8700").state is State.OK
+    assert "*.box.example until" in judged("box.example").detail
+    assert judged("other.example").state is State.DEGRADED
+    assert "does not name *.other.example" in judged("other.example").detail
+    authority.issue("*.box.example", ends=datetime.now(UTC) - DAY).write(tmp_path)
+    assert "ended on" in judged("box.example").detail
+    key.unlink()
+    assert judged("box.example").state is State.MISSING
 
 
 async def test_whatever_does_not_stand_well_has_a_remedy(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ It wires; what a request does is said in the modules of the routes.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import socket
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from vmpool import auditing
+from vmpool.address import Address
 from vmpool.api import edge, openapi, outflow, status, watchers
+from vmpool.api.arrival import accepting
 from vmpool.api.auth import Admission, Gate, check_listen
 from vmpool.api.budget import BUDGET, Budget
 from vmpool.api.door import DOOR, Door
@@ -23,11 +24,11 @@ from vmpool.api.e2b.mount import mount
 from vmpool.api.idempotency import LEDGER, Ledger
 from vmpool.api.intake import continue_later
 from vmpool.api.limits import Limits
+from vmpool.api.presentation import Presentation
 from vmpool.api.reach import Reach
 from vmpool.api.route import Call, Route
 from vmpool.api.routes import ROUTES
 from vmpool.api.traffic import CONNECTIONS, Connections
-from vmpool.config import Address
 from vmpool.errors import HostError
 
 if TYPE_CHECKING:
@@ -38,11 +39,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ADMISSION: Final = web.AppKey("admission", Admission)
+PRESENTATION: Final = web.AppKey("presentation", Presentation)
+"""Of a server that has a certificate."""
 
 KEEPALIVE_SECONDS: Final = 640.0
 """Longer than clients pool idle connections: one closed under a POST cannot be sent again."""
-
-BACKLOG: Final = 1024
 
 LINE_BYTES: Final = 1 << 15
 """A request's first line: the longest path in the guest, each byte escaped, and then some."""
@@ -83,6 +84,11 @@ def make_app(host: Host) -> web.Application:
     app.cleanup_ctx.append(watchers.keep)
     app[BUDGET] = Budget(host.settings.api.bodies_bytes)
     app[DOOR] = Door(host.settings.api)
+    interface = host.settings.api
+    if interface.certificate is not None and interface.certificate_key is not None:
+        app[PRESENTATION] = Presentation(
+            interface.certificate, interface.certificate_key, domain=interface.domain
+        )
     app[status.DOCUMENT] = openapi.document(
         ROUTES, limits, admission=admission, version=status.VERSION
     )
@@ -140,8 +146,8 @@ async def serve(app: web.Application, listen: str | socket.socket) -> AsyncItera
         listen: `HOST:PORT`, or a socket that listens already; it is closed in the end.
 
     Raises:
-        HostError: `invalid_settings`, `address_unusable`, or `tokens_required` on an address that
-            others can reach.
+        HostError: `invalid_settings`, `address_unusable`, `certificate_unusable`, or
+            `tokens_required` on an address that others can reach.
     """
     listening = listen if isinstance(listen, socket.socket) else _bind(Address.parse(listen))
     with contextlib.closing(listening):
@@ -149,6 +155,9 @@ async def serve(app: web.Application, listen: str | socket.socket) -> AsyncItera
         check_listen(host, app[ADMISSION])
         if app[ADMISSION] is Admission.LOOPBACK:
             log.warning("serving without tokens: whoever is on this machine may use every sandbox")
+        shown = app.get(PRESENTATION)
+        if shown is not None:
+            await shown.open()
         runner = web.AppRunner(
             app,
             handler_cancellation=True,  # a client that leaves ends what it had begun
@@ -161,22 +170,15 @@ async def serve(app: web.Application, listen: str | socket.socket) -> AsyncItera
         )
         await runner.setup()
         try:
-            accepting = await _accept(runner, listening, app[DOOR])
-            try:
-                yield BoundAddress(host=host, port=port)
-            finally:
-                await app[edge.UNDER_WAY].over()  # still accepting: others are answered meanwhile
-                accepting.close()
-                app[DOOR].close()
+            assert runner.server is not None
+            with contextlib.closing(app[DOOR]):
+                async with accepting(listening, runner.server, app[DOOR], shown):
+                    try:
+                        yield BoundAddress(host=host, port=port)
+                    finally:  # still accepting: others are answered meanwhile
+                        await app[edge.UNDER_WAY].over()
         finally:
             await runner.cleanup()
-
-
-async def _accept(runner: web.AppRunner, listening: socket.socket, door: Door) -> asyncio.Server:
-    serving = runner.server
-    assert serving is not None
-    loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: door.meet(serving), sock=listening, backlog=BACKLOG)
 
 
 class _ProtocolLog(logging.LoggerAdapter[logging.Logger]):

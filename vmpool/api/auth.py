@@ -13,9 +13,9 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from vmpool.address import Address
 from vmpool.api import file_signature
 from vmpool.api.fronts import by_host
-from vmpool.config import Address
 from vmpool.errors import ForbiddenError, HostError, UnauthorizedError
 from vmpool.model import DEFAULT_USER
 from vmpool.sandbox import Sandbox

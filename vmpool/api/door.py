@@ -25,11 +25,15 @@ LOOKS: Final = 4
 
 
 class Door:
-    """The connections of one server."""
+    """The connections of one server.
+
+    Attributes:
+        patience: Seconds that a stranger has.
+    """
 
     def __init__(self, settings: ApiSettings) -> None:
         self._most = settings.connections
-        self._patience = settings.stranger_timeout
+        self.patience = settings.stranger_timeout
         self._strangers: dict[object, float] = {}
         self._admitted: set[object] = set()
         self._next_look: asyncio.TimerHandle | None = None
@@ -50,6 +54,17 @@ class Door:
         finally:
             self._admitted.discard(request.protocol)
 
+    def is_full(self, serving: web.Server, *, arriving: int) -> bool:
+        """Tell whether one connection more is too many.
+
+        Args:
+            arriving: How many are there that nobody talks to yet.
+        """
+        if len(serving.connections) + arriving < self._most:
+            return False
+        log.warning("over %d connections: one more was closed", self._most)
+        return True
+
     def meet(self, serving: web.Server) -> asyncio.Protocol:
         """Return who talks to a new connection."""
         if len(serving.connections) >= self._most:
@@ -66,7 +81,7 @@ class Door:
 
     def _look_later(self, serving: web.Server) -> None:
         loop = asyncio.get_running_loop()
-        self._next_look = loop.call_later(self._patience / LOOKS, self._look, serving)
+        self._next_look = loop.call_later(self.patience / LOOKS, self._look, serving)
 
     def _look(self, serving: web.Server) -> None:
         """Close the strangers' connections that are old; what has closed by itself is forgotten."""
@@ -77,8 +92,8 @@ class Door:
             one: self._strangers.get(one, now) for one in connections - self._admitted
         }
         for one in connections - self._admitted:
-            if now - self._strangers[one] >= self._patience and one.transport is not None:
-                log.info("a connection without a token was closed after %s s", self._patience)
+            if now - self._strangers[one] >= self.patience and one.transport is not None:
+                log.info("a connection without a token was closed after %s s", self.patience)
                 one.transport.abort()
         self._look_later(serving)
 

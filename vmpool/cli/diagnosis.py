@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmpool import doctor, packages
+from vmpool import config, doctor, packages
 from vmpool.cli import table
 from vmpool.cli.progress import Progress
 from vmpool.cli.report import ExitCode
@@ -33,7 +33,8 @@ def command(*, state: Path, install: bool, as_json: bool) -> None:
         with Progress(sys.stderr) as progress:
             progress("looking for missing packages")
             asyncio.run(packages.ensure(progress.note))
-    findings = asyncio.run(doctor.examine(state=state, run=state / "run"))
+    interface = config.load().api
+    findings = asyncio.run(doctor.examine(state=state, run=state / "run", interface=interface))
     if as_json:
         table.print_json(doctor.document(findings))
     else:

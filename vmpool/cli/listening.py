@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from vmpool.config import Address
+    from vmpool.address import Address
 
 
 @contextlib.contextmanager

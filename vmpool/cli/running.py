@@ -45,6 +45,14 @@ async def served(host: Host, listener: socket.socket) -> AsyncIterator[Endpoint]
             yield Endpoint(url=url, token=token)
 
 
+def places(host: Host, endpoint: Endpoint) -> str:
+    """Say where a host is served: for this machine, and over TLS for all where it is."""
+    interface = host.settings.api
+    if interface.certificate is None or not interface.domain:
+        return endpoint.url
+    return f"{endpoint.url} and, over TLS, https://api.{interface.domain}"
+
+
 @contextlib.contextmanager
 def _settled() -> Iterator[None]:
     """Keep what is there from the garbage collector, for the time of a block.

@@ -10,7 +10,7 @@ import click
 from vmpool import tenure
 from vmpool.cli import report
 from vmpool.cli.listening import Interrupts, bound
-from vmpool.cli.running import ended, served
+from vmpool.cli.running import ended, places, served
 from vmpool.cli.state import server_options, settings_from
 from vmpool.opening import open_host
 
@@ -72,5 +72,5 @@ async def serve(settings: Settings, *, base: Base | None = None) -> None:
         ):
             if not host.catalogue.statuses:
                 report.say("there is no template yet: vmpool template create, or vmpool up")
-            report.say(f"serving on {endpoint.url}")
+            report.say(f"serving on {places(host, endpoint)}")
             await ended(interrupts, host)

@@ -17,7 +17,7 @@ from vmpool.cli import demonstration, images
 from vmpool.cli.listening import Interrupts, bound
 from vmpool.cli.progress import Progress
 from vmpool.cli.remote import Remote
-from vmpool.cli.running import ended, served
+from vmpool.cli.running import ended, places, served
 from vmpool.cli.state import server_options, settings_from
 from vmpool.config import Settings
 from vmpool.errors import NotFoundError
@@ -110,7 +110,7 @@ async def bring_up(plan: Plan, *, base: Base | None = None) -> None:
             _show(answer, made[0].name, endpoint, host)
             match plan.afterwards:
                 case Afterwards.SERVE:
-                    click.echo(f"\nServing on {endpoint.url} until Ctrl-C.")
+                    click.echo(f"\nServing on {places(host, endpoint)} until Ctrl-C.")
                     await ended(interrupts, host)
                 case Afterwards.STOP:
                     host.hand_over()  # what it adopted was there before, and is to be afterwards

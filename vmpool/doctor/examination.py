@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmpool.doctor import confinement, judgement, network, virtualization
+from vmpool.config import ApiSettings
+from vmpool.doctor import confinement, encryption, judgement, network, virtualization
 from vmpool.doctor.virtualization import EXTENSIONS, Provider
 from vmpool.engine.qemu import QemuEngine, detection, require_access
 from vmpool.engine.qemu.probe import Probe, probe_accelerator, probe_transport
@@ -39,10 +40,13 @@ _PAGEMAP_SCAN = 0xC0606610  # linux/fs.h, since 6.7
 _PAGEMAP_SCAN_ARGUMENT = struct.Struct("=12Q")  # struct pm_scan_arg, its own size and flags first
 
 
-async def examine(*, state: Path, run: Path) -> tuple[Finding, ...]:
+async def examine(
+    *, state: Path, run: Path, interface: ApiSettings | None = None
+) -> tuple[Finding, ...]:
     """Look at everything, in less than two seconds.
 
     Args:
+        interface: How the server is to be reached; the defaults when `None`.
         state: The state directory; need not exist yet.
         run: The run directory; need not exist yet.
     """
@@ -62,6 +66,7 @@ async def examine(*, state: Path, run: Path) -> tuple[Finding, ...]:
         judgement.run_directory(run),
         await asyncio.to_thread(network.examine),
         await asyncio.to_thread(network.examine_connections),
+        *await asyncio.to_thread(encryption.examine, interface or ApiSettings()),
     )
 
 
