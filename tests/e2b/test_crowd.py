@@ -9,20 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.api.conftest import IMAGE, place_image, served
+from tests.api.conftest import IMAGE, served
+from tests.e2b.local_host import local_host
 from tests.e2b.sdks import NEWEST, RUN_SECONDS
 from tests.fake_stem import Stem
 from tests.fakes import FakeEngine
 from tests.serving import until
-from vmpool.catalogue import TemplateRequest
 from vmpool.config import DeadlineSettings, RequestSettings, Settings, TenantSettings
-from vmpool.host import Host, HostFacts
-from vmpool.model import Accelerator, Transport
-from vmpool.opening import Base, open_host
 from vmpool.policy import Limits
 
 pytestmark = [pytest.mark.tcg, pytest.mark.timeout(900)]
@@ -41,36 +37,21 @@ async def test_one_process_has_a_hundred_sandboxes_at_once(
         requests=RequestSettings(queue_wait=300.0, queue_wait_most=300.0),
         deadlines=DeadlineSettings(hello=120.0, identify=120.0, warm=120.0, activate=120.0),
     )
-    place_image(tmp_path)
     with contextlib.closing(Stem()) as stem:
-        async with _host(settings, stem) as host, served(host, tokens=True) as server:
+        limits = Limits(ready=CROWD, total=CROWD)
+        async with (
+            local_host(settings, engine=FakeEngine(stem=stem), limits=limits) as host,
+            served(host, tokens=True) as server,
+        ):
+
+            async def is_filled() -> bool:
+                return host.catalogue.status(IMAGE).census.ready == CROWD
+
+            await until(is_filled, timeout=400)
             url = server.url
             pointed = {"E2B_API_URL": url, "E2B_SANDBOX_URL": url, "E2B_API_KEY": server.token}
             assert await _crowd(pointed) == f"{CROWD} True\n"
             assert host.sandboxes(owner=server.owner) == []
-
-
-@contextlib.asynccontextmanager
-async def _host(settings: Settings, stem: Stem) -> AsyncIterator[Host]:
-    """Yield a host that has a clone ready for everyone."""
-    engine = FakeEngine(stem=stem)
-    facts = HostFacts(
-        accelerator=Accelerator.TCG,
-        accelerator_reason="",
-        transport=Transport.SERIAL,
-        qemu_version=engine.version,
-    )
-    base = Base(engine=engine, facts=facts)
-    async with open_host(settings, progress=lambda _: None, base=base) as host:
-        limits = Limits(ready=CROWD, total=CROWD)
-        request = TemplateRequest(name=IMAGE, image=IMAGE, limits=limits)
-        await host.catalogue.add(request, progress=lambda _: None)
-
-        async def is_filled() -> bool:
-            return host.catalogue.status(IMAGE).census.ready == CROWD
-
-        await until(is_filled, timeout=400)
-        yield host
 
 
 async def _crowd(pointed: dict[str, str]) -> str:
