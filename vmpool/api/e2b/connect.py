@@ -21,6 +21,7 @@ from vmpool.api import codec, edge, intake, outflow
 from vmpool.api.budget import BUDGET
 from vmpool.api.e2b import problem
 from vmpool.api.e2b.envelope import END, MESSAGE, Frames, broken, enclose
+from vmpool.api.e2b.stream import Stream
 from vmpool.api.e2b.visit import Endpoint, Opening, Shape
 from vmpool.errors import Fault, InvalidRequestError, TaskTimeoutError, VmpoolError
 
@@ -157,13 +158,16 @@ def _streaming(answer: Callable[[Visit, _Outgoing], Awaitable[None]]) -> Endpoin
 
 
 class _Outgoing:
-    """The stream to one client; its head goes out with the first frame."""
+    """The stream of messages to one client."""
 
     def __init__(self, visit: Visit) -> None:
-        self.response = web.StreamResponse(headers={"Content-Type": STREAM})
-        self._visit = visit
-        self._loop = asyncio.get_running_loop()
-        self._sent_at = self._loop.time()
+        self._stream = Stream(visit, STREAM)
+        self._interval = _interval_of(visit.request)
+
+    @property
+    def response(self) -> web.StreamResponse:
+        """What carries it; its head goes out with the first message."""
+        return self._stream.response
 
     async def send(self, message: Struct) -> None:
         """Send a message.
@@ -171,7 +175,7 @@ class _Outgoing:
         Raises:
             StalledError: The client took nothing for too long.
         """
-        await self._write(enclose(MESSAGE, codec.encode(message)))
+        await self._stream.send(enclose(MESSAGE, codec.encode(message)))
 
     async def finish(self, error: VmpoolError | None = None) -> None:
         """Say the last that is said, and why it is when it is for an error."""
@@ -179,44 +183,12 @@ class _Outgoing:
         if error is not None:
             told = {"code": problem.word_of(error), "message": problem.message_of(error)}
             last = enclose(END, codec.encode_plain({"error": told}))
-        await self._prepare()
-        await outflow.send(self.response.write_eof(last), self._visit.limits)
+        await self._stream.finish(last)
 
-    @contextlib.asynccontextmanager
-    async def kept_alive(self, keepalive: Struct) -> AsyncIterator[None]:
+    def kept_alive(self, keepalive: Struct) -> contextlib.AbstractAsyncContextManager[None]:
         """Say something every now and then, for a block, once its first message is out."""
-        interval = _interval_of(self._visit.request)
-        keeping = asyncio.create_task(self._keep_alive(keepalive, interval))
-        try:
-            yield
-        finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
-
-    async def _keep_alive(self, keepalive: Struct, interval: float) -> None:
-        while True:
-            left = self._sent_at + interval - self._loop.time()
-            if left > 0:
-                await asyncio.sleep(left)
-            elif self.response.prepared:
-                try:
-                    await self.send(keepalive)
-                except outflow.StalledError:
-                    transport = self._visit.request.transport
-                    if transport is not None:
-                        transport.abort()
-                    return
-            else:
-                self._sent_at = self._loop.time()
-
-    async def _write(self, frame: bytes) -> None:
-        self._sent_at = self._loop.time()
-        await self._prepare()
-        await outflow.send(self.response.write(frame), self._visit.limits)
-
-    async def _prepare(self) -> None:
-        if not self.response.prepared:
-            await self.response.prepare(self._visit.request)
+        said = enclose(MESSAGE, codec.encode(keepalive))
+        return self._stream.kept_alive(said, self._interval)
 
 
 async def _only_frame(visit: Visit, loan: Loan) -> bytes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from aiohttp import web
 from msgspec import Struct
 
-from vmpool.agent.contexts import Cell, ContextSpec, Language
+from vmpool.agent.contexts import Cell, Contexts, ContextSpec, Language
 from vmpool.api import codec, intake, views
 from vmpool.api.budget import BUDGET
 from vmpool.api.e2b import environment
@@ -30,7 +30,6 @@ from vmpool.timed_execution import TimedExecution
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from vmpool.agent import Agent
     from vmpool.agent.contexts import ContextInfo
     from vmpool.api.e2b.visit import Table, Visit
     from vmpool.model import ExecutionEvent
@@ -107,22 +106,27 @@ async def list_all(visit: Visit) -> web.Response:
 
 async def restart(visit: Visit) -> web.Response:
     """Have a context begin anew, without its state; one that has not begun has none."""
-    id = _id(visit.parts["context"])
-    async with visit.sandbox.attended() as agent:
-        if await _is_made(agent, id):
-            with _told_by_name(id):
-                await agent.contexts.restart(id)
-    return _null()
+    return await _told(visit, Contexts.restart)
 
 
 async def close(visit: Visit) -> web.Response:
     """End a context with all that runs and waits there."""
+    return await _told(visit, Contexts.close)
+
+
+async def _told(visit: Visit, what: Callable[[Contexts, str], Awaitable[object]]) -> web.Response:
+    """Tell the context that a path names what to do; one taken for granted may not have begun.
+
+    Raises:
+        NotFoundError: `context_not_found`.
+    """
     id = _id(visit.parts["context"])
     async with visit.sandbox.attended() as agent:
-        if await _is_made(agent, id):
+        begun = {info.id for info in await agent.contexts.list()} if id in set(Language) else {id}
+        if id in begun:
             with _told_by_name(id):
-                await agent.contexts.close(id)
-    return _null()
+                await what(agent.contexts, id)
+    return web.Response(body=b"null", content_type="application/json")
 
 
 def _cell(body: messages.Execute, timeout: float) -> Cell:
@@ -166,13 +170,6 @@ def _id(name: str) -> str:
     return name
 
 
-async def _is_made(agent: Agent, id: str) -> bool:
-    """Tell whether there is anything to a context that clients take for granted."""
-    if id not in set(Language):
-        return True
-    return id in {info.id for info in await agent.contexts.list()}
-
-
 @contextlib.contextmanager
 def _told_by_name(id: str) -> Iterator[None]:
     """Say of a context that is not there what clients look for."""
@@ -195,10 +192,6 @@ def _shown(info: ContextInfo) -> messages.Context:
 
 def _unmade(language: Language) -> messages.Context:
     return messages.Context(id=language.value, language=language.value, cwd=_HOME)
-
-
-def _null() -> web.Response:
-    return web.Response(body=b"null", content_type="application/json")
 
 
 def _takes(
