@@ -438,15 +438,15 @@ class Catalogue:
             restore_timeout=ground.settings.deadlines.restore,
             kill_timeout=ground.settings.deadlines.kill,
             on_acquire=partial(ground.metrics.acquired, name),
+            on_rest=partial(ground.standby.keep, base, party=object()),
         )
         return await pool.__aenter__()
 
     async def _restore(self, name: str, base: Snapshot) -> Clone:
         ground = self._ground
         await self._vouching.base(base)
-        restored = await clone.restore(
-            ground.engine, base, run=ground.clones, deadlines=ground.deadlines
-        )
+        waiting = await ground.standby.take(base)
+        restored = await clone.restore_into(waiting, deadlines=ground.deadlines)
         phases = {
             phase.name.removesuffix("_ns"): getattr(restored.timings, phase.name)
             for phase in fields(restored.timings)
@@ -484,6 +484,7 @@ class Catalogue:
         if (lineage := entry.lineage) is not None:
             self._lineages.keep(lineage)
             await lineage.pool.withdraw()
+        await self._ground.standby.ended(entry.snapshot_id)
         await self.release_base(entry.snapshot_id)
 
     def _named(self) -> set[str]:

@@ -14,6 +14,7 @@ from vmpool.metrics import Metrics
 from vmpool.model import Accelerator, Transport
 from vmpool.network.network import Network
 from vmpool.quotas import Quotas
+from vmpool.standby import Standby
 from vmpool.store import Store
 from vmpool.trust import Custody
 
@@ -27,6 +28,7 @@ class Ground:
         clones: Directory that machines' directories are made in.
         custody: Says which snapshots to believe.
         restores: Shared by all pools: restores that may run at one time.
+        standby: Has the hypervisors that wait for whatever state comes next.
     """
 
     engine: Engine
@@ -42,4 +44,5 @@ class Ground:
     deadlines: RestoreDeadlines
     custody: Custody
     restores: asyncio.Semaphore
+    standby: Standby
     network: Network

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from vmpool import run
 from vmpool.auditing import BY, Auditing
 from vmpool.branching import Branching
-from vmpool.cancellation import uninterrupted
 from vmpool.connecting import Connecting
 from vmpool.creation import CreateRequest, Creation
 from vmpool.derivation import Derivation
@@ -87,8 +86,7 @@ class Host:
         )
         self._auditing = Auditing(ground.store.audit, ground.metrics, begin=self._household.begin)
         self._nursery = Nursery(
-            ground.engine,
-            run=ground.clones,
+            ground.standby,
             deadlines=ground.deadlines,
             spares=ground.settings.checkpoints.waiting,
         )
@@ -467,7 +465,6 @@ class Host:
         """
         keep = self._draining or self.settings.on_stop is OnStop.KEEP
         await self._household.close(OnStop.KEEP if keep else OnStop.KILL)
-        await uninterrupted(self._nursery.close())
 
     def audit(
         self, owner: str, action: str, subject: str, detail: dict[str, str], *, outcome: str = "ok"

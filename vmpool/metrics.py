@@ -172,6 +172,12 @@ class Metrics:
         """Show from now on how many network slots are in each state."""
         self._registry.register(_Slots(slots))
 
+    def watch_standby(
+        self, waiting: Callable[[], int], taken: Callable[[], Mapping[str, int]]
+    ) -> None:
+        """Show from now on how many hypervisors wait, and how those that were needed were had."""
+        self._registry.register(_Standby(waiting, taken))
+
     def render(self) -> bytes:
         """Return everything in Prometheus's text format, of `CONTENT_TYPE`."""
         return generate_latest(self._registry)
@@ -253,3 +259,22 @@ class _Slots(Collector):
         for state, number in self._slots().items():
             gauge.add_metric([state], number)
         yield gauge
+
+
+class _Standby(Collector):
+    """Hypervisors that wait for a state."""
+
+    def __init__(self, waiting: Callable[[], int], taken: Callable[[], Mapping[str, int]]) -> None:
+        self._waiting = waiting
+        self._taken = taken
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "vmpool_hypervisors_waiting", "Hypervisors that wait for a state.", self._waiting()
+        )
+        taken = CounterMetricFamily(
+            "vmpool_hypervisors_taken", "Hypervisors that a state was loaded into.", labels=["how"]
+        )
+        for how, number in self._taken().items():
+            taken.add_metric([how], number)
+        yield taken

@@ -27,6 +27,7 @@ from vmpool.inheritance import Inheritance
 from vmpool.metrics import Metrics
 from vmpool.network.network import Network
 from vmpool.quotas import Quotas
+from vmpool.standby import Standby
 from vmpool.store import Store
 from vmpool.tools import QEMU
 from vmpool.trust import Custody, Keyring
@@ -103,6 +104,7 @@ async def open_host(
             deadlines=_deadlines(settings),
             custody=custody,
             restores=asyncio.Semaphore(max(2, os.cpu_count() or 1)),
+            standby=await opened.enter_async_context(_standby(base.engine, clones, metrics)),
             network=network,
         )
         catalogue = Catalogue(ground)
@@ -126,6 +128,16 @@ async def _network(settings: Settings, metrics: Metrics) -> AsyncIterator[Networ
         yield network
     finally:
         await network.close()
+
+
+@contextlib.asynccontextmanager
+async def _standby(engine: Engine, run: Path, metrics: Metrics) -> AsyncIterator[Standby]:
+    standby = Standby(engine, run=run)
+    metrics.watch_standby(lambda: standby.waiting, lambda: standby.counters)
+    try:
+        yield standby
+    finally:
+        await standby.close()
 
 
 async def _settle(host: Host, ground: Ground, progress: Callable[[str], None]) -> None:

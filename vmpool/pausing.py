@@ -182,6 +182,8 @@ class Pausing:
             )
         if self._vault.has_paused(holding.base_id):
             self._nursery.prepare(lineage.snapshot)
+        else:
+            self._nursery.forgo(lineage.snapshot)
         return True
 
     async def _woken(self, sandbox: Sandbox, kept: Checkpoint, lineage: Lineage) -> Clone:

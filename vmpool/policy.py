@@ -16,7 +16,14 @@ BACKOFF_FIRST = 0.1
 BACKOFF_MOST = 10.0
 """Seconds that a retry waits at most: also how long a repaired host may go unnoticed."""
 
-_LEAST = {"ready": 0, "ready_most": 0, "total": 1, "queue": 0, "parallel_restores": 1}
+_LEAST = {
+    "ready": 0,
+    "ready_most": 0,
+    "standby": 0,
+    "total": 1,
+    "queue": 0,
+    "parallel_restores": 1,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +34,7 @@ class Limits:
         ready: Spare clones to keep restored.
         ready_most: Spares to keep at most while many clones are asked for; never fewer than
             `ready`, whatever this says.
+        standby: Hypervisors to keep waiting for the next restores; they are no clones yet.
         total: Clones at most, whatever they are doing.
         queue: Callers of one tenant that may wait for a clone at most.
         parallel_restores: Restores at most at one time.
@@ -40,6 +48,7 @@ class Limits:
 
     ready: int = 2
     ready_most: int = 0
+    standby: int = 0
     total: int = 16
     queue: int = 256
     parallel_restores: int = 2
@@ -71,8 +80,8 @@ class Limits:
         return max(self.ready, self.ready_most)
 
     def without_spares(self) -> Limits:
-        """Return the same for a pool that keeps none ready."""
-        return replace(self, ready=0, ready_most=0)
+        """Return the same for a pool that keeps none ready, nor anything to make one of."""
+        return replace(self, ready=0, ready_most=0, standby=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,8 @@ class Pool(Generic[C]):
             deadlines of its own.
         kill_timeout: Seconds after which a kill is given up and its clone written off.
         on_acquire: Told the nanoseconds that a caller waited, queue and activation together.
+        on_rest: Told, when nothing is being restored and nobody waits, how many hypervisors are to
+            wait for the next restores, as `Limits.standby`; and 0 when the pool closes.
         jitter: Source of numbers from 0 to 1 that spread retries.
     """
 
@@ -63,6 +65,7 @@ class Pool(Generic[C]):
         restore_timeout: float = 60.0,
         kill_timeout: float = 10.0,
         on_acquire: Callable[[int], None] | None = None,
+        on_rest: Callable[[int], None] = lambda _: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.name = name
@@ -74,6 +77,7 @@ class Pool(Generic[C]):
             restore_timeout=restore_timeout,
             kill_timeout=kill_timeout,
             jitter=jitter,
+            at_rest=on_rest,
         )
         self._supply = Supply(name, source=source, limits=limits, line=self._line)
         self._counters = self._supply.counters

@@ -46,6 +46,7 @@ class Source(Generic[C]):
     restore_timeout: float
     kill_timeout: float
     jitter: Callable[[], float]
+    at_rest: Callable[[int], None]
 
 
 class Supply(Generic[C]):
@@ -180,6 +181,7 @@ class Supply(Generic[C]):
         for _ in range(step.recall):
             self._recall(self.roster.youngest(CloneState.RESTORING))
         if step.restore == 0:
+            self._stock()
             return
         if self._now() < self.trouble.retry_at:
             if self._retry is None:
@@ -203,6 +205,7 @@ class Supply(Generic[C]):
         for timer in (self._retry, self._fall):
             if timer is not None:
                 timer.cancel()
+        self._source.at_rest(0)
         self._ready.clear()
         self.recall()
         for member in self.roster:
@@ -257,6 +260,12 @@ class Supply(Generic[C]):
             falls_at = self._demand.falls_at(self._now())
             self._fall = asyncio.get_running_loop().call_at(falls_at, self._look_again)
         return replace(self._limits, ready=aim)
+
+    def _stock(self) -> None:
+        """Have hypervisors wait for the next restores, when none is under way that they delay."""
+        census = self.census
+        if census.restoring == census.waiting == 0:
+            self._source.at_rest(self._limits.standby)
 
     def _look_again(self) -> None:
         self._fall = None

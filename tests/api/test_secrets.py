@@ -232,7 +232,7 @@ def test_what_is_to_run_shows_no_variable() -> None:
 async def test_an_error_of_the_engine_holds_no_secret(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.host._nursery._engine.faults = Faults(load=EngineError("it broke"))
+    server.host._nursery._standby._engine.faults = Faults(load=EngineError("it broke"))
     status, answer = await told(
         server, "POST", "/v1/sandboxes", json={"secrets": {"P": SECRET}, "wait": 0.2}
     )

@@ -40,6 +40,7 @@ def with_everything() -> Metrics:
     metrics.turned("sandbox.fork", "pool_full", 3_000_000)
     metrics.stopped("pause", 20_000_000)
     metrics.watch_sandboxes(lambda: {"paused": 2}, lambda: {"kept": 5})
+    metrics.watch_standby(lambda: 3, lambda: {"waited": 8})
     metrics.watch_network(lambda: {"ready": 1, "taken": 4})
     return metrics
 
@@ -47,6 +48,8 @@ def with_everything() -> Metrics:
 def test_what_is_told_shows_up_in_seconds_and_counts() -> None:
     seen = values(with_everything())
     assert seen["vmpool_network_slots", "taken"] == 4
+    assert seen[("vmpool_hypervisors_waiting",)] == 3
+    assert seen["vmpool_hypervisors_taken_total", "waited"] == 8
     assert seen["vmpool_restore_seconds_sum", "spawn", "python"] == pytest.approx(0.036)
     assert seen["vmpool_restore_seconds_bucket", "0.004", "load", "python"] == 1
     assert seen["vmpool_restore_seconds_bucket", "0.002", "load", "python"] == 0

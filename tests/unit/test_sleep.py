@@ -281,7 +281,7 @@ async def test_a_damaged_checkpoint_is_refused_and_the_sandbox_runs_on(roomy: Ho
 
 def waiting(host: Host) -> int:
     """Return how many hypervisors wait for a state."""
-    return len(host._nursery._waiting)
+    return host._nursery._standby.waiting
 
 
 async def test_a_hypervisor_waits_for_a_template_of_which_sandboxes_are_paused(
@@ -294,21 +294,21 @@ async def test_a_hypervisor_waits_for_a_template_of_which_sandboxes_are_paused(
         for each in made:
             await host.pause(each.id, owner=OWNER)
         await until(lambda: waiting(host) == 1)
-        (spare,) = host._nursery._waiting.values()
+        (spare,) = host._nursery._standby._waiting.values()
         await host.resume(made[0].id, owner=OWNER, timeout=None)
         assert made[0].clone.id == spare.id
         await answers(made[0])
         await until(lambda: waiting(host) == 1)  # one more is paused
-        (spare,) = host._nursery._waiting.values()
+        (spare,) = host._nursery._standby._waiting.values()
         os.kill(spare.shell.pid, signal.SIGKILL)
-        await until(lambda: not host._nursery._keepers)
+        await until(lambda: not host._nursery._standby._keepers)
         await host.resume(made[1].id, owner=OWNER, timeout=None)
         await answers(made[1])
         await asyncio.sleep(0)
-        assert not host._nursery._keepers  # nobody is paused any more
+        assert not host._nursery._standby._keepers  # nobody is paused any more
         await host.pause(made[1].id, owner=OWNER)
         await until(lambda: waiting(host) == 1)
         await host.kill(made[1].id, owner=OWNER)
-        await until(lambda: not host._nursery._keepers)
+        await until(lambda: not host._nursery._standby._keepers)
         await host.pause(made[0].id, owner=OWNER)
     assert not list((state / "run/clones").iterdir())

@@ -131,6 +131,7 @@ class PoolLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     ready: Annotated[int, Meta(ge=0, le=4096)] | UnsetType = UNSET
     ready_most: Annotated[int, Meta(ge=0, le=4096)] | UnsetType = UNSET
+    standby: Annotated[int, Meta(ge=0, le=256)] | UnsetType = UNSET
     total: Annotated[int, Meta(ge=1, le=4096)] | UnsetType = UNSET
     queue: Annotated[int, Meta(ge=0, le=65536)] | UnsetType = UNSET
     parallel_restores: Annotated[int, Meta(ge=1, le=256)] | UnsetType = UNSET
@@ -387,6 +388,7 @@ class LimitsAnswer(Struct, frozen=True, kw_only=True):
 
     ready: int
     ready_most: int
+    standby: int
     total: int
     queue: int
     parallel_restores: int

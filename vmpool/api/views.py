@@ -260,6 +260,7 @@ def template(value: TemplateStatus) -> bodies.TemplateAnswer:
         limits=bodies.LimitsAnswer(
             ready=value.limits.ready,
             ready_most=value.limits.ready_most,
+            standby=value.limits.standby,
             total=value.limits.total,
             queue=value.limits.queue,
             parallel_restores=value.limits.parallel_restores,

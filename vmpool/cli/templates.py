@@ -36,6 +36,9 @@ def command() -> None:
 @click.option(
     "--ready-most", type=click.IntRange(min=0), metavar="N", help="The same under demand, at most."
 )
+@click.option(
+    "--standby", type=click.IntRange(min=0), metavar="N", help="Hypervisors to keep waiting."
+)
 @click.option("--total", type=click.IntRange(min=1), metavar="N", help="Clones at most.")
 @json_option
 def create(
@@ -49,6 +52,7 @@ def create(
     disk: int | None,
     ready: int | None,
     ready_most: int | None,
+    standby: int | None,
     total: int | None,
     as_json: bool,
 ) -> None:
@@ -66,7 +70,7 @@ def create(
         body["checkpoint"] = checkpoint
         body |= {} if image is None else {"image": image}  # which the server refuses
     body |= _given(memory_bytes=memory, vcpus=vcpus, disk_bytes=disk)
-    if limits := _given(ready=ready, ready_most=ready_most, total=total):
+    if limits := _given(ready=ready, ready_most=ready_most, standby=standby, total=total):
         body["limits"] = limits
     with Progress(sys.stderr) as progress:
         progress(f"making template {name}")

@@ -195,7 +195,8 @@ class TemplateOptions(TypedDict, total=False):
 
     Attributes:
         checkpoint: Goes on in place of an image that is booted; a `Checkpoint`, its id or its name.
-        limits: `ready`, `ready_most`, `total`, `queue`, `parallel_restores`, `memory_bytes`.
+        limits: `ready`, `ready_most`, `standby`, `total`, `queue`, `parallel_restores`,
+            `memory_bytes`.
     """
 
     checkpoint: CheckpointInfo | str

@@ -128,6 +128,7 @@ class PoolLimits:
 
     ready: int
     ready_most: int
+    standby: int
     total: int
     queue: int
     parallel_restores: int

@@ -40,9 +40,7 @@ async def restore(
     run: Path,
     deadlines: RestoreDeadlines,
 ) -> Clone:
-    """Restore a clone and leave it resting: paused, identified and warm.
-
-    On any failure and on cancellation the machine is killed and its directory removed.
+    """Restore a clone from nothing, as `restore_into` does into what waits already.
 
     Args:
         engine: What starts the hypervisor.
@@ -51,12 +49,25 @@ async def restore(
         deadlines: When to give up on the guest.
 
     Raises:
+        VmpoolError: As `stand_by` and `restore_into`.
+    """
+    return await restore_into(await stand_by(engine, template, run=run), deadlines=deadlines)
+
+
+async def restore_into(waiting: Waiting, *, deadlines: RestoreDeadlines) -> Clone:
+    """Restore a clone of a template and leave it resting: paused, identified and warm.
+
+    Args:
+        waiting: Becomes the clone. On any failure and on cancellation it is killed, and its
+            directory removed.
+        deadlines: When to give up on the guest.
+
+    Raises:
         EngineError: The hypervisor failed.
         SnapshotError: The state could not be loaded.
         GuestError: The guest did not answer, confirm or run in time.
-        HostError, DiskFullError: There is no place for the clone's directory.
+        HostError, DiskFullError: Its papers could not be written.
     """
-    waiting = await stand_by(engine, template, run=run)
     birth = _Birth(
         key=new_key(),
         peer=Peer.NEW,
@@ -65,7 +76,7 @@ async def restore(
         deadlines=deadlines,
     )
     async with contextlib.AsyncExitStack() as undo:
-        woken = await _wake(undo, waiting, template, birth)
+        woken = await _wake(undo, waiting, waiting.template, birth)
         watch = Stopwatch()
         await warm(woken.agent, timeout=deadlines.warm)
         warm_ns = watch.lap()

@@ -11,7 +11,7 @@ class RestoreTimings:
     """How long each phase of one restore took, in nanoseconds of the monotonic clock.
 
     Attributes:
-        spawn_ns: Start of the hypervisor until it waits for a state.
+        spawn_ns: Start of the hypervisor until it waits for a state; 0 when one waited already.
         load_ns: Loading the device state over the privately mapped memory.
         resume_ns: Letting the virtual CPUs run.
         hello_ns: Until the agent answered.

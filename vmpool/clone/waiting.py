@@ -29,7 +29,7 @@ class Waiting:
     Attributes:
         id: The directory's name, and that of the clone that it will be.
         template: What it was prepared for.
-        spawn_ns: How long its start took.
+        spawn_ns: How long its start took of what whoever has it waited; 0 when it waited for them.
     """
 
     def __init__(self, *, shell: Shell, template: Snapshot, directory: Path, spawn_ns: int) -> None:
