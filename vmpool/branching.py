@@ -16,7 +16,7 @@ from vmpool.errors import ConflictError, VmpoolError
 from vmpool.lifecycle import SandboxState, Turn
 from vmpool.model import Identity, Waking, new_id
 from vmpool.quota import most_saved_bytes
-from vmpool.store import Purpose
+from vmpool.store import IfTaken, Purpose
 from vmpool.vault import checkpoint_of
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ class Branching:
         self._metrics = means.metrics
         self._connecting = means.connecting
 
-    async def keep(self, holding: Holding, name: str | None) -> Checkpoint:
+    async def keep(
+        self, holding: Holding, name: str | None, if_taken: IfTaken = IfTaken.REFUSE
+    ) -> Checkpoint:
         """Keep the state that a running sandbox is in. *Not idempotent.*
 
         Raises:
@@ -56,7 +58,9 @@ class Branching:
         lineage = await self._catalogue.lineage_of_running(holding.base_id)
         await self._quotas.refresh()
         most_bytes = most_saved_bytes(lineage.snapshot.spec)
-        with self._vault.room(sandbox.owner, Purpose.KEPT, name, most_bytes=most_bytes):
+        with self._vault.room(
+            sandbox.owner, Purpose.KEPT, name, most_bytes=most_bytes, if_taken=if_taken
+        ):
             saved = await checkpoint.save(
                 sandbox.clone,
                 lineage.snapshot,
@@ -79,7 +83,7 @@ class Branching:
                 network=sandbox.claim.network,
             )
             try:
-                await uninterrupted(self._vault.keep(kept))
+                await uninterrupted(self._vault.keep(kept, if_taken))
             except asyncio.CancelledError:  # the sandbox ends, and nobody will be told of it
                 await self._vault.remove(kept)
                 raise

@@ -32,6 +32,7 @@ from vmpool.ports import Ports
 from vmpool.quota import share_of
 from vmpool.sandbox import Claim, Sandbox, paused
 from vmpool.shipping import Cargo, Confidence, Shipping, refusal
+from vmpool.store import IfTaken
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -338,7 +339,9 @@ class Host:
 
     # Checkpoints.
 
-    async def checkpoint(self, id: str, *, owner: str, name: str | None) -> Checkpoint:
+    async def checkpoint(
+        self, id: str, *, owner: str, name: str | None, if_taken: IfTaken = IfTaken.REFUSE
+    ) -> Checkpoint:
         """Keep the state that a sandbox is in; it runs on. *Not idempotent.*
 
         When cancelled after it began, it goes on.
@@ -351,7 +354,7 @@ class Host:
         detail = {} if name is None else {"name": name}
         with self._auditing.noted("sandbox.checkpoint", id, owner, detail):
             return await self._household.finish(
-                holding, lambda: self._branching.keep(holding, name)
+                holding, lambda: self._branching.keep(holding, name, if_taken)
             )
 
     async def checkpoints(self, *, owner: str, sandbox: str | None) -> list[Checkpoint]:

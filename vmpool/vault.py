@@ -21,7 +21,7 @@ from vmpool.cancellation import uninterrupted
 from vmpool.egress import UNCONNECTED, NetworkPolicy
 from vmpool.errors import ConflictError, InvalidRequestError, NotFoundError
 from vmpool.quota import Usage
-from vmpool.store import CheckpointRow, Purpose
+from vmpool.store import CheckpointRow, IfTaken, Purpose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -247,29 +247,41 @@ class Vault:
 
     @contextlib.contextmanager
     def room(
-        self, owner: str, purpose: Purpose, name: str | None = None, *, most_bytes: int
+        self,
+        owner: str,
+        purpose: Purpose,
+        name: str | None = None,
+        *,
+        most_bytes: int,
+        if_taken: IfTaken = IfTaken.REFUSE,
     ) -> Iterator[Reservation]:
         """Keep room for one more checkpoint of `owner` while it is made.
 
         Args:
             most_bytes: What its files can take.
+            if_taken: What becomes of the name when `owner` has given it already.
 
         Yields:
             What is counted for it until the block ends; or is given back, when it is noted.
 
         Raises:
             InvalidRequestError: `checkpoint_name_invalid`.
-            ConflictError: `checkpoint_exists`; `owner` has one of that name.
+            ConflictError: `checkpoint_exists`; `owner` has one of that name, which stays there.
             QuotaError: `owner` has as many, or as much, as it may.
         """
         if name is not None:
-            self._require_free(owner, name)
+            _require_fit(name)
+            if if_taken is IfTaken.REFUSE:
+                self._require_free(owner, name)
         demand = replace(_COUNTED[purpose], disk_bytes=most_bytes)
         with self._quotas.take(owner, demand) as reservation:
             yield reservation
 
-    async def keep(self, checkpoint: Checkpoint) -> None:
+    async def keep(self, checkpoint: Checkpoint, if_taken: IfTaken = IfTaken.REFUSE) -> None:
         """Record what was saved in `directory`, or remove it when the journal does not take it.
+
+        Args:
+            if_taken: What becomes of its name when its owner has given it already.
 
         Raises:
             ConflictError: `checkpoint_exists`.
@@ -277,12 +289,20 @@ class Vault:
         """
         faults.reach("checkpoint.saved")
         try:
-            await self._store.checkpoints.record(checkpoint.row)
+            await self._store.checkpoints.record(checkpoint.row, if_taken)
         except BaseException:
             await self.discard(checkpoint.id)
             raise
         faults.reach("checkpoint.recorded")
+        if if_taken is IfTaken.MOVE:
+            self._unname(checkpoint)
         self.note(checkpoint)
+
+    def _unname(self, heir: Checkpoint) -> None:
+        """Have whichever checkpoint had another's name go without one, as the journal has it."""
+        for each in list(self._known.values()):
+            if heir.name is not None and (each.owner, each.name) == (heir.owner, heir.name):
+                self._known[each.id] = replace(each, name=None)
 
     def note(self, checkpoint: Checkpoint) -> None:
         """Know of a checkpoint that was recorded."""
@@ -354,13 +374,6 @@ class Vault:
         self._custody.forget(self.directory / id)
 
     def _require_free(self, owner: str, name: str) -> None:
-        if _NAME.fullmatch(name) is None:
-            raise InvalidRequestError(
-                f"{name!r} is no name for a checkpoint",
-                code="checkpoint_name_invalid",
-                remedy="use up to 64 letters, digits, dots, dashes and underscores, and the same"
-                " for a tag behind a colon",
-            )
         if any(each.name == name for each in self.of(owner)):
             raise ConflictError(
                 f"there is a checkpoint {name!r} already",
@@ -373,6 +386,16 @@ class Vault:
         for left in snapshot.sweep(self.directory):
             log.warning("removed a half-written checkpoint %s", left.name)
         return {path.name for path in self.directory.iterdir()}
+
+
+def _require_fit(name: str) -> None:
+    if _NAME.fullmatch(name) is None:
+        raise InvalidRequestError(
+            f"{name!r} is no name for a checkpoint",
+            code="checkpoint_name_invalid",
+            remedy="use up to 64 letters, digits, dots, dashes and underscores, and the same"
+            " for a tag behind a colon",
+        )
 
 
 def checkpoint_of(

@@ -94,6 +94,7 @@ async def test_a_template_is_made_of_a_checkpoint(terminal: Terminal) -> None:
     sandbox = (await terminal.run("sandbox", "create", "--env", "A=1")).strip()
     await terminal.run("checkpoint", "create", sandbox, "before")
     await terminal.run("template", "create", "made", "--checkpoint", "before", "--ready", "0")
+    await terminal.run("checkpoint", "create", sandbox, "before", "--move")
     await terminal.run("checkpoint", "remove", "before")
     made = (await terminal.run("sandbox", "create", "--template", "made")).strip()
     assert await terminal.run("exec", made, "--", "sh", "-c", "echo $A") == "1\n"

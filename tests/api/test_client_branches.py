@@ -60,6 +60,11 @@ async def test_a_checkpoint_is_gone_back_to_made_into_others_and_removed(client:
         with pytest.raises(ConflictError) as refused:
             await held.checkpoint("before")
         assert refused.value.error_code == "checkpoint_exists"
+        moved = await held.checkpoint("before", if_taken="move")
+        assert (await client.checkpoints.look("before")).id == moved.id
+        assert (await client.checkpoints.look(kept)).name is None
+        await client.checkpoints.remove(kept)
+        kept = moved
     for reference in (kept, "before"):
         async with client.sandbox(checkpoint=reference, rng={"seed": 7}) as made:
             assert made.created.checkpoint == kept.id

@@ -171,7 +171,11 @@ async def test_children_and_snapshots_go_on_where_a_sandbox_is(client: Client) -
     assert (status, tagged["names"]) == (201, ["mine:v2"])
     assert await client.call("GET", "/snapshots?name=mine:v2") == (200, [tagged])
     assert await client.call("GET", "/snapshots?name=mine") == (200, [tagged, kept])
-    assert (await client.call("POST", f"{path}/snapshots", json={"name": "mine"}))[0] == 409
+    status, moved = await client.call("POST", f"{path}/snapshots", json={"name": "me/mine:latest"})
+    assert (status, moved["names"]) == (201, ["mine"])
+    assert await client.call("GET", "/snapshots?name=mine") == (200, [moved, tagged])
+    assert (await client.call("DELETE", f"/templates/{kept['snapshotID']}"))[0] == 204
+    kept = moved
     assert (await client.call("POST", f"{path}/snapshots", json={"name": "a b:c"}))[0] == 400
     status, error = await client.call("POST", f"{path}/snapshots", json={"name": "me/step.0"})
     assert (status, error["error_code"]) == (400, "checkpoint_name_invalid")

@@ -38,7 +38,9 @@ async def rollback(call: Call, body: sandbox_bodies.Rollback) -> web.Response:
 async def create(call: Call, body: sandbox_bodies.CreateCheckpoint) -> web.Response:
     """Keep what a sandbox is now."""
     check_own(body.name)
-    kept = await call.host.checkpoint(_id(call), owner=call.caller.owner, name=body.name)
+    kept = await call.host.checkpoint(
+        _id(call), owner=call.caller.owner, name=body.name, if_taken=body.if_taken
+    )
     return answer(views.checkpoint(kept), status=201)
 
 

@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from vmpool.api.bodies import Env, FileContent, GuestPath, Metadata, Name, Problem, Receipt, Seconds
 from vmpool.api.network_bodies import Network
+from vmpool.store import IfTaken
 
 CheckpointName = Annotated[
     str,
@@ -71,9 +72,13 @@ class Pause(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class CreateCheckpoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A checkpoint to take; `name` is yours, and no other checkpoint of yours has it."""
+    """A checkpoint to take; `name` is yours, and no other checkpoint of yours has it.
+
+    With `if_taken` as `move` it is taken from whichever has it, which goes by its id from then on.
+    """
 
     name: CheckpointName | None = None
+    if_taken: IfTaken = IfTaken.REFUSE
 
 
 class Rollback(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -26,8 +26,16 @@ def command() -> None:
 @connects
 @click.argument("sandbox")
 @click.argument("name", required=False)
+@click.option(
+    "--move",
+    "if_taken",
+    flag_value="move",
+    help="Take NAME from the checkpoint that has it; that one goes by its id from then on.",
+)
 @json_option
-def create(remote: Remote, *, sandbox: str, name: str | None, as_json: bool) -> None:
+def create(
+    remote: Remote, *, sandbox: str, name: str | None, if_taken: str | None, as_json: bool
+) -> None:
     """Keep what a sandbox is now, memory and disk, and print the checkpoint's id.
 
     The sandbox runs on. NAME is yours, and serves wherever an id does.
@@ -36,7 +44,9 @@ def create(remote: Remote, *, sandbox: str, name: str | None, as_json: bool) -> 
       vmpool checkpoint create $id before-training
       vmpool rollback $id before-training
     """
-    one = remote.once(path("sandboxes", sandbox, "checkpoints"), given(name=name))
+    one = remote.once(
+        path("sandboxes", sandbox, "checkpoints"), given(name=name, if_taken=if_taken)
+    )
     if as_json:
         table.print_json(one)
     else:

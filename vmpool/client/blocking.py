@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from vmpool.client.checkpoints import AsyncCheckpoints, Cargo, Confidence
+    from vmpool.client.checkpoints import AsyncCheckpoints, Cargo, Confidence, IfTaken
     from vmpool.client.contexts import AsyncContext, AsyncContexts, ContextInfo
     from vmpool.client.events import Event
     from vmpool.client.execution import AsyncExecution, AsyncInteraction
@@ -206,9 +206,11 @@ class Sandbox:
         """As `AsyncSandbox.resume`."""
         return self._portal.call(self._behind.resume(timeout=timeout))
 
-    def checkpoint(self, name: str | None = None) -> CheckpointInfo:
+    def checkpoint(
+        self, name: str | None = None, *, if_taken: IfTaken = "refuse"
+    ) -> CheckpointInfo:
         """As `AsyncSandbox.checkpoint`."""
-        return self._portal.call(self._behind.checkpoint(name))
+        return self._portal.call(self._behind.checkpoint(name, if_taken=if_taken))
 
     def rollback(self, checkpoint: CheckpointInfo | str) -> SandboxInfo:
         """As `AsyncSandbox.rollback`."""

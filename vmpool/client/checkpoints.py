@@ -19,6 +19,9 @@ Cargo = Literal["delta", "with_base"]
 Confidence = Literal["keep", "share"]
 """Whether a checkpoint is exported whose sandbox was told secrets."""
 
+IfTaken = Literal["refuse", "move"]
+"""What becomes of a name that another checkpoint of yours has."""
+
 PAGE = 100
 """Checkpoints that are asked for at once."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 import msgspec
 
 from vmpool.cancellation import uninterrupted
-from vmpool.client.checkpoints import reference_of
+from vmpool.client.checkpoints import IfTaken, reference_of
 from vmpool.client.connection import Connection, Repeat, Request, path_of
 from vmpool.client.contexts import AsyncContexts
 from vmpool.client.execution import AsyncExecution, AsyncInteraction, drain
@@ -180,20 +180,23 @@ class AsyncSandbox:
         """
         return await self._turn("resume", {} if timeout is None else {"timeout": timeout})
 
-    async def checkpoint(self, name: str | None = None) -> CheckpointInfo:
+    async def checkpoint(
+        self, name: str | None = None, *, if_taken: IfTaken = "refuse"
+    ) -> CheckpointInfo:
         """Keep what it is now, memory and disk; it runs on.
 
         Sent again when the answer is lost, and taken once all the same.
 
         Args:
             name: Yours, unique among your checkpoints; lower case, digits, `.`, `_` and `-`.
+            if_taken: With `move` another that has the name gives it up, and goes by its id.
 
         Raises:
-            ConflictError: `checkpoint_exists`: another one has this name.
+            ConflictError: `checkpoint_exists`: another one has this name, and keeps it.
             NotFoundError: `sandbox_not_found` or `sandbox_ended`.
             VmpoolError: It could not be kept, and nothing of it is; or the server was lost.
         """
-        body = {} if name is None else {"name": name}
+        body = {} if name is None else {"name": name, "if_taken": if_taken}
         return read(await self._ask("checkpoints", body), CheckpointInfo)
 
     async def rollback(self, checkpoint: CheckpointInfo | str) -> SandboxInfo:

@@ -2,7 +2,7 @@
 
 from vmpool.store.answers import AnswerRow, Answers
 from vmpool.store.audit import AuditFilter, AuditRow
-from vmpool.store.rows import CheckpointRow, ImageRow, Purpose, SandboxRow, TemplateRow
+from vmpool.store.rows import CheckpointRow, IfTaken, ImageRow, Purpose, SandboxRow, TemplateRow
 from vmpool.store.store import Store
 from vmpool.store.tenants import LOCAL, TenantRow
 from vmpool.store.tokens import TokenRow, is_token
@@ -14,6 +14,7 @@ __all__ = [
     "AuditFilter",
     "AuditRow",
     "CheckpointRow",
+    "IfTaken",
     "ImageRow",
     "Purpose",
     "SandboxRow",

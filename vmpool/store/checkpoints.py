@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vmpool.errors import ConflictError, NotFoundError
 from vmpool.journal import Durability
 from vmpool.store import rows
+from vmpool.store.rows import IfTaken
 from vmpool.store.tenants import require_there
 
 if TYPE_CHECKING:
@@ -40,17 +41,25 @@ class Checkpoints:
         )
         return [rows.checkpoint(row, self._sealing) for row in found]
 
-    async def record(self, checkpoint: CheckpointRow) -> None:
+    async def record(self, checkpoint: CheckpointRow, if_taken: IfTaken = IfTaken.REFUSE) -> None:
         """Record a checkpoint that is there. *Not idempotent.*
 
+        Args:
+            if_taken: What becomes of its name when another one of its owner has it.
+
         Raises:
-            ConflictError: `checkpoint_exists`; its owner has one of that name.
+            ConflictError: `checkpoint_exists`; its owner has one of that name, which stays there.
             UnauthorizedError: Its owner was removed meanwhile.
         """
         columns = rows.checkpoint_columns(checkpoint, self._sealing)
 
         def record(db: Database) -> None:
             require_there(db, checkpoint.owner)
+            if if_taken is IfTaken.MOVE:
+                db.execute(
+                    "UPDATE checkpoints SET name = NULL WHERE owner = ? AND name = ?",
+                    [checkpoint.owner, checkpoint.name],
+                )
             _insert(db, columns)
 
         await self._journal.run(record, Durability.POWER_CUT)

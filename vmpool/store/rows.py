@@ -115,6 +115,15 @@ class Purpose(StrEnum):
     """A paused sandbox goes on from it, which is its end."""
 
 
+class IfTaken(StrEnum):
+    """What becomes of a name for a checkpoint that another one of its owner has."""
+
+    REFUSE = "refuse"
+    """It stays where it is, and nothing is kept."""
+    MOVE = "move"
+    """The new one has it; the other stays, and goes by its id alone."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointRow:
     """A state that a sandbox was in.
