@@ -370,6 +370,22 @@ async def test_no_policy_has_more_bandwidth_than_the_operator_lets_it(place: Pla
     assert seen == ["1600Kbit", "1600Kbit", "800Kbit"]
 
 
+async def test_nor_has_one_that_is_adopted_or_whose_rules_are_refused(place: Place) -> None:
+    kept, is_open = await place.slots.take(), egress.policy(OPEN)
+    kept.enforce(is_open)
+    later = Slots(place.trunk, ready=0, most=Bandwidth(up=200_000))
+    adopted = await later.adopt(kept.number, is_open)
+    adopted.enforce(is_open)
+    assert limits_of(place, adopted) == ["1600Kbit"]
+    adopted.recall(replace(is_open, allow=egress.policy(GONE).allow))
+    with pytest.raises(HostError):
+        adopted.enforce(is_open)
+    assert limits_of(place, adopted) == ["1600Kbit"]
+    later.give_back(adopted)
+    await later.close()
+    place.slots.give_back(kept)
+
+
 def limits_of(place: Place, slot: Slot) -> list[str]:
     """What the kernel holds the link of a slot to, outwards."""
     said = place.internet.run(slot.namespace, "tc", "qdisc", "show", "dev", plan.UP)
