@@ -211,7 +211,8 @@ class Catalogue:
 
         Raises:
             NotFoundError: `template_not_found`.
-            ConflictError: `template_not_ready`, with the reason when it failed.
+            CapacityError: `template_being_made`.
+            ConflictError: `template_not_ready`; it could not be made, with the reason.
         """
         entry = self._entry(name)
         if entry.pool is not None:
@@ -222,8 +223,8 @@ class Catalogue:
                 code="template_not_ready",
                 remedy=entry.error.remedy,
             ) from entry.error
-        raise ConflictError(
-            f"template {name!r} is being made", code="template_not_ready", remedy="try again later"
+        raise CapacityError(
+            f"template {name!r} is being made", code="template_being_made", remedy="try again later"
         )
 
     async def add(

@@ -244,9 +244,9 @@ async def test_a_template_that_is_made_is_shown_and_not_yet_to_be_had(host: Host
     adding = asyncio.create_task(add_template(host, "new", memory_bytes=MORE_MEMORY))
     await asyncio.sleep(0)
     assert host.catalogue.status("new").state is TemplateState.BUILDING
-    with pytest.raises(ConflictError) as raised:
+    with pytest.raises(CapacityError) as early:
         host.catalogue.pool("new")
-    assert raised.value.error_code == "template_not_ready"
+    assert early.value.error_code == "template_being_made"
     with pytest.raises(ConflictError) as raised:
         await host.catalogue.remove("new")
     assert raised.value.error_code == "template_busy"
