@@ -32,6 +32,7 @@ _HEADLINES = (
     ("create, a clone ready", "create", r"create, a clone ready"),
     ("run to its whole answer", "request", r"alone: client, to the full answer"),
     ("restored from nothing", "restore", r".*MiB: to resumed"),
+    ("restored, a hypervisor waits", "restore", r".*: to resumed, from a waiting hypervisor"),
     ("fork: the parent holds still", "fork", r"0 MiB written: paused"),
     ("restores a second", "rate", r"to resumed, with the kill"),
     ("memory of a ready clone", "memory", r"ready: unshared"),

@@ -17,7 +17,7 @@ from vmpool.snapshot import Snapshot
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection
 
-    from vmpool.clone import Clone
+    from vmpool.clone import Clone, Waiting
     from vmpool.host import Host
     from vmpool.model import MachineSpec
     from vmpool.pool import Pool
@@ -88,10 +88,24 @@ class Subject:
         Raises:
             VmpoolError: As `clone.restore`.
         """
+        return await self.restore_into(await self.stand_by(template))
+
+    async def stand_by(self, template: Template) -> Waiting:
+        """Start a hypervisor that waits for a state, past what the host keeps; the caller kills it.
+
+        Raises:
+            VmpoolError: As `clone.stand_by`.
+        """
         stand = self.stand
-        return await clone.restore(
-            stand.engine, template.snapshot, run=stand.clones, deadlines=stand.deadlines
-        )
+        return await clone.stand_by(stand.engine, template.snapshot, run=stand.clones)
+
+    async def restore_into(self, waiting: Waiting) -> Clone:
+        """Restore a clone into what waits; the caller kills it.
+
+        Raises:
+            VmpoolError: As `clone.restore_into`.
+        """
+        return await clone.restore_into(waiting, deadlines=self.stand.deadlines)
 
 
 @contextlib.asynccontextmanager
