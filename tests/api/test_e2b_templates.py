@@ -7,6 +7,7 @@ import getpass
 import io
 import subprocess
 import tarfile
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,13 @@ from vmpool.api.e2b.templates import archives as archives_module
 from vmpool.api.e2b.templates import build as build_module
 from vmpool.api.e2b.templates import copying, recipe, workshop
 from vmpool.api.e2b.templates.archives import Archives
-from vmpool.api.e2b.templates.build import LEFT_OUT, Build, Lines
+from vmpool.api.e2b.templates.build import LEFT_OUT, Build, Lines, State, build_id
 from vmpool.api.e2b.templates.builder import BUILD, PASSING, STEPS_KEPT
 from vmpool.api.e2b.templates.recipe import Become, Copy, Enter, Know, Recipe, Run, Setting, Step
 from vmpool.errors import CallerError, TooLargeError
 from vmpool.host import CreateRequest
 from vmpool.model import Stream
+from vmpool.store import BuildRow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -339,6 +341,32 @@ async def test_a_build_is_ended_with_its_server(builds: Builds, tmp_path: Path) 
     await ending.close()
     assert build.reason == "the server was stopped; build it again"
     assert not host.sandboxes(owner=owner)
+
+
+async def test_a_server_that_comes_after_knows_what_became_of_builds(builds: Builds) -> None:
+    host, owner = builds.server.host, builds.server.owner
+    await builds.build("made")
+    _, promised = await builds.promise("later")
+    made, lost = [
+        BuildRow(
+            id=id, owner=owner, name="n", tags=("one",), state="building", step="2", reason="",
+            made_ns=time.time_ns(),
+        )
+        for id in (build_id(host.catalogue.status(f"{owner}/made").snapshot), "lost")
+    ]  # fmt: skip
+    for row in (made, lost):
+        await host.store.builds.save(row, keep=10)
+    following = workshop.Workshop(host)
+    await following.open()
+    states = [following.find(id, owner=owner).state for id in (made.id, lost.id, promised)]
+    assert states == [State.READY, State.ERROR, State.WAITING]
+    assert following.find("lost", owner=owner).reason == "the server was killed; build it again"
+    following.begin(following.find(promised, owner=owner), Recipe(base=BASE, steps=()))
+    await until(lambda: following.find(promised, owner=owner).over)
+    await following.close()
+    ended = {row.id: (row.state, row.step) for row in await host.store.builds.all()}
+    assert (ended[made.id][0], ended["lost"]) == ("ready", ("error", "2"))
+    assert ended[promised][0] == "ready"
 
 
 async def test_builds_of_the_same_steps_at_once_are_in_nobodys_way(

@@ -23,6 +23,7 @@ from vmpool.api.e2b.templates.recipe import Recipe
 from vmpool.api.e2b.templates.workshop import Workshop
 from vmpool.errors import CapacityError, NotFoundError
 from vmpool.model import Stream
+from vmpool.store import BuildRow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -56,9 +57,21 @@ def test_what_the_builder_says_is_cut_but_not_how_it_went() -> None:
     assert made.reason.endswith("xxx': exit status 3")
 
 
+class Paper:
+    """Records how builds went."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, str] = {}
+
+    async def save(self, build: BuildRow, *, keep: int) -> None:
+        assert keep > 0
+        self.ends[build.id] = build.state
+
+
 def shop(tmp_path: Path) -> Workshop:
-    """Return a workshop where nothing is made: all that it asks its host for is a directory."""
-    return Workshop(cast("Any", SimpleNamespace(settings=SimpleNamespace(state=tmp_path))))
+    """Return a workshop where nothing is made, of a host that has a directory and paper."""
+    settings, store = SimpleNamespace(state=tmp_path), SimpleNamespace(builds=Paper())
+    return Workshop(cast("Any", SimpleNamespace(settings=settings, store=store)))
 
 
 def failed(workshop: Workshop, owner: str) -> Build:

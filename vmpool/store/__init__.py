@@ -2,6 +2,7 @@
 
 from vmpool.store.answers import AnswerRow, Answers
 from vmpool.store.audit import AuditFilter, AuditRow
+from vmpool.store.builds import BuildRow
 from vmpool.store.rows import CheckpointRow, IfTaken, ImageRow, Purpose, SandboxRow, TemplateRow
 from vmpool.store.store import Store
 from vmpool.store.tenants import LOCAL, TenantRow
@@ -13,6 +14,7 @@ __all__ = [
     "Answers",
     "AuditFilter",
     "AuditRow",
+    "BuildRow",
     "CheckpointRow",
     "IfTaken",
     "ImageRow",

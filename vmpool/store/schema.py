@@ -112,4 +112,12 @@ SCHEMA = (
         "ALTER TABLE sandboxes ADD COLUMN confided INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE checkpoints ADD COLUMN confided INTEGER NOT NULL DEFAULT 0",
     ),
+    (
+        """CREATE TABLE builds (
+            id TEXT PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, tags TEXT NOT NULL,
+            state TEXT NOT NULL, step TEXT NOT NULL, reason TEXT NOT NULL,
+            made_ns INTEGER NOT NULL) STRICT""",
+        "CREATE INDEX builds_by_owner ON builds (owner, made_ns)",
+        "CREATE INDEX builds_by_time ON builds (made_ns)",
+    ),
 )

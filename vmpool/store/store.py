@@ -23,6 +23,7 @@ from vmpool.journal import Journal, insert
 from vmpool.store import rows
 from vmpool.store.answers import Answers
 from vmpool.store.audit import KEEP_AUDIT, Audit
+from vmpool.store.builds import Builds
 from vmpool.store.checkpoints import Checkpoints
 from vmpool.store.exposures import Exposures
 from vmpool.store.rows import ImageRow, SandboxRow, TemplateRow
@@ -66,6 +67,7 @@ class Store:
         checkpoints: The states that sandboxes were in, and the turns between them.
         exposures: Who may reach which of their ports.
         answers: What was told to whoever may ask again.
+        builds: Of templates, and how they went.
 
     All verbs raise `StoreError` and `DiskFullError` as `Journal.run` does.
     """
@@ -78,6 +80,7 @@ class Store:
         self.audit = Audit(self._journal, now_ns)
         self.checkpoints = Checkpoints(self._journal, self._sealing)
         self.exposures = Exposures(self._journal)
+        self.builds = Builds(self._journal, now_ns)
         self.answers = Answers(self._journal, now_ns, self._sealing)
         self._now_ns = now_ns
         self._grown = 0

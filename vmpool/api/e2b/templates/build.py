@@ -10,8 +10,11 @@ import time
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+from uuid import UUID
 
+from vmpool.derivation import number_of
 from vmpool.model import Stream
+from vmpool.store import BuildRow
 
 ENTRIES_MOST: Final = 10_000
 CHARACTERS_MOST: Final = 1 << 18
@@ -64,6 +67,8 @@ class Build:
         tags: What it is to be found by, beside the name.
         step: Where it is.
         reason: Why it failed, in at most `LINE_MOST` characters; empty while it has not.
+        made_at: When this process came to know of it, on the clock of `time.monotonic`.
+        made_ns: When it was promised.
     """
 
     def __init__(self, *, id: str, owner: str, name: str, tags: tuple[str, ...]) -> None:
@@ -73,12 +78,36 @@ class Build:
         self.tags = tags
         self.state = State.WAITING
         self.begun = False
+        self.made_ns = time.time_ns()
         self.entries: list[Entry] = []
         self.reason = ""
         self.step = ""
         self.made_at = time.monotonic()
         self._characters = 0
         self._full = False
+
+    @classmethod
+    def of(cls, row: BuildRow) -> Build:
+        """Return a build that a server before this one has recorded; its log ended with that."""
+        build = cls(id=row.id, owner=row.owner, name=row.name, tags=row.tags)
+        build.state, build.step, build.reason = State(row.state), row.step, row.reason
+        build.begun, build.made_ns = build.state is not State.WAITING, row.made_ns
+        return build
+
+    @property
+    def row(self) -> BuildRow:
+        """What is recorded of it; one that waits for its turn was begun."""
+        waits = self.begun and self.state is State.WAITING
+        return BuildRow(
+            id=self.id,
+            owner=self.owner,
+            name=self.name,
+            tags=self.tags,
+            state=(State.BUILDING if waits else self.state).value,
+            step=self.step,
+            reason=self.reason,
+            made_ns=self.made_ns,
+        )
 
     @property
     def over(self) -> bool:
@@ -139,6 +168,12 @@ class Lines:
         plain = line.rstrip("\r")
         for start in range(0, max(len(plain), 1), LINE_MOST):
             self._build.say(plain[start : start + LINE_MOST])
+
+
+def build_id(snapshot: str) -> str:
+    """Return the build that a snapshot is of; for one of an image, a number that stays."""
+    number = number_of(snapshot)
+    return str(UUID(number if number is not None else snapshot.ljust(32, "0")[:32]))
 
 
 def _cut(message: str) -> str:

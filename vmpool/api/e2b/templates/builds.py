@@ -6,7 +6,6 @@ import asyncio
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
-from uuid import UUID
 
 from aiohttp import web
 from msgspec import UNSET, UnsetType
@@ -15,10 +14,9 @@ from vmpool.api import intake
 from vmpool.api.door import DOOR
 from vmpool.api.e2b.operation import answer
 from vmpool.api.e2b.templates import bodies, tags
-from vmpool.api.e2b.templates.build import State
+from vmpool.api.e2b.templates.build import State, build_id
 from vmpool.api.e2b.templates.recipe import Recipe, step_of
 from vmpool.api.e2b.templates.workshop import WORKSHOP
-from vmpool.derivation import number_of
 from vmpool.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
@@ -44,9 +42,11 @@ async def promise(call: Call, body: bodies.NewBuild) -> web.Response:
     wanted = [*([title.tag] if title.tag is not None else []), *body.tags]
     every = tuple(dict.fromkeys(tags.parse(f"{title.name}:{each}").tag or "" for each in wanted))
     every = every or (tags.USUAL,)
-    build = call.request.app[WORKSHOP].promise(owner=call.caller.owner, name=title.name, tags=every)
+    workshop = call.request.app[WORKSHOP]
+    build = workshop.promise(owner=call.caller.owner, name=title.name, tags=every)
     if (body.cpu_count, body.memory_mb) != (None, None):
         build.say("cpuCount and memoryMB do nothing here: the machine is as large as its base's")
+    await workshop.note(build)
     made = bodies.BuildMade(
         template_id=title.name,
         build_id=build.id,
@@ -91,12 +91,14 @@ async def begin(call: Call, body: bodies.BuildSteps) -> web.Response:
     image = body.from_image
     if image is not None and image != BASE_IMAGE:
         _refuse_image(build, image)
+        await workshop.note(build)
         return web.Response(status=202)
     base = body.from_template if body.from_template is not None else _BASE
     recipe = Recipe(
         base=base, steps=tuple(steps), start=body.start_cmd or "", ready=body.ready_cmd or ""
     )
     workshop.begin(build, recipe)
+    await workshop.note(build)
     call.host.audit(call.caller.owner, "template.build", build.name, {"build": build.id})
     return web.Response(status=202)
 
@@ -163,12 +165,6 @@ def _template_of(call: Call) -> TemplateStatus | None:
         if mine and each.snapshot is not None and build_id(each.snapshot) == id:
             return each
     return None
-
-
-def build_id(snapshot: str) -> str:
-    """Return the build that a snapshot is of; for one of an image, a number that stays."""
-    number = number_of(snapshot)
-    return str(UUID(number if number is not None else snapshot.ljust(32, "0")[:32]))
 
 
 def _line(entry: Entry) -> bodies.LogEntry:

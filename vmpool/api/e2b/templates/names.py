@@ -9,7 +9,8 @@ from vmpool.api.e2b import naming
 from vmpool.api.e2b.control.bodies import ENVD_VERSION
 from vmpool.api.e2b.operation import answer, done
 from vmpool.api.e2b.templates import bodies, tags
-from vmpool.api.e2b.templates.builds import build_id, moment
+from vmpool.api.e2b.templates.build import build_id
+from vmpool.api.e2b.templates.builds import moment
 from vmpool.catalogue import Offer, TemplateState
 from vmpool.errors import ConflictError, ForbiddenError, NotFoundError
 from vmpool.model import MIB

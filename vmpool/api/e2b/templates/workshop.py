@@ -1,7 +1,8 @@
 """Workshop: the builds of one server, those that wait, that are made, and that were.
 
-It decides how many there are at one time. They are this process's alone: a server that comes after
-knows those that became templates, by these, and of the others that they are gone.
+It decides how many there are at one time. What becomes of them the journal has, but for their logs:
+a server that comes after goes on with what was promised, and says of what was being made how it
+ended.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from uuid import uuid4
 from aiohttp import web
 
 from vmpool.api.e2b.templates.archives import Archives
-from vmpool.api.e2b.templates.build import Build
+from vmpool.api.e2b.templates.build import Build, State, build_id
 from vmpool.api.e2b.templates.builder import BUILD, PASSING, Builder
+from vmpool.cancellation import uninterrupted
 from vmpool.errors import CapacityError, ConflictError, NotFoundError, VmpoolError
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class Workshop:
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def open(self) -> None:
-        """End what builds of a server that was killed have left.
+        """Know of what was promised before, and end what builds of a killed server have left.
 
         Raises:
             StoreError, DiskFullError: The journal cannot be read.
@@ -75,6 +77,22 @@ class Workshop:
                     await host.remove_checkpoint(kept.id, owner=kept.owner)
                 except VmpoolError as err:
                     log.info("checkpoint=%s of a build: %s", kept.id, err)
+        became = {build_id(each.snapshot) for each in host.catalogue.statuses if each.snapshot}
+        for was in await host.store.builds.all():
+            build = self._builds[was.id] = Build.of(was)
+            if build.state is State.BUILDING:
+                if build.id in became:
+                    build.state = State.READY
+                build.fail("the server was killed; build it again")  # unless it is over
+                await self.note(build)
+
+    async def note(self, build: Build) -> None:
+        """Record how far a build is, for servers that come after.
+
+        Raises:
+            StoreError, DiskFullError: The journal could not take it.
+        """
+        await self._host.store.builds.save(build.row, keep=TENANT_MOST + KNOWN_MOST)
 
     async def close(self) -> None:
         """End all builds, and wait for them. *Idempotent.*"""
@@ -112,7 +130,7 @@ class Workshop:
             raise NotFoundError(
                 f"there is no build {id[:64]!r}",
                 code="build_not_found",
-                remedy="build it again: a server that was restarted since knows nothing of it",
+                remedy="build it again: those of long ago are forgotten",
             )
         return build
 
@@ -137,7 +155,14 @@ class Workshop:
                 await Builder(self._host, build, recipe, self.archives).run()
         finally:
             build.fail("the server was stopped; build it again")  # unless it is over
+            await uninterrupted(self._note_end(build))
         log.info("build=%s owner=%s is %s", build.id, build.owner, build.state)
+
+    async def _note_end(self, build: Build) -> None:
+        try:
+            await self.note(build)
+        except VmpoolError as err:  # a server that comes after will say that it was killed
+            log.error("build=%s is %s, which is not recorded: %s", build.id, build.state, err)
 
     def _forget(self) -> None:
         """Forget each tenant's oldest that are over, and end those that nobody begins."""

@@ -1,0 +1,79 @@
+"""Builds: of templates, as far as somebody may still ask how they went, as the journal has it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmpool.journal import insert
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlite_utils import Database
+
+    from vmpool.journal import Journal
+
+KEEP_NS = 7 * 24 * 3600 * 10**9
+"""As long as of sandboxes that ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRow:
+    """A build.
+
+    Attributes:
+        owner: Id of the tenant whose it is.
+        tags: What it is to be found by, beside its name.
+        state: Word of whoever makes builds.
+        step: Where it was.
+        reason: Why it failed; empty when it has not.
+        made_ns: When it was promised.
+    """
+
+    id: str
+    owner: str
+    name: str
+    tags: tuple[str, ...]
+    state: str
+    step: str
+    reason: str
+    made_ns: int
+
+
+class Builds:
+    """The builds of a journal; all verbs raise as `Journal.run` does."""
+
+    def __init__(self, journal: Journal, now_ns: Callable[[], int]) -> None:
+        self._journal = journal
+        self._now_ns = now_ns
+
+    async def save(self, build: BuildRow, *, keep: int) -> None:
+        """Record a build, or how far it is by now. *Idempotent.*
+
+        Args:
+            keep: How many of its owner's are kept; the oldest are forgotten.
+        """
+        columns = asdict(build) | {"tags": json.dumps(build.tags)}
+        before_ns = self._now_ns() - KEEP_NS
+
+        def save(db: Database) -> None:
+            insert(db, "builds", columns, instead="REPLACE")
+            db.execute("DELETE FROM builds WHERE made_ns < ?", [before_ns])
+            db.execute(
+                """DELETE FROM builds WHERE owner = ? AND id NOT IN (
+                SELECT id FROM builds WHERE owner = ? ORDER BY made_ns DESC, id LIMIT ?)""",
+                [build.owner, build.owner, keep],
+            )
+
+        await self._journal.run(save)
+
+    async def all(self) -> list[BuildRow]:
+        """Return all builds, the oldest first."""
+        sql = "SELECT * FROM builds ORDER BY made_ns, id"
+        return [_row(each) for each in await self._journal.run(lambda db: list(db.query(sql)))]
+
+
+def _row(found: dict[str, Any]) -> BuildRow:
+    return BuildRow(**found | {"tags": tuple(json.loads(found["tags"]))})
