@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,17 @@ async def test_code_says_what_it_prints_shows_and_is_worth(interpreter: Interpre
         "text": "{'a': 1}",
         "json": {"a": 1},
     }
+
+
+async def test_a_picture_is_shown_when_code_shows_it_or_is_worth_it(
+    interpreter: Interpreter,
+) -> None:
+    made = "from PIL import Image; picture = Image.new('RGB', (4, 4), 'red')"
+    shown = await interpreter.execute(f"{made}; display(picture); picture")
+    assert [one["is_main_result"] for one in shown] == [False, True], shown
+    for one in shown:
+        picture = base64.b64decode(one["png"])
+        assert picture.startswith(b"\x89PNG"), one
 
 
 async def test_forms_of_all_kinds_are_told_and_no_others_as_such(interpreter: Interpreter) -> None:
