@@ -1,13 +1,14 @@
-"""What is left of a control group that cannot be removed, as the kernel shows it."""
+"""Where control groups are made, and what is left of one that stays, as the kernel shows it."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from vmpool.engine.qemu.jail import cgroup
-from vmpool.errors import EngineError
+from vmpool.errors import EngineError, HostError
 
 
 @pytest.fixture
@@ -38,3 +39,36 @@ def test_an_empty_group_that_stays_is_given_up(machine: Path) -> None:
     (found.path / "cgroup.events").write_text("populated 0\nfrozen 0\n")
     found.remove()  # a directory with files in it is not removed, as one of the kernel's would be
     assert cgroup.of_machine(machine) is None
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Path:
+    """The group of a service below the top of all, which systemd has delegated to it."""
+    group = tmp_path / "system.slice/vmpool.service"
+    group.mkdir(parents=True)
+    for each in (tmp_path, group):
+        (each / "cgroup.controllers").write_text("cpu io memory pids")
+    (group / "cgroup.type").touch()
+    os.setxattr(group, "user.delegate", b"1")
+    return group
+
+
+def planned(top: Path, within: str) -> cgroup.Plan:
+    mounts = f"30 23 0:26 / {top} rw,nosuid shared:4 - cgroup2 cgroup2 rw\n"
+    return cgroup.planned(mounts, f"0::{within}\n", is_root=False)
+
+
+@pytest.mark.parametrize("below", ["", "/vmpool-server"])
+def test_a_service_has_its_machines_in_what_was_delegated_to_it(
+    tmp_path: Path, service: Path, below: str
+) -> None:
+    plan = planned(tmp_path, f"/system.slice/vmpool.service{below}")
+    assert plan == cgroup.Plan(parent=service / "vmpool", leave=service)
+
+
+def test_what_was_not_delegated_is_nobodys_to_divide(tmp_path: Path, service: Path) -> None:
+    os.removexattr(service, "user.delegate")
+    with pytest.raises(HostError) as caught:
+        planned(tmp_path, "/system.slice/vmpool.service")
+    assert caught.value.error_code == "cgroup_missing"
+    assert "Delegate=yes" in caught.value.remedy

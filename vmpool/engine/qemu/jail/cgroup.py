@@ -37,7 +37,9 @@ _PERIOD_US = 100_000  # the kernel's own choice
 _WEIGHT = 100  # the kernel's own choice, for one processor
 _EMPTY_TIMEOUT = 5.0  # seconds from the end of a process until its group has none
 _PATH_LIMIT_BYTES = 4096
-_DELEGATE = "run the server as a systemd service with Delegate=yes, or as root"
+_DELEGATE = (
+    "run the server as a systemd service with Delegate=yes, as docs/cli.md has it, or as root"
+)
 _UNIFY = "boot the host with cgroups of version 2: systemd.unified_cgroup_hierarchy=1"
 
 
@@ -180,6 +182,8 @@ def planned(mounts: str, membership: str, *, is_root: bool) -> Plan:
         raise _missing("no cgroup file system of version 2 is mounted", _UNIFY)
     within, top = found
     own = top / _relative(_path(membership), within)
+    if own.name == _SERVER:  # DelegateSubgroup= has put us where we would have gone
+        own = own.parent
     for group in (own, top):
         lacking = sorted(set(NEEDED) - set(_controllers(group)))
         if lacking:
