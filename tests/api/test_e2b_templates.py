@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
-from tests.api.conftest import IMAGE, Server
+from tests.api.conftest import Server
 from tests.fake_host import until
 from vmpool.api.e2b import defaults
 from vmpool.api.e2b.templates import archives as archives_module
@@ -22,10 +22,9 @@ from vmpool.api.e2b.templates import build as build_module
 from vmpool.api.e2b.templates import copying, recipe, workshop
 from vmpool.api.e2b.templates.archives import Archives
 from vmpool.api.e2b.templates.build import LEFT_OUT, Build, Lines, State, build_id
-from vmpool.api.e2b.templates.builder import BUILD, PASSING, STEPS_KEPT
+from vmpool.api.e2b.templates.builder import PASSING, STEPS_KEPT
 from vmpool.api.e2b.templates.recipe import Become, Copy, Enter, Know, Recipe, Run, Setting, Step
 from vmpool.errors import CallerError, TooLargeError
-from vmpool.host import CreateRequest
 from vmpool.model import Stream
 from vmpool.store import BuildRow
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.api.conftest import Serve
 
 DIGEST = "0" * 64
 BASE = "begin"
@@ -296,39 +294,6 @@ async def test_files_are_sent_to_an_address_and_known_by_what_they_are(builds: B
     status, answer = await builds.server.call("PUT", "/templates/uploads/guessed", data=b"x")
     assert (status, answer["error_code"]) == (404, "upload_not_found")
     assert (await builds.ask("GET", f"/templates/{template}/files/short"))[0] == 404
-
-
-async def test_a_server_that_comes_after_ends_what_a_build_has_left(serving: Serve) -> None:
-    async with serving() as server:
-        left = await made_by_a_build(server)
-        own = await server.make_sandbox(metadata={"k": "v"})
-        path = f"/v1/sandboxes/{own['id']}"
-        await server.host.checkpoint(own["id"], owner=server.owner, name=f"{PASSING}0")
-        await server.host.checkpoint(own["id"], owner=server.owner, name="own")
-        status, answer = await server.call("POST", f"{path}/fork", json={"metadata": {BUILD: "0"}})
-        assert (status, answer["code"]) == (400, "metadata_reserved")
-        _, (forked,) = await server.call("POST", f"/sandboxes/{left}/fork", json={})
-        following = workshop.Workshop(server.host)
-        await following.open()
-        assert (await server.call("GET", f"/v1/sandboxes/{left}"))[0] == 410
-        assert (await server.call("GET", path))[0] == 200
-        child = forked["sandbox"]["sandboxID"]
-        assert (await server.call("GET", f"/v1/sandboxes/{child}"))[0] == 200
-        kept = await server.host.checkpoints(owner=server.owner, sandbox=None)
-        assert [each.name for each in kept] == ["own"]
-
-
-async def made_by_a_build(server: Server) -> str:
-    """Return a sandbox with a mark that no caller may give one, by any of the ways there are."""
-    marked = {"template": IMAGE, "metadata": {BUILD: "0"}}
-    status, answer = await server.call("POST", "/v1/sandboxes", json=marked)
-    assert (status, answer["code"]) == (400, "metadata_reserved")
-    asked = {"templateID": IMAGE, "metadata": {BUILD: "0"}}
-    status, answer = await server.call("POST", "/sandboxes", json=asked)
-    assert (status, answer["error_code"]) == (400, "metadata_reserved")
-    request = CreateRequest(template=IMAGE, timeout=60, wait=10, metadata={BUILD: "0"})
-    made = await server.host.create(request, owner=server.owner)
-    return str(made.id)
 
 
 async def test_a_build_is_ended_with_its_server(builds: Builds, tmp_path: Path) -> None:

@@ -6,100 +6,37 @@ import asyncio
 import contextlib
 import itertools
 import os
-import re
 import secrets
 import struct
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv4Network, IPv6Address
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from tests import internet as nets
+from tests import slot_place
 from tests.fake_host import until
-from tests.internet import ALLOWED, HOME, OTHER, PORT, PRIVATE, Internet
+from tests.internet import ALLOWED, HOME, OTHER, PORT, PRIVATE
+from tests.slot_place import GONE, ONE, OPEN, Place
 from tests.tap_guest import ICMP, ICMP6, UDP, TapGuest, checksum, echo_request
 from vmpool import egress
-from vmpool.egress import UNCONNECTED, Bandwidth
+from vmpool.egress import UNCONNECTED
 from vmpool.errors import HostError
 from vmpool.network import firewall, links, namespace, plan
 from vmpool.network.addressing import GATEWAY, Range
 from vmpool.network.namespace import Namespace
-from vmpool.network.slots import Slot, Slots
+from vmpool.network.slots import Slots
 from vmpool.network.trunk import Trunk
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="networks are root's to make")
 
-OPEN: dict[str, Any] = {"mode": "open"}
-GONE: dict[str, Any] = {"mode": "restricted", "allow": [{"domain": "gone.example"}]}
-"""It opens a set of addresses that no slot here ever had."""
-ONE: dict[str, Any] = {
-    "mode": "restricted",
-    "allow": [{"cidr": f"{ALLOWED}/32", "protocol": "udp", "ports": [PORT]}],
-}
-
-
-@dataclass
-class Place:
-    """An internet, and slots that lead there."""
-
-    internet: Internet
-    slots: Slots
-    trunk: Trunk
-
-    @contextlib.asynccontextmanager
-    async def guest(self, policy: dict[str, Any]) -> AsyncIterator[tuple[TapGuest, Slot]]:
-        """Yield a guest under a policy."""
-        slot = await self.slots.take()
-        guest = TapGuest(slot.tap)
-        try:
-            await asyncio.to_thread(slot.enforce, egress.policy(policy))
-            yield guest, slot
-        finally:
-            guest.close()
-            self.slots.give_back(slot)
-
-    async def settle(self, guest: TapGuest) -> None:
-        """Return when what was sent before has come wherever it goes: the last word is let through.
-
-        What is denied and what is allowed takes the same way; the one that comes was sent last.
-        """
-        for _ in range(20):  # one may be dropped where there is too much
-            word = secrets.token_bytes(8)
-            guest.send_udp(ALLOWED, PORT, word)
-            with contextlib.suppress(TimeoutError):
-                await guest.received(_holding(word), 0.5)
-                return
-        pytest.fail("nothing is let through")
-
-    @property
-    def texts(self) -> list[str]:
-        """What was heard anywhere."""
-        return [text for _, _, text in self.internet.heard]
-
-
-def _holding(word: bytes) -> Callable[[bytes], bool]:
-    return lambda frame: word in frame
-
 
 @pytest.fixture
 async def place() -> AsyncIterator[Place]:
-    async with nets.opened() as internet:
-        trunk = Trunk(
-            tag=secrets.token_hex(3), within=Range.parse("10.213.0.0/16"), home=internet.home
-        )
-        slots = Slots(trunk, ready=0)
-        try:
-            yield Place(internet, slots, trunk)
-        finally:
-            await slots.close()
-        assert not list(namespace.named(f"vmpool-{trunk.tag}"))
-        assert trunk.uplink not in internet.run(internet.home, "ip", "link")
-        assert "vmpool" not in internet.run(internet.home, "nft", "list", "ruleset")
+    async with slot_place.opened() as opened:
+        yield opened
 
 
 async def test_what_is_allowed_comes_from_the_hosts_address_and_is_answered(place: Place) -> None:
@@ -344,80 +281,6 @@ async def test_questions_are_kept_in_mind_nowhere(place: Place) -> None:
             guest.send_udp(str(GATEWAY), 53, b"question", source_port=2000 + number)
         await place.settle(guest)
         assert await asyncio.to_thread(tracked, slot.namespace) == 1  # that of the last word
-
-
-async def test_what_is_sent_is_held_to_a_bandwidth(place: Place) -> None:
-    rate, payload = 200_000, b"b" * 1000
-    async with place.guest({**ONE, "bandwidth": {"up": rate}}) as (guest, _):
-        began = time.monotonic()
-        for _ in range(25):
-            for _ in range(20):
-                guest.send_udp(ALLOWED, PORT, payload)
-            await place.settle(guest)
-        heard = sum(text.startswith("b") for text in place.texts) * len(payload)
-        elapsed = time.monotonic() - began
-    assert 0 < heard <= (128 << 10) + 1.1 * rate * elapsed
-
-
-async def test_no_policy_has_more_bandwidth_than_the_operator_lets_it(place: Place) -> None:
-    slots = Slots(place.trunk, ready=0, most=Bandwidth(up=200_000))
-    seen = []
-    async with Place(place.internet, slots, place.trunk).guest(OPEN) as (_, slot):
-        for asked in (None, 10_000_000, 100_000):
-            slot.enforce(egress.policy({**OPEN, "bandwidth": {"up": asked}}))
-            seen += limits_of(place, slot)
-    await slots.close()
-    assert seen == ["1600Kbit", "1600Kbit", "800Kbit"]
-
-
-async def test_nor_has_one_that_is_adopted_or_whose_rules_are_refused(place: Place) -> None:
-    kept, is_open = await place.slots.take(), egress.policy(OPEN)
-    kept.enforce(is_open)
-    later = Slots(place.trunk, ready=0, most=Bandwidth(up=200_000))
-    adopted = await later.adopt(kept.number, is_open)
-    adopted.enforce(is_open)
-    assert limits_of(place, adopted) == ["1600Kbit"]
-    adopted.recall(replace(is_open, allow=egress.policy(GONE).allow))
-    with pytest.raises(HostError):
-        adopted.enforce(is_open)
-    assert limits_of(place, adopted) == ["1600Kbit"]
-    later.give_back(adopted)
-    await later.close()
-    place.slots.give_back(kept)
-
-
-def limits_of(place: Place, slot: Slot) -> list[str]:
-    """What the kernel holds the link of a slot to, outwards."""
-    said = place.internet.run(slot.namespace, "tc", "qdisc", "show", "dev", plan.UP)
-    return re.findall(r"rate (\S+)", said)
-
-
-async def test_a_bandwidth_is_changed_and_lifted_while_it_is_in_use(place: Place) -> None:
-    seen = []
-    async with place.guest(ONE) as (guest, slot):
-        for up in (200_000, 10_000_000, 10**11, None, 200_000):
-            slot.enforce(egress.policy({**ONE, "bandwidth": {"up": up, "down": up}}))
-            seen.append(limits_of(place, slot))
-            await place.settle(guest)
-    assert seen == [["1600Kbit"], ["80Mbit"], ["34359Mbit"], [], ["1600Kbit"]]
-
-
-async def test_rules_that_are_refused_leave_the_bandwidth_that_was(place: Place) -> None:
-    limited = egress.policy({**ONE, "bandwidth": {"up": 200_000}})
-    async with place.guest(ONE) as (_, slot):
-        slot.enforce(limited)
-        slot.recall(replace(limited, allow=egress.policy(GONE).allow))
-        with pytest.raises(HostError):
-            slot.enforce(egress.policy(OPEN))
-        assert limits_of(place, slot) == ["1600Kbit"]
-
-
-async def test_a_bandwidth_that_the_server_before_did_not_set_is_set(place: Place) -> None:
-    limited = egress.policy({**ONE, "bandwidth": {"up": 200_000}})
-    async with place.guest(ONE) as (_, slot):
-        slot.recall(limited)  # the journal was told, and then the server was killed
-        slot.enforce(limited)
-        assert limits_of(place, slot) == ["1600Kbit"]
 
 
 async def test_slots_are_used_once_and_their_addresses_come_round_late(place: Place) -> None:
