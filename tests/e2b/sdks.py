@@ -89,18 +89,27 @@ ALL = (NEWEST, *OLDER, JAVASCRIPT)
 
 def run(argv: list[str], environment: Mapping[str, str], *arguments: str) -> str:
     """Run a program to its end and return what it wrote; what went wrong fails the test."""
-    ended = subprocess.run(
-        [*argv, *arguments],
-        check=False,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=RUN_SECONDS,
-    )
+    try:
+        ended = subprocess.run(
+            [*argv, *arguments],
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS,
+        )
+    except subprocess.TimeoutExpired as late:
+        said = "\n".join(map(_text, (late.stdout, late.stderr)))
+        pytest.fail(f"{argv[-1]} did not end in {RUN_SECONDS} s:\n{said}")
     if ended.returncode:
         pytest.fail(f"{argv[-1]} ended with {ended.returncode}:\n{ended.stdout}\n{ended.stderr}")
     return ended.stdout
+
+
+def _text(said: str | bytes | None) -> str:
+    """Return what a process that was cut off had said by then."""
+    return said if isinstance(said, str) else (said or b"").decode(errors="replace")
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ async function files(sandbox) {
   await sandbox.files.remove('deep')
   check('remove', !(await sandbox.files.exists('deep')))
   const seen = (type) => events.some((event) => event.type === type && event.name === 'a.txt')
-  for (let tries = 0; tries < 300 && !seen('rename'); tries++) {
+  for (let tries = 0; tries < 2400 && !seen('rename'); tries++) {
     await new Promise((resolve) => setTimeout(resolve, 100))
   }
   check('watch', seen('create') && seen('rename'))
@@ -64,7 +64,7 @@ async function terminal(sandbox) {
   const shell = await sandbox.pty.create({
     rows: 24,
     cols: 80,
-    timeoutMs: 60000,
+    timeoutMs: 240000,
     onData: (data) => (shown += decoder.decode(data, { stream: true })),
   })
   await sandbox.pty.resize(shell.pid, { rows: 30, cols: 100 })
@@ -115,7 +115,7 @@ async function end(sandbox) {
   check('running', await sandbox.isRunning())
   check('metadata', (await sandbox.getInfo()).metadata.for === 'scenario')
   await sandbox.setTimeout(1000)
-  for (let tries = 0; tries < 600 && (await sandbox.isRunning()); tries++) {
+  for (let tries = 0; tries < 2400 && (await sandbox.isRunning()); tries++) {
     await new Promise((resolve) => setTimeout(resolve, 100))
   }
   check('timeout', !(await sandbox.isRunning()))

@@ -60,7 +60,7 @@ def files(sandbox):
 
 def terminal(sandbox):
     """A terminal, of some size."""
-    shell = sandbox.pty.create(PtySize(rows=24, cols=80), timeout=60)
+    shell = sandbox.pty.create(PtySize(rows=24, cols=80), timeout=240)
     sandbox.pty.resize(shell.pid, PtySize(rows=30, cols=100))
     sandbox.pty.send_stdin(shell.pid, b"stty size; echo 4$((1+1)); exit 0\n")
     shown = b""
@@ -116,7 +116,7 @@ def end(sandbox):
     check("running", sandbox.is_running())
     check("metadata", sandbox.get_info().metadata == {"for": "scenario"})
     sandbox.set_timeout(1)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while sandbox.is_running() and time.monotonic() < deadline:
         time.sleep(0.1)
     check("timeout", not sandbox.is_running())
