@@ -95,6 +95,16 @@ async def test_a_clone_learns_of_its_restore_and_sees_no_other_clones_memory(
     template.verify()
 
 
+async def test_no_clone_announces_that_it_has_moved(
+    engine: QemuEngine, spec: MachineSpec, run: Path
+) -> None:
+    template = await template_of(engine, spec, run, tiny_guest.IDLE)
+    shell = await engine.prepare(template, attachment(run))
+    parameters = await shell._hypervisor.execute("query-migrate-parameters")
+    await shell.kill()
+    assert parameters["announce-rounds"] == 0
+
+
 async def test_a_guests_panic_ends_the_machine_and_is_told(
     engine: QemuEngine, spec: MachineSpec, run: Path
 ) -> None:

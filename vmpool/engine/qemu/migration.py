@@ -25,9 +25,17 @@ KEEPS_RUNNING_SINCE = (9, 1)
 
 
 async def enable(monitor: Monitor) -> None:
-    """Make QEMU leave RAM out of the stream and tell by events how a migration goes."""
+    """Make QEMU leave RAM out of the stream and tell by events how a migration goes.
+
+    Nor does a guest announce on its network that it has moved, for it has not: five times in its
+    first second that would wake it up, in the middle of becoming somebody.
+    """
     wanted = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
-    await monitor.execute("migrate-set-capabilities", capabilities=wanted)
+    # Sent at once, done in order: what each takes is mostly the way there and back.
+    await asyncio.gather(
+        monitor.execute("migrate-set-capabilities", capabilities=wanted),
+        monitor.execute("migrate-set-parameters", announce_rounds=0),
+    )
 
 
 async def send(monitor: Monitor, process: Process, descriptor: int) -> None:
