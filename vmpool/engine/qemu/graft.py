@@ -19,7 +19,7 @@ from vmpool.engine.qemu import inlay, pagemap, pages
 from vmpool.engine.qemu.command import DEVICES_FDSET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import AsyncIterator, Callable, Collection
     from typing import TypeVar
 
     from vmpool.delta import Delta, Extent
@@ -77,7 +77,8 @@ async def graft(
         async with turn:
             own, spans, pieces = await _in_thread(find)
             mapped = await _map(started, own.extent, pieces)
-            rest = await _in_thread(copy_first)
+            async with _forgetting(started) if pieces else contextlib.nullcontext():
+                rest = await _in_thread(copy_first)
         for part in rest:
             async with turn:
                 await _in_thread(partial(pages.put, pid, *part))
@@ -98,7 +99,7 @@ def _choose(own: Delta, spans: list[Span], mappings: tuple[Mapping, ...]) -> dic
 async def _map(
     started: Hypervisor, extent: Extent | None, pieces: dict[Span, Piece]
 ) -> Collection[Span]:
-    """Map stretches; return those that are, which is all or none."""
+    """Map stretches, of a file that is the process's; return those that are: all or none."""
     if extent is None or not pieces:
         return ()
     number = await started.monitor.add_descriptor(extent.file, PAGES_FDSET)
@@ -112,8 +113,20 @@ async def _map(
         return ()
     finally:
         alarm.cancel()
-        await started.monitor.execute("remove-fd", fdset_id=PAGES_FDSET)
     return pieces.keys()
+
+
+@contextlib.asynccontextmanager
+async def _forgetting(started: Hypervisor) -> AsyncIterator[None]:
+    """Have the process close the file by the block's end; what is mapped of it stays."""
+    closing = asyncio.ensure_future(started.monitor.execute("remove-fd", fdset_id=PAGES_FDSET))
+    try:
+        yield
+    finally:
+        outcomes = await asyncio.gather(closing, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 def _parts(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from vmpool.engine.qemu.pagemap import Span
 
-WORTH_BYTES = 32 << 10
+WORTH_BYTES = 8 << 10
 """From here on a piece is mapped much faster than it is copied."""
 
 # linux/ptrace.h
