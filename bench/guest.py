@@ -20,7 +20,16 @@ from bench.line import FIRST_OUTPUT, LINE, OUTPUT
 from bench.peer import START_TIMEOUT, UnavailableError
 from vmpool.agent import connect
 from vmpool.errors import EngineError, InfrastructureError
-from vmpool.model import AGENT_PORT_NAME, MIB, Accelerator, Code, Output, SerialAddress, new_id
+from vmpool.model import (
+    AGENT_PORT_NAME,
+    MIB,
+    Accelerator,
+    Code,
+    Command,
+    Output,
+    SerialAddress,
+    new_id,
+)
 from vmpool.tools import QEMU
 
 if TYPE_CHECKING:
@@ -34,6 +43,9 @@ if TYPE_CHECKING:
 _BOARD = "q35,sata=off,usb=off,smbus=off,hpet=off,vmport=off"
 _CPU = {Accelerator.KVM: "host", Accelerator.TCG: "max,-la57,-erms,-fsrm"}
 """The same plain moves and short page tables that make vmpool's guests fast under emulation."""
+
+WARM = Code(source=LINE, timeout=START_TIMEOUT)
+PROGRAM = Command(argv=("python3", "-c", LINE), timeout=START_TIMEOUT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,11 +156,14 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
     await process.communicate()
 
 
-async def first_output(address: SerialAddress, key: bytes, clock: Clock) -> None:
+async def first_output(
+    address: SerialAddress, key: bytes, clock: Clock, what: Code | Command = WARM
+) -> None:
     """Wait for the agent of a guest and have it run the line.
 
     Args:
         key: That the agent obeys, or the first that it is shown.
+        what: The line, in the interpreter that is warmed in the guest, or as a program.
 
     Raises:
         GuestError: It does not answer in time.
@@ -156,17 +171,17 @@ async def first_output(address: SerialAddress, key: bytes, clock: Clock) -> None
     """
     async with await connect(address, key=key, timeout=START_TIMEOUT) as agent:
         clock.reached("agent")
-        await print_line(agent, clock)
+        await print_line(agent, clock, what)
 
 
-async def print_line(agent: Agent, clock: Clock) -> None:
-    """Run the line in the interpreter that waits in the guest, and note when its output came.
+async def print_line(agent: Agent, clock: Clock, what: Code | Command = WARM) -> None:
+    """Run the line in a guest, and note when its output came.
 
     Raises:
         InfrastructureError: The output is another.
     """
     said = b""
-    async with agent.execute(Code(source=LINE, timeout=START_TIMEOUT)) as execution:
+    async with agent.execute(what) as execution:
         async for event in execution:
             if isinstance(event, Output):
                 said += event.data

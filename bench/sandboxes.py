@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from bench.subject import Subject
 
 
+_UNAVAILABLE = 400
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """An answer of the server, and how long it took."""
@@ -102,3 +105,28 @@ async def run_code(subject: Subject, id: str, code: str, *, expected: str) -> tu
     if said != expected:
         raise InfrastructureError(f"the code printed {said[:200]!r}, and ended with {last[:500]!r}")
     return (first - began) / 1e6, (ended - began) / 1e6
+
+
+async def run_in_context(subject: Subject, id: str, language: str, code: str) -> float | None:
+    """Run code that adds 1 and 1 in the context of a sandbox that is named as its language.
+
+    Returns:
+        Milliseconds from the request to the whole answer, at the client; `None` where the image has
+        no such contexts.
+
+    Raises:
+        InfrastructureError: The output is another, or it failed.
+    """
+    path = f"/v1/sandboxes/{id}/contexts/{language}/exec"
+    began = time.perf_counter_ns()
+    try:
+        async with subject.stand.client.post(path, json={"code": code}) as response:
+            answer = await response.read()
+    except (aiohttp.ClientError, TimeoutError) as err:
+        raise InfrastructureError(f"the request failed: {err!r}") from err
+    took = (time.perf_counter_ns() - began) / 1e6
+    if response.status == _UNAVAILABLE:
+        return None
+    if response.status != 200 or b'"2' not in answer or b'"exit_code":0' not in answer:
+        raise InfrastructureError(f"the answer is wrong: {response.status} {answer[:500]!r}")
+    return took

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qemu.qmp import EventListener, QMPError
@@ -15,8 +16,7 @@ from vmpool.agent import new_key
 from vmpool.errors import EngineError, VmpoolError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from bench.guest import Guest
     from bench.peer import Arena
@@ -87,30 +87,46 @@ def _status(event: Mapping[str, object]) -> object:
     return data["status"] if isinstance(data, dict) else None
 
 
-@contextlib.asynccontextmanager
-async def rested(arena: Arena, *options: str) -> AsyncIterator[tuple[Guest, bytes]]:
-    """Boot the image, have it run the line once, and yield it stopped, with its agent's key.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A warm guest of the image, saved in both ways at one moment.
+
+    Attributes:
+        key: What its agent obeys.
+        stream: What `migrate` wrote.
+        disk: Options that give a machine the disk image with the snapshot.
+    """
+
+    key: bytes
+    stream: Path
+    disk: tuple[str, ...]
+
+
+async def saved(arena: Arena) -> Saved:
+    """Boot the image, have it run the line once, and save it; once an arena, which keeps it.
 
     Raises:
-        UnavailableError: It does not come up.
+        UnavailableError: There is no qemu-img, it does not come up, or it cannot be saved.
     """
-    key = new_key()
-    async with running(arena, *booting(arena.subject), *options) as guest:
-        try:
-            await first_output(guest.agent, key, Clock())
-            await execute(guest, "stop")
-        except VmpoolError as err:
-            raise UnavailableError(f"the image does not come up: {err.message}") from err
-        yield guest, key
+    kept = arena.directory / "saved-key"
+    stream, image = arena.directory / "migration", arena.directory / "snapshots.qcow2"
+    disk = _disk(image)
+    if not kept.exists():
+        size = str(SNAPSHOT_DISK_BYTES)
+        await checked(["qemu-img", "create", "-q", "-f", "qcow2", str(image), size])
+        key = new_key()
+        async with running(arena, *booting(arena.subject), *disk) as guest:
+            try:
+                await first_output(guest.agent, key, Clock())
+                await execute(guest, "stop")
+                await snapshotted(guest, "snapshot-save", "disk")
+                await migrated(guest, "migrate", stream)
+            except VmpoolError as err:
+                raise UnavailableError(f"no warm guest: {err.message}") from err
+        kept.write_bytes(key)
+    return Saved(key=kept.read_bytes(), stream=stream, disk=disk)
 
 
-async def make_disk(path: Path) -> tuple[str, ...]:
-    """Make a disk image for snapshots; return the options that give it to a machine as `disk`.
-
-    Raises:
-        UnavailableError: There is no qemu-img.
-    """
-    size = str(SNAPSHOT_DISK_BYTES)
-    await checked(["qemu-img", "create", "-q", "-f", "qcow2", str(path), size])
-    file = f"driver=file,node-name=disk-file,filename={path}"
+def _disk(image: Path) -> tuple[str, ...]:
+    file = f"driver=file,node-name=disk-file,filename={image}"
     return ("-blockdev", file, "-blockdev", "driver=qcow2,node-name=disk,file=disk-file")

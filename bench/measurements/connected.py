@@ -14,6 +14,7 @@ from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
 from bench.resting import LOOK_AGAIN, SETTLE_TIMEOUT, at_rest, emptied, settle
 from bench.samples import Target
 from bench.sandboxes import ask, create
+from vmpool.config import NetworkSettings
 from vmpool.errors import CapacityError, VmpoolError
 from vmpool.policy import Limits
 
@@ -24,7 +25,9 @@ NONE = "none"
 MODES = (NONE, "restricted", "open")
 ADDED = Target(value=3.0)
 
-_READY = re.compile(r'^vmpool_network_slots\{state="ready"\} (\S+)$', re.MULTILINE)
+SLOTS = NetworkSettings().ready
+
+_SLOTS = re.compile(r'^vmpool_network_slots\{state="(\w+)"\} (\S+)$', re.MULTILINE)
 
 
 async def measure(subject: Subject, pace: Pace, findings: Findings) -> None:
@@ -39,7 +42,7 @@ async def measure(subject: Subject, pace: Pace, findings: Findings) -> None:
             start = turn % len(MODES)
             for mode in MODES[start:] + MODES[:start]:
                 try:
-                    created, killed = await _once(subject, mode, slots=1)
+                    created, killed = await _once(subject, mode, slots=SLOTS)
                 except VmpoolError as err:
                     findings.fail(err)
                     continue
@@ -67,7 +70,7 @@ async def _once(subject: Subject, mode: str, *, slots: int = 0) -> tuple[float, 
 
 
 async def _slots_ready(subject: Subject, wanted: int) -> None:
-    """Return once so many slots are made ahead.
+    """Return once so many slots are made ahead, and none is being removed or made beside.
 
     Raises:
         CapacityError: They did not come in time.
@@ -75,16 +78,20 @@ async def _slots_ready(subject: Subject, wanted: int) -> None:
     try:
         async with asyncio.timeout(SETTLE_TIMEOUT):
             # Nobody tells of a slot, and this wait is outside what is measured.
-            while await _slots(subject) < wanted:  # noqa: ASYNC110
+            while not _are_at_rest(await _slots(subject), wanted):  # noqa: ASYNC110
                 await asyncio.sleep(LOOK_AGAIN)
     except TimeoutError as err:
         raise CapacityError("no network slot was made ahead") from err
 
 
-async def _slots(subject: Subject) -> int:
+def _are_at_rest(slots: dict[str, int], wanted: int) -> bool:
+    return slots.get("ready", 0) >= wanted and (not wanted or slots["taken"] == 0)
+
+
+async def _slots(subject: Subject) -> dict[str, int]:
     async with subject.stand.client.get("/metrics") as response:
-        found = _READY.search(await response.text())
-    return int(float(found[1])) if found else 0
+        found = _SLOTS.findall(await response.text())
+    return {state: int(float(count)) for state, count in found}
 
 
 MEASUREMENT = Measurement(

@@ -1,24 +1,27 @@
 """Neighbours: what a guest that takes all it can costs the one beside it.
 
-In each round, for each misdeed in turn: a new sandbox; how long code takes beside it while it
-rests, and then while it does its worst. The two are compared within the same minute, so that what
-else goes on on the machine is in both.
+In each round, for each misdeed in turn: a new sandbox; how long `echo $((1+1))` takes in a shell of
+another one, which is kept, while the new one rests, and then while it does its worst. The two are
+compared within the same minute, so that what else goes on on the machine is in both. Beside all of
+them stands a process of the host that spins, in no guest: what two hardware threads of one core,
+say, take from each other by themselves, and no pool can give back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import aiohttp
 
 from bench.measurement import Chapter, Findings, Measurement, Pace, Rounds
-from bench.resting import emptied, settle
-from bench.samples import Target
-from bench.sandboxes import held, run_code
-from vmpool.errors import VmpoolError
+from bench.resting import at_rest, emptied, settle
+from bench.samples import Series, Target
+from bench.sandboxes import held, run_in_context
+from vmpool.errors import InfrastructureError, VmpoolError
 from vmpool.policy import Limits
 
 if TYPE_CHECKING:
@@ -27,9 +30,12 @@ if TYPE_CHECKING:
     from bench.subject import Subject
 
 SLOWER_AT_MOST = Target(value=1.2)
-SAMPLES = 8
+SAMPLES = 20
 HEAT_SECONDS = 2.0
 """From the begin of a misdeed until it is at its worst, or nearly."""
+
+PROCESS = "a process of the host spins"
+LANGUAGE, CODE = "bash", "echo $((1+1))"
 
 _TWO = Limits(ready=1, total=3)
 
@@ -68,40 +74,55 @@ async def measure(subject: Subject, pace: Pace, findings: Findings) -> None:
     async with emptied(subject.pool):
         await settle(subject.pool, _TWO)
         async with held(subject) as victim:
-            await _times(subject, victim, 2)  # what is first is slower
+            await _times(subject, victim, Series("the first, which are slower", "ms"))
             for _ in pace.turns():
+                await _beside_process(subject, victim, findings)
                 for misdeed in MISDEEDS:
                     try:
                         await _beside(subject, victim, misdeed, findings)
                     except VmpoolError as err:
                         findings.fail(err)
-    for misdeed in MISDEEDS:
-        before, during = (findings.series(name) for name in _names(misdeed))
+    for name in (PROCESS, *(misdeed.name for misdeed in MISDEEDS)):
+        before, during = (findings.series(series) for series in _names(name))
         if before.samples and during.samples:
-            ratio = findings.series(f"{misdeed.name}: ratio", "of medians", SLOWER_AT_MOST)
+            target = None if name == PROCESS else SLOWER_AT_MOST
+            ratio = findings.series(f"{name}: ratio", "of medians", target)
             ratio.add(during.median / before.median)
 
 
 async def _beside(subject: Subject, victim: str, misdeed: Misdeed, findings: Findings) -> None:
-    quiet, worst = _names(misdeed)
+    quiet, worst = _names(misdeed.name)
     async with held(subject, misdeed.network) as culprit:
-        for took in await _times(subject, victim, SAMPLES):
-            findings.series(quiet).add(took)
+        await at_rest(subject.pool, ready=_TWO.ready, held=2)  # a refill is no misdeed
+        await _times(subject, victim, findings.series(quiet))
         async with _doing(subject, culprit, misdeed):
             await asyncio.sleep(HEAT_SECONDS)
-            for took in await _times(subject, victim, SAMPLES):
-                findings.series(worst).add(took)
+            await _times(subject, victim, findings.series(worst))
 
 
-def _names(misdeed: Misdeed) -> tuple[str, str]:
-    return f"{misdeed.name}: before", f"{misdeed.name}: meanwhile"
+async def _beside_process(subject: Subject, victim: str, findings: Findings) -> None:
+    quiet, worst = _names(PROCESS)
+    await at_rest(subject.pool, ready=_TWO.ready, held=1)
+    await _times(subject, victim, findings.series(quiet))
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass")
+    try:
+        await _times(subject, victim, findings.series(worst))
+    finally:
+        process.kill()
+        await process.wait()
 
 
-async def _times(subject: Subject, victim: str, count: int) -> list[float]:
-    """Return the milliseconds from requests to their code's first output."""
-    return [
-        (await run_code(subject, victim, "print(6*7)", expected="42\n"))[0] for _ in range(count)
-    ]
+def _names(name: str) -> tuple[str, str]:
+    return f"{name}: before", f"{name}: meanwhile"
+
+
+async def _times(subject: Subject, victim: str, series: Series) -> None:
+    """Add the milliseconds that some requests took in turn."""
+    for _ in range(SAMPLES):
+        took = await run_in_context(subject, victim, LANGUAGE, CODE)
+        if took is None:
+            raise InfrastructureError("the image has no shell that stays")
+        series.add(took)
 
 
 @contextlib.asynccontextmanager

@@ -128,7 +128,7 @@ MEASUREMENT = Measurement(
     name="peers",
     summary="the same line of Python by everything else that is here, in turn",
     rounds=Rounds(quick=20, full=100),
-    weight=12,
+    weight=20,
     measure=measure,
     chapter=Chapter.PEERS,
     conditions={"page cache": "warm", "pool": "one ready clone for vmpool's own, else empty"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from bench.guest import booting, first_output, running
+from bench.guest import PROGRAM, booting, first_output, running
 from bench.peer import Clock, Peer
 from vmpool.agent import new_key
 
@@ -21,7 +21,7 @@ async def _open(arena: Arena) -> AsyncIterator[Start]:
         clock = Clock()
         async with running(arena, *booting(arena.subject)) as guest:
             clock.reached("spawn")
-            await first_output(guest.agent, new_key(), clock)
+            await first_output(guest.agent, new_key(), clock, PROGRAM)
         return clock.phases
 
     yield start
@@ -29,6 +29,7 @@ async def _open(arena: Arena) -> AsyncIterator[Start]:
 
 PEER = Peer(
     name="QEMU, cold boot",
-    summary="the image booted by the same QEMU and kernel, to the output",
+    summary="the image booted by the same QEMU and kernel, to the output of a python3 that starts"
+    " as soon as the agent answers",
     open=_open,
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench.guest import first_output, running
 from bench.peer import Clock, Peer
-from bench.saving import execute, make_disk, rested, snapshotted
+from bench.saving import execute, saved, snapshotted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -17,18 +17,16 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def _open(arena: Arena) -> AsyncIterator[Start]:
-    disk = await make_disk(arena.directory / "loadvm.qcow2")
-    async with rested(arena, *disk) as (guest, key):
-        await snapshotted(guest, "snapshot-save", "disk")
+    warm = await saved(arena)
 
     async def start() -> Phases:
         clock = Clock()
-        async with running(arena, "-S", *disk) as guest:
+        async with running(arena, "-S", *warm.disk) as guest:
             clock.reached("spawn")
             await snapshotted(guest, "snapshot-load", "disk")
             clock.reached("load")
             await execute(guest, "cont")
-            await first_output(guest.agent, key, clock)
+            await first_output(guest.agent, warm.key, clock)
         return clock.phases
 
     yield start

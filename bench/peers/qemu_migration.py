@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench.guest import first_output, running
 from bench.peer import Clock, Peer
-from bench.saving import execute, migrated, rested
+from bench.saving import execute, migrated, saved
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -17,18 +17,16 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def _open(arena: Arena) -> AsyncIterator[Start]:
-    file = arena.directory / "migration"
-    async with rested(arena) as (guest, key):
-        await migrated(guest, "migrate", file)
+    warm = await saved(arena)
 
     async def start() -> Phases:
         clock = Clock()
-        async with running(arena, "-S", "-incoming", "defer") as guest:
+        async with running(arena, "-S", *warm.disk, "-incoming", "defer") as guest:
             clock.reached("spawn")
-            await migrated(guest, "migrate-incoming", file)
+            await migrated(guest, "migrate-incoming", warm.stream)
             clock.reached("load")
             await execute(guest, "cont")
-            await first_output(guest.agent, key, clock)
+            await first_output(guest.agent, warm.key, clock)
         return clock.phases
 
     yield start
