@@ -69,6 +69,12 @@ class Connecting:
             if was.mode is not NetworkMode.NONE:
                 await clone.leave()
             return
+        try:
+            await self._join(sandbox, clone, policy)
+        finally:
+            self._network.stock()
+
+    async def _join(self, sandbox: Sandbox, clone: Clone, policy: NetworkPolicy) -> None:
         connection = await self._network.connect(policy, self.denials(sandbox), owner=sandbox.owner)
         try:
             await clone.join(connection)

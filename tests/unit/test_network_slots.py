@@ -24,7 +24,7 @@ from tests.tap_guest import ICMP, ICMP6, UDP, TapGuest, checksum, echo_request
 from vmpool import egress
 from vmpool.egress import UNCONNECTED
 from vmpool.errors import HostError
-from vmpool.network import firewall, links, namespace, plan
+from vmpool.network import firewall, links, namespace, plan, tracking
 from vmpool.network.addressing import GATEWAY, Range
 from vmpool.network.namespace import Namespace
 from vmpool.network.slots import Slots
@@ -289,6 +289,40 @@ async def test_slots_are_used_once_and_their_addresses_come_round_late(place: Pl
     second = await place.slots.take()
     assert second.address != first.address
     place.slots.give_back(second)
+
+
+async def test_slots_are_made_anew_when_their_taker_says_so(place: Place) -> None:
+    slots = Slots(place.trunk, ready=1)
+    taken = [await slots.take()]
+    assert slots.ready == 0  # nothing is made beside what its taker waits for
+    slots.stock()
+    await until(lambda: slots.ready)
+    taken.append(await slots.take())
+    assert (slots.ready, slots.held) == (0, 2)
+    for slot in taken:
+        slots.give_back(slot)
+    await slots.close()
+
+
+async def test_a_slot_that_was_half_removed_or_half_made_is_found(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise ZeroDivisionError
+
+    kept = await place.slots.take()
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking, "forget", die)
+        with pytest.raises(ZeroDivisionError):
+            place.slots._clear(kept.number)
+    assert list(place.trunk.slots()) == [kept.number]
+    kept.let_go()
+    later = Slots(place.trunk, ready=0)  # nobody has it reap
+    other = await later.take()
+    assert other.number == kept.number
+    later.give_back(other)
+    await later.close()
+    place.slots.give_back(kept)
 
 
 async def test_another_server_finds_its_slots_and_clears_the_others(place: Place) -> None:

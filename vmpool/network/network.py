@@ -80,8 +80,15 @@ class Network:
             self.require()
             self._opened().stock()
 
+    def stock(self) -> None:
+        """Have slots made anew for those that were taken, behind the caller's back."""
+        if self._slots is not None:
+            self._slots.stock()
+
     async def connect(self, policy: NetworkPolicy, events: EventLog, *, owner: str) -> Connection:
         """Return a connection that has its rules and no guest yet; the caller closes it.
+
+        And calls `stock` when its guest is connected, or was not.
 
         Args:
             owner: The tenant whose share it has of what all have together.
