@@ -118,6 +118,7 @@ async def test_a_task_over_its_time_is_killed_and_is_no_failed_request(server: S
         ({"code": "1", "files": {"/a": {}}}, 400, "invalid_request"),
         ({"code": "1", "files": {"/a": {"content_base64": "%%"}}}, 400, "invalid_request"),
         ({"code": "1", "return_files": ["a"]}, 400, "invalid_path"),
+        ({"argv": ["", "x"]}, 400, "program_not_found"),
         ({"code": "1", "env": {"A=B": "c"}}, 400, "invalid_request"),
         ({"code": "1", "env": {"A": "b\0"}}, 400, "invalid_request"),
         ({"code": "1", "stdin": "a", "stdin_base64": "YQ=="}, 400, "invalid_request"),

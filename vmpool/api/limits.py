@@ -12,7 +12,7 @@ from vmpool.api.bodies import PublishedLimits
 from vmpool.errors import InvalidRequestError, TooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
 
     from vmpool.config import Settings
 
@@ -152,12 +152,17 @@ def check_code(source: str) -> None:
         )
 
 
-def check_arguments(argv: Iterable[str], env: Mapping[str, str]) -> None:
+def check_arguments(argv: Sequence[str], env: Mapping[str, str]) -> None:
     """Refuse arguments and environment that Linux could not pass to a program.
 
     Raises:
         TooLargeError: `arguments_too_large`.
+        InvalidRequestError: `program_not_found`; the first of them names none.
     """
+    if argv and not argv[0]:
+        raise InvalidRequestError(
+            "the first of argv is empty", code="program_not_found", remedy="name a program there"
+        )
     sizes = [len(argument.encode()) for argument in argv]
     sizes += [len(name.encode()) + 1 + len(value.encode()) for name, value in env.items()]
     if max(sizes, default=0) > ARGUMENT_BYTES or sum(sizes) > ARGUMENTS_BYTES:
