@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from tests.api.conftest import Serve, Server
 from tests.api.port_servers import application, made, mirror
 from tests.certificates import Authority, replace
+from vmpool import AsyncClient
 from vmpool.api import arrival
 from vmpool.api.door import Door
 from vmpool.api.presentation import Presentation
@@ -120,6 +123,43 @@ async def test_this_host_needs_no_tls(serving: Serve, authority: Authority, tmp_
         sandbox = await made(server)
         status, answer = await server.call("GET", f"/v1/sandboxes/{sandbox.id}")
         assert (status, answer["id"]) == (200, sandbox.id)
+
+
+async def told(server: Server, *more: str, trusts: Path | None) -> tuple[int, str]:
+    """Have the command line ask over TLS; return its exit code and what it wrote."""
+    program = str(Path(sys.executable).with_name("vmpool"))
+    url = f"https://localhost:{port_of(server)}"
+    trusted = {} if trusts is None else {"SSL_CERT_FILE": str(trusts)}
+    process = await asyncio.create_subprocess_exec(
+        program, *more, "--server", url, "--token", server.token,
+        env={**os.environ, **trusted},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    async with asyncio.timeout(GRACE):
+        said, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+async def test_the_command_line_believes_whom_it_is_told_to(
+    serving: Serve, authority: Authority, tmp_path: Path
+) -> None:
+    chain, key = authority.issue("localhost").write(tmp_path)
+    (tmp_path / "authority.pem").write_bytes(authority.pem)
+    async with serving(api=ApiSettings(certificate=chain, certificate_key=key)) as server:
+        made = await server.make_sandbox()
+        code, said = await told(server, "sandbox", "list", trusts=tmp_path / "authority.pem")
+        assert (code, made["id"] in said) == (0, True), said
+        code, said = await told(server, "sandbox", "list", trusts=None)
+        assert code != 0
+        assert "certificate" in said, said
+        assert "SSL_CERT_FILE" in said, said
+        assert "vmpool up" not in said
+        async with AsyncClient(f"https://localhost:{port_of(server)}", token=server.token) as other:
+            with pytest.raises(HostError, match="not believed") as caught:
+                await other.create()
+        assert caught.value.error_code == "certificate_refused"
 
 
 async def test_a_renewed_certificate_is_shown_to_the_next_client(

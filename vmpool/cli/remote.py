@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import ssl
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from vmpool.client.problem import error_of
+from vmpool.client.problem import certificate_refused, error_of
 from vmpool.client.repetition import Repetition
 from vmpool.errors import (
     HostError,
@@ -165,6 +166,8 @@ class Remote:
         )
         try:
             connection.connect()
+        except ssl.SSLCertVerificationError as err:
+            raise certificate_refused(self.endpoint.url, err) from err
         except OSError as err:
             raise HostError(
                 f"no server answers at {self.endpoint.url}: {_words(err)}",

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import aiohttp
 import msgspec
 
-from vmpool.client.problem import error_of
+from vmpool.client.problem import certificate_refused, error_of
 from vmpool.client.repetition import Repetition
 from vmpool.errors import (
     HostError,
@@ -304,6 +304,8 @@ class Connection:
         """
         try:
             yield
+        except aiohttp.ClientConnectorCertificateError as err:
+            raise certificate_refused(self.endpoint.url, err.certificate_error) from None
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as err:
             raise HostError(
                 f"no server answers at {self.endpoint.url}: {_words(err)}",

@@ -13,6 +13,7 @@ from vmpool.errors import (
     CallerError,
     CapacityError,
     Fault,
+    HostError,
     InfrastructureError,
     QuotaError,
     TaskError,
@@ -63,4 +64,15 @@ def _quota_error_of(problem: dict[str, Any]) -> QuotaError:
         used=problem.get("used", {}).get(resource, 0),
         limit=limit,
         retry_after=problem.get("retry_after", math.inf),
+    )
+
+
+def certificate_refused(url: str, err: Exception) -> HostError:
+    """Return what tells of a server that is there, and may be somebody else."""
+    why = getattr(err, "verify_message", "") or str(err)
+    return HostError(
+        f"the certificate that is shown at {url} is not believed: {why}",
+        code="certificate_refused",
+        remedy="name the server as its certificate does; if an authority of your own issued it,"
+        " set SSL_CERT_FILE to that one's",
     )
