@@ -26,6 +26,8 @@ class BuildRow:
     Attributes:
         owner: Id of the tenant whose it is.
         tags: What it is to be found by, beside its name.
+        vcpus: Of the machine that it is to have; `None` for as many as its base's.
+        memory_bytes: Likewise.
         state: Word of whoever makes builds.
         step: Where it was.
         reason: Why it failed; empty when it has not.
@@ -36,6 +38,8 @@ class BuildRow:
     owner: str
     name: str
     tags: tuple[str, ...]
+    vcpus: int | None = None
+    memory_bytes: int | None = None
     state: str
     step: str
     reason: str

@@ -115,8 +115,8 @@ SCHEMA = (
     (
         """CREATE TABLE builds (
             id TEXT PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, tags TEXT NOT NULL,
-            state TEXT NOT NULL, step TEXT NOT NULL, reason TEXT NOT NULL,
-            made_ns INTEGER NOT NULL) STRICT""",
+            vcpus INTEGER, memory_bytes INTEGER, state TEXT NOT NULL, step TEXT NOT NULL,
+            reason TEXT NOT NULL, made_ns INTEGER NOT NULL) STRICT""",
         "CREATE INDEX builds_by_owner ON builds (owner, made_ns)",
         "CREATE INDEX builds_by_time ON builds (made_ns)",
     ),

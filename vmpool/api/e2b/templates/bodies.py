@@ -26,8 +26,10 @@ class NewBuild(Struct, frozen=True, kw_only=True, rename="camel"):
     name: Reference | None = None
     alias: Reference | None = None
     tags: Tags = []
-    cpu_count: Annotated[int, Meta(ge=1, le=1024)] | None = None
-    memory_mb: Annotated[int, Meta(ge=1, le=1 << 24)] | None = field(default=None, name="memoryMB")
+    cpu_count: Annotated[int, Meta(ge=1, le=64)] | None = None
+    memory_mb: Annotated[int, Meta(ge=128, le=1 << 20)] | None = field(
+        default=None, name="memoryMB"
+    )
 
 
 class BuildMade(Struct, frozen=True, kw_only=True):

@@ -65,6 +65,8 @@ class Build:
         owner: Id of the tenant whose it is.
         name: Of the template, without a tag.
         tags: What it is to be found by, beside the name.
+        vcpus: Of the machine that it is to have; `None` for as many as its base's.
+        memory_bytes: Likewise.
         step: Where it is.
         reason: Why it failed, in at most `LINE_MOST` characters; empty while it has not.
         made_at: When this process came to know of it, on the clock of `time.monotonic`.
@@ -76,6 +78,8 @@ class Build:
         self.owner = owner
         self.name = name
         self.tags = tags
+        self.vcpus: int | None = None
+        self.memory_bytes: int | None = None
         self.state = State.WAITING
         self.begun = False
         self.made_ns = time.time_ns()
@@ -91,6 +95,7 @@ class Build:
         """Return a build that a server before this one has recorded; its log ended with that."""
         build = cls(id=row.id, owner=row.owner, name=row.name, tags=row.tags)
         build.state, build.step, build.reason = State(row.state), row.step, row.reason
+        build.vcpus, build.memory_bytes = row.vcpus, row.memory_bytes
         build.begun, build.made_ns = build.state is not State.WAITING, row.made_ns
         return build
 
@@ -103,6 +108,8 @@ class Build:
             owner=self.owner,
             name=self.name,
             tags=self.tags,
+            vcpus=self.vcpus,
+            memory_bytes=self.memory_bytes,
             state=(State.BUILDING if waits else self.state).value,
             step=self.step,
             reason=self.reason,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmpool.api.e2b import naming
 from vmpool.api.e2b.defaults import Defaults
-from vmpool.api.e2b.templates import archives, copying, tags
+from vmpool.api.e2b.templates import archives, copying, sizing, tags
 from vmpool.api.e2b.templates.build import Build, Level, Lines, State
 from vmpool.api.e2b.templates.recipe import (
     Copy,
@@ -123,7 +123,8 @@ class Builder:
     async def _make(self) -> None:
         build, recipe = self._build, self._recipe
         build.step = BASE
-        source = naming.source_of(self._host, recipe.base, owner=build.owner)
+        named = naming.source_of(self._host, recipe.base, owner=build.owner)
+        source = await sizing.sized(self._host, build, named)
         base, defaults = await self._looked_at(source)
         build.say(f"[base] FROM {recipe.base}")
         states = list(names(recipe, base))

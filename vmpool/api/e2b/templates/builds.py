@@ -18,6 +18,7 @@ from vmpool.api.e2b.templates.build import State, build_id
 from vmpool.api.e2b.templates.recipe import Recipe, step_of
 from vmpool.api.e2b.templates.workshop import WORKSHOP
 from vmpool.errors import InvalidRequestError, NotFoundError
+from vmpool.model import MIB
 
 if TYPE_CHECKING:
     from vmpool.api.e2b.templates.build import Build, Entry
@@ -44,8 +45,8 @@ async def promise(call: Call, body: bodies.NewBuild) -> web.Response:
     every = every or (tags.USUAL,)
     workshop = call.request.app[WORKSHOP]
     build = workshop.promise(owner=call.caller.owner, name=title.name, tags=every)
-    if (body.cpu_count, body.memory_mb) != (None, None):
-        build.say("cpuCount and memoryMB do nothing here: the machine is as large as its base's")
+    build.vcpus = body.cpu_count
+    build.memory_bytes = None if body.memory_mb is None else body.memory_mb * MIB
     await workshop.note(build)
     made = bodies.BuildMade(
         template_id=title.name,
