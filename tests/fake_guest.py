@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "guest-agent"))
 
 from vmpool_agent.machine import Machine
-from vmpool_agent.system import Account, become_subreaper, oom_kills
+from vmpool_agent.system import Account, acting_as, become_subreaper, oom_kills
 from vmpool_agent.transports import Listener
 
 if TYPE_CHECKING:
@@ -94,6 +94,9 @@ class FakeSystem:
             os.setgroups(account.groups)
             os.setresgid(account.gid, account.gid, account.gid)
             os.setresuid(account.uid, account.uid, account.uid)
+
+    def acting_as(self, account: Account) -> contextlib.AbstractContextManager[None]:
+        return acting_as(account) if os.getuid() == 0 else contextlib.nullcontext()
 
     def protect(self) -> None:
         """Leave the killer's choice to the machine."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 OUTPUTS = (wire.STDOUT, wire.STDERR)
 _SHOWN = ("result", "raised")
+_MAX_EXIT_CODE = 255
 
 
 class Execution:
@@ -71,6 +72,7 @@ class Execution:
         self.relay.adopt(pid, pipes)
         if self._begin_anew is None or pipes.stdin is not None:
             self.relay.attend()
+            self.relay.resume()  # one that is a program already has begun
         else:
             self.relay.attend_to_output()
 
@@ -109,6 +111,8 @@ class Execution:
             self._start()
         elif kind in _SHOWN and self._started:
             self._show(value)
+        elif kind == "ended" and self._started and self._begin_anew is not None:
+            self._take_end(value.get("exit_code"))
 
     def on_reports_end(self) -> None:
         """See `relay.Owner`."""
@@ -150,6 +154,10 @@ class Execution:
             self.relay.reaped(status)
         if ended is not None:
             ended()
+
+    def _take_end(self, code: object) -> None:
+        if isinstance(code, int) and 0 <= code <= _MAX_EXIT_CODE:
+            self.relay.conclude(code << 8)  # as wait(2) has it
 
     def _show(self, value: dict[str, Any]) -> None:
         try:

@@ -55,23 +55,18 @@ def _start(machine: Machine, request: dict[str, Any], size: Size | None) -> tupl
     argv = request["argv"]
     pipes = Pipes(execution.OUTPUTS if size is None else ())
     opened: list[int] = []
-
-    def body() -> int:
-        if size is not None:
-            terminal.take_control()
-        spawn.execute(machine.system, launch, argv)
-
     try:
         if size is not None:
             opened.append(pipes.add_terminal(size, launch.account))
-            descriptors = (*opened * 3, *pipes.child)
-        else:
-            stdin = request.get("stdin") is True
-            opened.append(
-                pipes.add_stdin() if stdin else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-            )
-            descriptors = (*opened, *pipes.child)
-        return spawn.fork(descriptors, body), pipes
+            return _at_terminal(machine, launch, argv, (*opened * 3, *pipes.child)), pipes
+        stdin = request.get("stdin") is True
+        opened.append(
+            pipes.add_stdin() if stdin else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        )
+        return spawn.start(machine.system, launch, argv, (*opened, *pipes.child[:2])), pipes
+    except OperationError:
+        pipes.close()
+        raise
     except OSError as err:
         pipes.close()
         raise OperationError("no_resources", f"no process: {err.strerror}") from err
@@ -79,3 +74,15 @@ def _start(machine: Machine, request: dict[str, Any], size: Size | None) -> tupl
         for fd in opened:
             os.close(fd)
         pipes.close_child()
+
+
+def _at_terminal(
+    machine: Machine, launch: spawn.Launch, argv: list[str], descriptors: tuple[int, ...]
+) -> int:
+    """Start a program that a terminal is to be its own first, which takes a step before it."""
+
+    def body() -> int:
+        terminal.take_control()
+        spawn.execute(machine.system, launch, argv)
+
+    return spawn.fork(descriptors, body)

@@ -44,6 +44,8 @@ _OUT_OF_THE_WAY = 10
 _NAME_SHOWN = 256
 _AGENT_FILES = 8192  # 256 channels with four pipes each, and room
 _CHILD_FILES = 1024  # what every Linux login starts with
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM)
+"""What Python or the agent ignores, and a program it starts must not."""
 
 
 class Launch(NamedTuple):
@@ -156,6 +158,10 @@ def enter(system: System, launch: Launch) -> None:
         OperationError: The directory is missing or closed to the account.
     """
     system.become(launch.account)
+    _change_directory(launch)
+
+
+def _change_directory(launch: Launch) -> None:
     cwd = resolve(launch.cwd or "", launch.account)
     try:
         os.chdir(cwd)
@@ -163,6 +169,56 @@ def enter(system: System, launch: Launch) -> None:
         raise OperationError("cwd_not_found", f"cwd '{launch.cwd or cwd}' does not exist") from err
     except OSError as err:
         raise OperationError("permission_denied", f"cwd '{cwd}': {err.strerror}") from err
+
+
+def start(system: System, launch: Launch, argv: list[str], descriptors: Sequence[int]) -> int:
+    """Start a program in a session of its own and return its process id.
+
+    The agent takes on what the program is to have, and puts it off again. So the child needs no
+    step of ours before it is the program, and none of the agent's memory is copied for it: for a
+    fork alone the kernel writes as many page table entries as the agent has pages.
+
+    Args:
+        descriptors: What become the child's 0, 1 and 2; the caller closes its own.
+
+    Raises:
+        OperationError: It cannot be run.
+    """
+    os.umask(0o022)
+    with system.acting_as(launch.account):
+        try:
+            _change_directory(launch)
+            _limit_files(_CHILD_FILES)
+            return _spawned(launch, argv, descriptors)
+        finally:
+            _limit_files(_AGENT_FILES)
+            os.chdir("/")
+
+
+def _spawned(launch: Launch, argv: list[str], descriptors: Sequence[int]) -> int:
+    """Start the first of what the name may stand for, as execvp(3) finds it."""
+    env = environment(launch.account, launch.env)
+    name, refusal = argv[0], OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    for place in [""] if "/" in name else env["PATH"].split(":"):
+        path = os.path.join(place, name)  # noqa: PTH118
+        if not os.access(path, os.F_OK):
+            continue  # spares a child that would find the same
+        try:
+            return os.posix_spawn(
+                path,
+                argv,
+                env,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(descriptors)
+                ],
+                setsid=True,
+                setsigdef=_IGNORED,
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as err:
+            refusal = err if refusal.errno == errno.ENOENT else refusal
+    raise _refused(name, refusal) from refusal
 
 
 def execute(system: System, launch: Launch, argv: list[str]) -> NoReturn:
@@ -177,12 +233,16 @@ def execute(system: System, launch: Launch, argv: list[str]) -> NoReturn:
     try:
         os.execvpe(argv[0], argv, environment(launch.account, launch.env))  # noqa: S606
     except OSError as err:
-        code = {
-            errno.ENOENT: "program_not_found",
-            errno.ENOTDIR: "program_not_found",
-            errno.EACCES: "permission_denied",
-            errno.E2BIG: "argument_list_too_long",
-            errno.EAGAIN: "no_resources",  # the account has as many processes as it may
-            errno.ENOMEM: "no_resources",
-        }.get(err.errno or 0, "program_not_executable")
-        raise OperationError(code, f"{argv[0][:_NAME_SHOWN]!r}: {err.strerror}") from err
+        raise _refused(argv[0], err) from err
+
+
+def _refused(name: str, err: OSError) -> OperationError:
+    code = {
+        errno.ENOENT: "program_not_found",
+        errno.ENOTDIR: "program_not_found",
+        errno.EACCES: "permission_denied",
+        errno.E2BIG: "argument_list_too_long",
+        errno.EAGAIN: "no_resources",  # the account has as many processes as it may
+        errno.ENOMEM: "no_resources",
+    }.get(err.errno or 0, "program_not_executable")
+    return OperationError(code, f"{name[:_NAME_SHOWN]!r}: {err.strerror}")

@@ -14,6 +14,7 @@ import gc
 import mmap
 import os
 import pwd
+import signal
 import socket
 import struct
 import sys
@@ -21,7 +22,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
 
 _RNDADDENTROPY = 0x40085203  # linux/random.h
 _RNDRESEEDCRNG = 0x5207  # linux/random.h
@@ -62,6 +64,12 @@ class System(Protocol):
 
     def become(self, account: Account) -> None:
         """Take on an account's ids for good, root's capabilities dropped with them."""
+
+    def acting_as(self, account: Account) -> AbstractContextManager[None]:
+        """Take on an account's ids for as long as it takes to start a program, which keeps them.
+
+        Nobody of that account may read the agent's memory or end it meanwhile.
+        """
 
     def protect(self) -> None:
         """Exempt this process from the kernel's out-of-memory killer."""
@@ -130,6 +138,19 @@ class LinuxSystem:
         os.setresgid(account.gid, account.gid, account.gid)
         # Leaving uid 0 empties the permitted, effective and ambient capability sets.
         os.setresuid(account.uid, account.uid, account.uid)
+
+    @contextlib.contextmanager
+    def acting_as(self, account: Account) -> Iterator[None]:
+        """See `System`."""
+        # A child has this from its parent, and one that is exempt would be so for good.
+        with contextlib.suppress(OSError):
+            self.unprotect()
+        try:
+            with acting_as(account):
+                yield
+        finally:
+            with contextlib.suppress(OSError):
+                self.protect()
 
     def protect(self) -> None:
         """See `System`."""
@@ -211,6 +232,29 @@ class LinuxSystem:
                 reserve = reserved_pages(file) * mmap.PAGESIZE
             if (size := clearable(free_memory(), reserve)) > 0:
                 mmap.mmap(-1, size, flags=_ANONYMOUS_NOW).close()
+
+
+@contextlib.contextmanager
+def acting_as(account: Account) -> Iterator[None]:
+    """Have an account's ids for the length of a block, in a process that is root's.
+
+    The saved user id stays root's: it is the way back, and keeps the account from tracing this
+    process. Of a program that is started the kernel makes that the account's as well, and leaves it
+    no capabilities.
+    """
+    groups = os.getgroups()
+    # Of all signals that the account may now send us this one would end us.
+    handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        os.setgroups(account.groups)
+        os.setresgid(account.gid, account.gid, account.gid)
+        os.setresuid(account.uid, account.uid, 0)
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+        os.setresgid(0, 0, 0)
+        os.setgroups(groups)
+        signal.signal(signal.SIGTERM, handler)
 
 
 def oom_kills() -> int:

@@ -239,6 +239,25 @@ async def test_neither_programs_nor_source_keep_roots_capabilities(
                 assert sets[1::2] == [b"0" * 16] * 4
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another account")
+async def test_a_program_has_its_accounts_ids_for_good_and_the_agent_its_own(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    directory = tmp_path_factory.mktemp("unprivileged")
+    own = "grep -E 'Uid|Gid' /proc/self/status; ulimit -Sn; umask; pwd"
+    agents = "grep -E 'Uid|Gid' /proc/$PPID/status; id -u; readlink /proc/$PPID/cwd"
+    with fake_guest.running(directory, "--user", "nobody", "--home", "/tmp") as path:
+        async with connected(path) as agent:
+            said = output(await run(agent, shell(own))).split()
+            for refused in (Command(argv=("no-such-program",)), shell("true", cwd="/no/such")):
+                with pytest.raises(InvalidRequestError):
+                    await run(agent, refused)
+            left = output(await run(agent, shell(agents, user="root"))).split()
+    assert [*said[1:5], *said[6:10]] == [b"65534"] * 8
+    assert said[10:] == [b"1024", b"0022", b"/tmp"]
+    assert [*left[1:5], *left[6:10], *left[10:]] == [b"0"] * 9 + [b"/"]
+
+
 async def test_source_prints_and_shows_its_last_value(guest: Path) -> None:
     async with connected(guest) as agent:
         events = await run(agent, Code(source="x = 6\nprint(x)\nx * 7"))
@@ -270,6 +289,32 @@ async def test_source_ends_with_the_code_that_python_would_give(
     async with connected(guest) as agent:
         events = await run(agent, Code(source=source))
     assert events[-1] == Exited(exit_code=code)
+
+
+async def test_source_has_ended_before_its_process_is_taken_apart(guest: Path) -> None:
+    stays = (
+        "import os, signal\nos._exit = lambda code: signal.pause()\nprint(1)\nraise SystemExit(6)"
+    )
+    async with connected(guest) as agent:
+        async with asyncio.timeout(30), agent.execute(Code(source=stays)) as execution:
+            events = [event async for event in execution]
+        assert (output(events), events[-1]) == (b"1\n", Exited(exit_code=6))
+        assert (await run(agent, shell(f"kill -9 {execution.pid}")))[-1] == Exited(exit_code=0)
+
+
+async def test_a_fork_that_runs_to_the_end_of_the_source_is_not_its_end(guest: Path) -> None:
+    source = "import os\nif os.fork():\n    os.wait()\n    print('last')\n    raise SystemExit(5)"
+    async with connected(guest) as agent:
+        events = await run(agent, Code(source=source))
+    assert (output(events), events[-1]) == (b"last\n", Exited(exit_code=5))
+
+
+async def test_source_that_only_says_that_it_has_ended_has_not(guest: Path) -> None:
+    lie = 'import os, time\nos.write(3, b\'{"type":"ended","exit_code":0}\\n\')\n'
+    source = f"{lie}time.sleep(0.2)\nprint('late')"
+    async with connected(guest) as agent:
+        events = await run(agent, Code(source=source))
+    assert output(events) == b"late\n"
 
 
 async def test_rich_forms_come_beside_the_plain_one(guest: Path) -> None:
