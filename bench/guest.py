@@ -19,6 +19,7 @@ from qemu.qmp import QMPClient, QMPError
 from bench.line import FIRST_OUTPUT, LINE, OUTPUT
 from bench.peer import START_TIMEOUT, UnavailableError
 from vmpool.agent import connect
+from vmpool.engine.qemu.command import kernel_line
 from vmpool.errors import EngineError, InfrastructureError
 from vmpool.model import (
     AGENT_PORT_NAME,
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
     from vmpool.agent import Agent
 
 _BOARD = "q35,sata=off,usb=off,smbus=off,hpet=off,vmport=off"
-_CPU = {Accelerator.KVM: "host", Accelerator.TCG: "max,-la57,-erms,-fsrm"}
-"""The same plain moves and short page tables that make vmpool's guests fast under emulation."""
+_CPU = {Accelerator.KVM: "host", Accelerator.TCG: "max,-la57,-erms,-fsrm,-mpx,-pku"}
+"""The same plain moves, short page tables and small state as vmpool's guests have in emulation."""
 
 WARM = Code(source=LINE, timeout=START_TIMEOUT)
 PROGRAM = Command(argv=("python3", "-c", LINE), timeout=START_TIMEOUT)
@@ -70,8 +71,7 @@ def booting(subject: Subject) -> list[str]:
 
 def command_line(subject: Subject) -> str:
     """Return what the kernel of the subject's image is told, as under vmpool."""
-    words = subject.image.command_line
-    return f"{words} clearcpuid=rep_good" if accelerator(subject) is Accelerator.TCG else words
+    return kernel_line(subject.spec, subject.image.command_line)
 
 
 @contextlib.asynccontextmanager

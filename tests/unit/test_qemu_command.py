@@ -150,6 +150,21 @@ def test_a_machine_that_is_made_otherwise_has_another_shape(
     assert command.shape(spec) != before
 
 
+def test_a_kernel_that_is_told_otherwise_has_another_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(MachineType.Q35, Accelerator.TCG, Transport.SERIAL, 0)
+    before = command.shape(spec)
+    monkeypatch.setattr(command, "_KERNEL_UNDER_TCG", ())
+    assert command.shape(spec) != before
+
+
+def test_only_an_emulated_kernel_is_told_to_leave_mitigations_off() -> None:
+    for accelerator in Accelerator:
+        spec = spec_of(MachineType.Q35, accelerator, Transport.SERIAL, 0)
+        line = command.kernel_line(spec, "quiet")
+        assert (line == "quiet") == (accelerator is Accelerator.KVM)
+        assert ("mitigations=off" in line.split()) == (accelerator is Accelerator.TCG)
+
+
 def test_what_a_state_does_not_depend_on_is_no_part_of_the_shape(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
