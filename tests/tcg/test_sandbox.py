@@ -157,3 +157,30 @@ async def test_a_hypervisor_that_dies_ends_its_sandbox_at_once(api: Api, server:
         assert (status, problem["code"]) == (410, "sandbox_ended")
         assert "crashed" in problem["detail"]
     await until(cleared, 60)
+
+
+async def test_a_clone_comes_of_a_hypervisor_that_waited(api: Api) -> None:
+    name = "standing-by"
+    limits = {"ready": 0, "standby": 1, "total": 2}
+    template = {"name": name, "image": api.template, "limits": limits}
+    status, made = await api.call("POST", "/v1/templates", json=template)
+    assert (status, made["limits"]["standby"]) == (201, 1), made
+
+    async def metric(name: str) -> float:
+        _, text = await api.call("GET", "/metrics")
+        (line,) = (line for line in text.decode().splitlines() if line.startswith(name))
+        return float(line.rpartition(" ")[2])
+
+    async def stands_by() -> bool:
+        return await metric("vmpool_hypervisors_waiting") > 0
+
+    try:
+        for turn in range(2):  # and what was taken is replaced
+            await until(stands_by, 60)
+            had = await metric('vmpool_hypervisors_taken_total{how="waited"}')
+            async with api.sandbox(template=name) as sandbox:
+                assert (await api.execute(sandbox, code="print(6 * 7)"))["stdout"] == "42\n"
+                taken = await metric('vmpool_hypervisors_taken_total{how="waited"}')
+                assert taken > had, turn
+    finally:
+        assert (await api.call("DELETE", f"/v1/templates/{name}"))[0] == 204
