@@ -226,6 +226,26 @@ async def test_who_says_nothing_counts_among_the_connections(
                 assert await reader.read() == b""
 
 
+async def test_one_that_fails_as_nobody_foresaw_keeps_nobody_out(
+    serving: Serve,
+    authority: Authority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail(_: socket.socket) -> int:
+        raise ZeroDivisionError
+
+    async with asyncio.timeout(GRACE), encrypted(serving, authority, tmp_path) as server:
+        with monkeypatch.context() as broken:
+            broken.setattr(arrival, "_first_byte", fail)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(server))
+            with contextlib.closing(writer):
+                assert await reader.read() == b""
+        assert "in a way nobody foresaw" in caplog.text
+        assert await shown(server, authority)
+
+
 async def test_who_comes_from_elsewhere_without_tls_is_told_to_use_it() -> None:
     ours, theirs = socket.socketpair()
     door = Door(ApiSettings())

@@ -129,6 +129,8 @@ class _Arrivals:
                     )
             except (TimeoutError, OSError) as err:  # ssl.SSLError is an OSError
                 log.debug("a connection ended before its first request: %s", err)
+            except Exception:  # whatever it was, others are to be taken
+                log.exception("a connection failed in a way nobody foresaw")
 
 
 async def _first_byte(connection: socket.socket) -> int | None:
