@@ -235,7 +235,7 @@ class FakeMachine:
 
     async def connect(self, tap: int) -> None:
         if self._spec.nic is Nic.NONE:
-            raise ConflictError("the machine has no network device", code="nic_missing")
+            raise ConflictError("the machine has no network card", code="nic_missing")
         if self.tap is not None:
             raise EngineError("QEMU refused 'netdev_add'", code="qmp_refused")
         self.tap = os.dup(tap)

@@ -197,6 +197,7 @@ async def test_a_machine_without_a_device_takes_no_link(bench: Bench) -> None:
     with pytest.raises(ConflictError) as caught:
         await machine.connect(0)
     assert caught.value.error_code == "nic_missing"
+    assert "network card" in caught.value.message  # what whoever asked for a network is told
     await machine.disconnect()
     await machine.kill()
 
