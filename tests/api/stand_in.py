@@ -306,6 +306,8 @@ class PaperHost:
             audit=PaperAudit(),
             answers=None,
             open_sandboxes=self._none_open,
+            checkpoints=SimpleNamespace(all=self._none_open),
+            builds=SimpleNamespace(all=self._none_open),
             set_confided=self._confide,
         )
         self.statuses: list[Any] = []
