@@ -398,7 +398,7 @@ class PaperHost:
         self.find_checkpoint(checkpoint, owner=owner)
         return await self.sandbox(id, owner=owner)
 
-    async def checkpoint(self, id: str, *, owner: str, name: str | None) -> Checkpoint:
+    async def checkpoint(self, id: str, *, owner: str, name: str | None, **_: Any) -> Checkpoint:
         return _kept(await self.sandbox(id, owner=owner), name)
 
     async def checkpoints(self, *, owner: str, **_: Any) -> list[Checkpoint]:
