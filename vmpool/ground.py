@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmpool.clone import RestoreDeadlines
+from vmpool.clone import Dawn, RestoreDeadlines
 from vmpool.config import Settings
 from vmpool.engine import Engine
 from vmpool.image import Library
@@ -28,6 +28,7 @@ class Ground:
         clones: Directory that machines' directories are made in.
         custody: Says which snapshots to believe.
         restores: Shared by all pools: restores that may run at one time.
+        dawn: The same for clones of pools that wake.
         standby: Has the hypervisors that wait for whatever state comes next.
     """
 
@@ -44,5 +45,6 @@ class Ground:
     deadlines: RestoreDeadlines
     custody: Custody
     restores: asyncio.Semaphore
+    dawn: Dawn
     standby: Standby
     network: Network

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from vmpool import descriptors, snapshot, tenure
 from vmpool.catalogue import Catalogue
-from vmpool.clone import RestoreDeadlines
+from vmpool.clone import Dawn, RestoreDeadlines
 from vmpool.engine import Engine, qemu
 from vmpool.engine.qemu import detection
 from vmpool.engine.qemu.probe import query_version
@@ -104,6 +104,7 @@ async def open_host(
             deadlines=_deadlines(settings),
             custody=custody,
             restores=asyncio.Semaphore(max(2, os.cpu_count() or 1)),
+            dawn=Dawn(at_once=max(1, (os.cpu_count() or 1) // 2)),
             standby=await opened.enter_async_context(_standby(base.engine, clones, metrics)),
             network=network,
         )

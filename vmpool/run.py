@@ -73,7 +73,7 @@ class RunTimings:
     """How long each phase of a run took, in nanoseconds.
 
     Attributes:
-        acquire_ns: Until a clone was in hand, and ran.
+        acquire_ns: Until a clone was in hand; it may wake still.
         upload_ns: Writing the files that go in.
         first_output_ns: From the start until the first output, `None` when there was none.
         execute_ns: From the start until the end.

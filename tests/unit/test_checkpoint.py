@@ -69,6 +69,7 @@ async def bench(
     clones = tmp_path_factory.mktemp("c")
     parent = await clone.restore(engine, base, run=clones, deadlines=DEADLINES)
     await parent.activate()
+    await parent.awake()
     kept = base.directory.parents[1] / clones.name  # beside the template's: roots are relative
     kept.mkdir()
     yield Bench(engine, base, clones, kept, parent)

@@ -14,7 +14,7 @@ import pytest
 from tests import stepping
 from tests.fakes import FakeEngine, Faults
 from vmpool import clone
-from vmpool.clone import RestoreDeadlines
+from vmpool.clone import Dawn, RestoreDeadlines
 from vmpool.errors import (
     CapacityError,
     EngineError,
@@ -259,10 +259,48 @@ async def test_what_is_asked_of_a_clone_that_wakes_is_done_after_its_clock_was_s
 ) -> None:
     restored = await bench.restore()
     await restored.activate()
+    await restored._asked_for_time()
     async with restored.agent.execute(Code(source="print(6*7)")):
         assert restored._waking is not None
         assert restored._waking.done()
         await restored.awake()
+    await restored.kill()
+
+
+async def test_a_clone_that_is_asked_something_before_its_turn_wakes_for_that(
+    bench: Bench,
+) -> None:
+    dawn, asleep = Dawn(at_once=1), []
+    async with dawn.turn(asyncio.Event()):  # of another one
+        for _ in range(2):
+            waiting = await clone.stand_by(bench.engine, bench.base, run=bench.clones)
+            asleep.append(await clone.restore_into(waiting, deadlines=DEADLINES, dawn=dawn))
+            await asleep[-1].activate()
+        async with asleep[1].execute(Code(source="print(6*7)")) as execution:
+            events = [event async for event in execution]
+        assert events[-1] == Exited(exit_code=0)
+        assert not asleep[0]._asked.is_set()
+        await asleep[0].awake()
+        assert asleep[0]._asked.is_set()
+    for one in asleep:
+        await one.kill()
+
+
+async def test_a_clone_whose_hypervisor_does_not_resume_is_dead_of_that(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restored = await bench.restore()
+
+    async def refuse() -> None:
+        raise FAILED
+
+    monkeypatch.setattr(restored.machine, "resume", refuse)
+    await restored.activate()
+    with pytest.raises(EngineError) as raised:
+        await restored.awake()
+    assert raised.value is FAILED
+    await restored.wait_dead()
+    assert await restored.obituary() is FAILED
     await restored.kill()
 
 

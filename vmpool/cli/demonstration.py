@@ -30,7 +30,7 @@ print("user", os.environ.get("USER", os.getuid()), "pid", os.getpid(), "cpus", o
 """Modules that every interpreter has loaded: importing one costs more than all the rest here."""
 
 PHASES = {
-    "acquire": "a clone in hand, woken",
+    "acquire": "a clone in hand",
     "upload": "files written into it",
     "first_output": "the code's first output",
     "execute": "the code's end",

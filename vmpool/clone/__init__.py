@@ -6,6 +6,7 @@ again (`adopt`), and how it ends. It knows no pool and no sandbox.
 
 from vmpool.clone.adoption import adopt
 from vmpool.clone.clone import Clone
+from vmpool.clone.dawn import Dawn
 from vmpool.clone.introduction import identify, warm
 from vmpool.clone.restoration import descend, restore, restore_into
 from vmpool.clone.timings import RestoreDeadlines, RestoreTimings
@@ -13,6 +14,7 @@ from vmpool.clone.waiting import Waiting, claim_directory, stand_by
 
 __all__ = [
     "Clone",
+    "Dawn",
     "RestoreDeadlines",
     "RestoreTimings",
     "Waiting",

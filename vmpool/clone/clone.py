@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from vmpool.cancellation import uninterrupted
+from vmpool.clone.dawn import Dawn
 from vmpool.clone.introduction import identify, set_clock
 from vmpool.clone.plug import Plug
-from vmpool.errors import GuestError, VmpoolError
+from vmpool.errors import EngineError, GuestError, VmpoolError
 from vmpool.model import Identity
 
 if TYPE_CHECKING:
@@ -46,15 +47,23 @@ class Clone:
         directory: Path,
         papers: Papers,
         deadlines: RestoreDeadlines,
+        dawn: Dawn | None = None,
     ) -> None:
+        """Hold what is there.
+
+        Args:
+            dawn: Says when it wakes; `None` for at once.
+        """
         self.id = directory.name
         self.machine = machine
         self.agent = agent
         self.directory = directory
         self._papers = papers
         self._deadlines = deadlines
+        self._dawn = dawn or Dawn(at_once=1)
         self._waking: asyncio.Task[None] | None = None
-        self._fault: GuestError | None = None
+        self._called, self._asked = asyncio.Event(), asyncio.Event()
+        self._fault: InfrastructureError | None = None
         self._woke_unfit = asyncio.Event()
         self.connection: Connection | None = None
 
@@ -79,31 +88,29 @@ class Clone:
         return self._papers.timings
 
     async def activate(self) -> None:
-        """Let a resting clone run, with the request to set its clock before it. *Not idempotent.*
+        """Have a resting clone run, with the request to set its clock before it. *Not idempotent.*
 
-        The agent does what it is asked in order: whatever is asked of it from here on comes after.
-        Whether the clock was set, `awake` tells; a clone that does not confirm it is dead.
-
-        Raises:
-            EngineError: The hypervisor did not resume; call `kill()`.
+        It runs when its turn comes, or as soon as something is asked of it by `execute` or `awake`.
+        The agent does what it is asked in order: what `execute` asks comes after the clock. Whether
+        it runs and its clock was set, `awake` tells; a clone that does not confirm it is dead.
         """
         self._waking = asyncio.create_task(self._wake(), name=f"clone {self.id} wakes")
         self._waking.add_done_callback(_told)
-        await asyncio.sleep(0)  # asked before it wakes, so that it finds the request when it does
-        await self.machine.resume()
 
     async def awake(self) -> None:
-        """Return once the guest has confirmed its clock, if it was asked to. *Idempotent.*
+        """Wake it now, and return once the guest has confirmed its clock. *Idempotent.*
 
         Before that nothing that it says may be told, and it may not be stopped.
 
         Raises:
             GuestError: It did not in time, or `identity_unconfirmed`: the clock is off;
                 `guest_lost`: the clone was killed or let go of meanwhile.
+            EngineError: The hypervisor did not resume.
         """
         waking = self._waking
         if waking is None:
             return
+        self._called.set()
         # Not shielded: it is cancelled with the clone, and that is no cancelling of who waits.
         await asyncio.wait([waking])
         if waking.cancelled():
@@ -118,8 +125,9 @@ class Clone:
 
         Raises:
             VmpoolError: As `Agent.execute`.
-            GuestError: As `awake`.
+            GuestError, EngineError: As `awake`.
         """
+        await self._asked_for_time()
         async with contextlib.AsyncExitStack() as stack:
             try:
                 execution = await stack.enter_async_context(self.agent.execute(what))
@@ -131,14 +139,34 @@ class Clone:
 
     async def _wake(self) -> None:
         try:
-            await set_clock(
-                self.agent, clock_offset_ns=self.clock_offset_ns, timeout=self._deadlines.activate
-            )
-        except GuestError as err:
+            async with self._dawn.turn(self._called), asyncio.TaskGroup() as both:
+                both.create_task(self._tell_time())  # before it runs: it finds the request
+                both.create_task(self.machine.resume())
+        except ExceptionGroup as group:
+            err = group.exceptions[0]
+            if not isinstance(err, GuestError | EngineError):
+                raise
             if err.error_code != "guest_lost":  # of that the machine knows more
                 self._fault = err
                 self._woke_unfit.set()
-            raise
+            raise err from None
+
+    async def _tell_time(self) -> None:
+        self._asked.set()  # whoever is woken by this comes later: the next line asks at once
+        await set_clock(
+            self.agent, clock_offset_ns=self.clock_offset_ns, timeout=self._deadlines.activate
+        )
+
+    async def _asked_for_time(self) -> None:
+        """Wake it now if it is to wake, and return once the guest was asked to set its clock."""
+        if self._waking is None:
+            return
+        self._called.set()
+        asked = asyncio.ensure_future(self._asked.wait())
+        try:
+            await asyncio.wait([asked, self._waking], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asked.cancel()
 
     async def _stop_waking(self) -> None:
         if self._waking is not None:
@@ -212,12 +240,13 @@ class Clone:
 
     async def obituary(self) -> InfrastructureError:
         """Return of what the machine died, as an error to raise; once, after `wait_dead`."""
-        if self._fault is not None:
+        if isinstance(self._fault, GuestError):
             return self._fault
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(OBITUARY_TIMEOUT):
                 return await self.machine.obituary()
-        return GuestError("the agent is lost, though its machine still runs", code="guest_lost")
+        lost = GuestError("the agent is lost, though its machine still runs", code="guest_lost")
+        return self._fault or lost
 
     async def release(self) -> None:
         """Let go of the clone, which runs on for whoever adopts it. *Idempotent.*

@@ -26,6 +26,7 @@ from vmpool.model import Identity, IdentityReceipt, Waking
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmpool.clone.dawn import Dawn
     from vmpool.clone.waiting import Waiting
     from vmpool.engine import Engine
     from vmpool.snapshot import Snapshot
@@ -54,13 +55,16 @@ async def restore(
     return await restore_into(await stand_by(engine, template, run=run), deadlines=deadlines)
 
 
-async def restore_into(waiting: Waiting, *, deadlines: RestoreDeadlines) -> Clone:
+async def restore_into(
+    waiting: Waiting, *, deadlines: RestoreDeadlines, dawn: Dawn | None = None
+) -> Clone:
     """Restore a clone of a template and leave it resting: paused, identified and warm.
 
     Args:
         waiting: Becomes the clone. On any failure and on cancellation it is killed, and its
             directory removed.
         deadlines: When to give up on the guest.
+        dawn: Says when it wakes once it is activated; `None` for at once.
 
     Raises:
         EngineError: The hypervisor failed.
@@ -82,7 +86,7 @@ async def restore_into(waiting: Waiting, *, deadlines: RestoreDeadlines) -> Clon
         warm_ns = watch.lap()
         await woken.machine.pause()
         timings = replace(woken.timings, warm_ns=warm_ns, rest_ns=watch.lap())
-        clone = _documented(waiting, replace(woken, timings=timings), birth)
+        clone = _documented(waiting, replace(woken, timings=timings), birth, dawn)
         undo.pop_all()
     log.debug("clone=%s restored in %.1f ms", clone.id, clone.timings.total_ns / 1e6)
     return clone
@@ -183,7 +187,7 @@ async def _wake(
     )
 
 
-def _documented(waiting: Waiting, woken: _Woken, birth: _Birth) -> Clone:
+def _documented(waiting: Waiting, woken: _Woken, birth: _Birth, dawn: Dawn | None = None) -> Clone:
     """Return the clone, with its papers in its directory.
 
     Raises:
@@ -203,6 +207,7 @@ def _documented(waiting: Waiting, woken: _Woken, birth: _Birth) -> Clone:
         directory=waiting.directory,
         papers=papers,
         deadlines=birth.deadlines,
+        dawn=dawn,
     )
 
 
