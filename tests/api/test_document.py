@@ -39,6 +39,8 @@ REFUSES_GOOD_FORM = {
     "PUT /v1/sandboxes/{id}/network",  # a rule of a network has one of two, and a form of its own
     "POST /v1/run",
     "GET /v1/sandboxes/{id}/exec",
+    "POST /v1/sandboxes/{id}/exec",  # a program without a name
+    "POST /v1/sandboxes/{id}/files/url",  # a mode of what is to be read
     "POST /v1/templates",
     "PATCH /v1/sandboxes/{id}/files",
     "POST /v1/checkpoints/import",
