@@ -155,6 +155,9 @@ async def test_what_happens_is_streamed(inside: Inside, tmp_path: Path) -> None:
     top.mkdir()
     async with inside.watching(path=str(top), recursive=True) as read:
         assert await read() == (0, {"start": {}})
+        # An empty one is written by nothing, also not by being made so.
+        await inside.http("POST", params={"path": f"{top}/e"}, data=b"", headers=OCTETS)
+        assert await events(read, 2) == [("CREATE", "e"), ("CHMOD", "e")]
         await inside.http("POST", params={"path": f"{top}/f"}, data=b"x", headers=OCTETS)
         assert await events(read, 3) == [("CREATE", "f"), ("CHMOD", "f"), ("WRITE", "f")]
         (top / "f").rename(top / "g")
