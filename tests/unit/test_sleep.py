@@ -304,8 +304,7 @@ async def test_a_hypervisor_waits_for_a_template_of_which_sandboxes_are_paused(
         await until(lambda: not host._nursery._standby._keepers)
         await host.resume(made[1].id, owner=OWNER, timeout=None)
         await answers(made[1])
-        await asyncio.sleep(0)
-        assert not host._nursery._standby._keepers  # nobody is paused any more
+        await until(lambda: not host._nursery._standby._keepers)  # nobody is paused any more
         await host.pause(made[1].id, owner=OWNER)
         await until(lambda: waiting(host) == 1)
         await host.kill(made[1].id, owner=OWNER)
