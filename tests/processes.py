@@ -13,7 +13,7 @@ def descendants(pid: int) -> list[int]:
     """Return the children of a process, theirs, and so on."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # gone before, or while it is read
         return []
     return [pid for child in children for pid in (int(child), *descendants(int(child)))]
 
