@@ -27,6 +27,7 @@ from vmpool.template_key import key_of
 if TYPE_CHECKING:
     from vmpool.clone import Waiting
     from vmpool.host import Host
+    from vmpool.snapshot import Snapshot
     from vmpool.standby import Standby
 
 ON_DEMAND = Limits(ready=0, standby=2, total=8)
@@ -34,6 +35,12 @@ ON_DEMAND = Limits(ready=0, standby=2, total=8)
 
 def standby_of(host: Host) -> Standby:
     return host._nursery._standby
+
+
+async def template_of(host: Host) -> Snapshot:
+    """Return the snapshot of the one template there is."""
+    (status,) = host.catalogue.statuses
+    return (await host.catalogue.lineage(status.snapshot or "")).snapshot
 
 
 def waiting(host: Host) -> list[Waiting]:
@@ -125,8 +132,7 @@ async def test_two_who_want_some_have_both_and_each_gives_up_its_own(
     async with opened(state, engine) as host:
         await add_template(host)
         standby = standby_of(host)
-        (status,) = host.catalogue.statuses
-        template = (await host.catalogue.lineage(status.snapshot or "")).snapshot
+        template = await template_of(host)
         standby.keep(template, 1, party="one")
         standby.keep(template, 2, party="another")
         await stocked(host, 3)
@@ -142,8 +148,7 @@ async def test_what_is_closed_keeps_none(state: Path, engine: FakeEngine) -> Non
     async with opened(state, engine) as host:
         await add_template(host)
         standby = standby_of(host)
-        (status,) = host.catalogue.statuses
-        template = (await host.catalogue.lineage(status.snapshot or "")).snapshot
+        template = await template_of(host)
         standby.keep(template, 2, party="one")
         closing = asyncio.create_task(standby.close())
         await asyncio.sleep(0)
