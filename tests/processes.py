@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_GRACE = 30.0  # seconds; an orphan stays a zombie until the machine's process 1 looks for it
 _LISTENING = "00010000"  # __SO_ACCEPTCON in the flags of /proc/net/unix
 
 
@@ -36,3 +42,12 @@ def is_listening(path: str) -> bool:
     """Whether a socket of this path is listened on."""
     sockets = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
     return any(fields[-1] == path and fields[3] == _LISTENING for fields in sockets)
+
+
+async def gone(pid: int, *, probe: Callable[[int, int], None] = os.kill) -> None:
+    """Return once a process, or with ``os.killpg`` every process of a group, is gone and reaped."""
+    async with asyncio.timeout(_GRACE):
+        with contextlib.suppress(ProcessLookupError):
+            while True:
+                probe(pid, 0)
+                await asyncio.sleep(0.001)
