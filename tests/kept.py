@@ -12,15 +12,18 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 import time
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmpool.trust import HostKey
+from vmpool.errors import ImageError
+from vmpool.image import Library, signature
+from vmpool.trust import HostKey, Keyring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 NEWEST = 8
 """Images, and snapshots, that are kept at most."""
@@ -32,7 +35,7 @@ IMAGES = "images"
 SNAPSHOTS = "snapshots"
 
 KEY = "host-key"
-"""What the snapshots are signed with: a state directory that has them must have it too."""
+"""What images and snapshots are signed with: a state directory that has them must have it too."""
 
 
 @contextlib.contextmanager
@@ -44,14 +47,15 @@ def lent(cache: Path, state: Path, *names: str) -> Iterator[None]:
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)  # waits while another prunes
+        _lend_key(cache, state)
         for name in names:
             (cache / name).mkdir(exist_ok=True)
             if name == SNAPSHOTS:
                 (state / name).mkdir()
-                _lend_key(cache, state)
                 _link_all(cache / name, state / name)
             else:
                 (state / name).symlink_to(cache / name)
+                _vouch(cache, Keyring.open(state))
         try:
             yield
         finally:
@@ -110,6 +114,16 @@ def _lend_key(cache: Path, state: Path) -> None:
         if not (cache / KEY).exists():
             HostKey.fresh().save(cache / KEY)
     shutil.copy2(cache / KEY, state / KEY)
+
+
+def _vouch(cache: Path, keyring: Keyring) -> None:
+    """Sign the images that no host of this cache has signed: it is believed in all that it has."""
+    for image in Library(cache).list():
+        try:
+            signature.require(image, keyring)
+        except ImageError:
+            with tempfile.TemporaryDirectory(prefix=".signing-", dir=cache) as beside:
+                signature.sign(image, keyring, at=Path(beside))
 
 
 def _link(source: str, target: str) -> None:

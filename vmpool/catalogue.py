@@ -156,7 +156,7 @@ class Catalogue:
         """Refuse a snapshot that cannot run on this host; of its files none is read.
 
         Raises:
-            SnapshotError: As `Snapshot.fits`.
+            SnapshotError: As `fitness.require_fit`.
             HostError: This host has not its CPU model; code `cpu_model_unfit`.
         """
         await self._depot.require_fit(stranger)
@@ -237,7 +237,7 @@ class Catalogue:
 
         Raises:
             NotFoundError: `image_not_found`.
-            ImageError: The image is damaged.
+            ImageError: The image is damaged, or nobody vouches for it.
             InvalidRequestError: The machine or its limits are not possible.
             QuotaError: It is a tenant's own, and its spares are more than that may have.
             ConflictError: `template_busy`: another call makes it at this moment.
@@ -246,6 +246,7 @@ class Catalogue:
         """
         self._require_idle(request.key)
         image = self._ground.images.load(request.image)
+        self._vouching.choice(image)
         entry = draft.requested(self._ground, request, image)
         return await self._add(entry, image, progress)
 

@@ -11,6 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from vmpool.errors import ImageError
+from vmpool.image import signature
 from vmpool.trust.custody import files_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,18 @@ class Vouching:
     def __init__(self, images: Library, custody: Custody) -> None:
         self._images = images
         self._custody = custody
+
+    def choice(self, image: Image) -> None:
+        """Refuse an image that a new template is wanted of and that nobody vouches for.
+
+        What the journal or a signed snapshot names by its digest has been chosen before. Takes a
+        fraction of a millisecond: of the image's files only the manifest is read.
+
+        Raises:
+            ImageError: `image_untrusted`, `image_damaged`.
+            HostError: `keys_unreadable`.
+        """
+        signature.require(image, self._custody.keyring)
 
     async def image(self, image: Image) -> None:
         """Compare all of an image with its digests, unless nobody has touched it since.

@@ -21,12 +21,13 @@ from vmpool.api import make_app, serve
 from vmpool.catalogue import TemplateRequest
 from vmpool.config import ApiSettings, RequestSettings, Settings
 from vmpool.host import Host, HostFacts
-from vmpool.image import Defaults
-from vmpool.image.manifest import FILES, MANIFEST, FileRecord, Manifest
+from vmpool.image import Defaults, signature
+from vmpool.image.manifest import FILES, MANIFEST, FileRecord, Manifest, load
 from vmpool.model import Accelerator, Transport
 from vmpool.opening import Base, open_host
 from vmpool.policy import Limits
 from vmpool.scope import Role
+from vmpool.trust import HostKey, Keyring
 from vmpool_agent.wire import VERSIONS
 
 if TYPE_CHECKING:
@@ -185,3 +186,5 @@ def place_image(state: Path) -> None:
     names = state / "images/names"
     names.mkdir()
     (names / IMAGE).write_text(digest)
+    HostKey.fresh().save(state / "host-key")
+    signature.sign(load(directory), Keyring.open(state), at=state)

@@ -23,7 +23,8 @@ import pytest
 from tests.erofs_reader import Reader
 from tests.leftovers import MARK, MARK_NAME
 from vmpool.errors import DiskFullError, HostError, ImageError, InvalidRequestError, NotFoundError
-from vmpool.image import Freshness, Library, Recipe, debian, mmdebstrap, recipe
+from vmpool.image import Freshness, Library, Recipe, debian, mmdebstrap, recipe, signature
+from vmpool.trust import Keyring
 
 if TYPE_CHECKING:
     from vmpool.image import Step
@@ -151,6 +152,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 async def test_an_image_holds_its_root_its_kernel_and_what_it_is(world: World) -> None:
     image = await world.library.build(world.recipe, agent=b"agent")
+    signature.require(image, Keyring.open(world.state))
     assert image.directory == world.state / "images" / image.digest
     assert (
         image.digest == hashlib.sha256((image.directory / "manifest.json").read_bytes()).hexdigest()
@@ -175,7 +177,9 @@ async def test_the_same_inputs_give_the_same_image_in_another_place(world: World
 async def test_a_second_build_needs_no_mirror(world: World) -> None:
     first = await world.library.build(world.recipe, agent=b"agent")
     assert world.calls() == ["kernel", "root"]
+    (first.directory / signature.FILE).unlink()
     assert await world.library.build(world.recipe, agent=b"agent") == first
+    signature.require(first, Keyring.open(world.state))  # built here, whoever signed it before
     assert world.calls() == []
 
 

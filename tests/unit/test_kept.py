@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from typing import TYPE_CHECKING
 
 from tests import kept
+from tests.api.conftest import place_image
+from vmpool.image import Library, signature
+from vmpool.trust import Keyring
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +51,17 @@ def test_a_run_finds_what_an_earlier_one_made(tmp_path: Path) -> None:
     with kept.lent(cache, state(tmp_path, "later"), "images", "snapshots"):
         assert (tmp_path / "later/snapshots/made/memory").read_bytes() == b"made"
         assert (tmp_path / "later/images/built").is_dir()
+
+
+def test_images_of_a_cache_are_signed_by_whoever_it_is_lent_to(tmp_path: Path) -> None:
+    made, cache = state(tmp_path, "made"), tmp_path / "cache"
+    place_image(made)
+    shutil.copytree(made / "images", cache / "images")  # signed by a host of another cache
+    with kept.lent(cache, state(tmp_path), "images"):
+        own = Keyring.open(tmp_path / "state")
+        for image in Library(tmp_path / "state").list():
+            signature.require(image, own)
+    assert not list(cache.glob(".signing-*"))
 
 
 def test_a_run_cannot_sweep_what_another_has_half_made(tmp_path: Path) -> None:

@@ -189,7 +189,6 @@ async def test_a_paused_sandbox_whose_memory_was_changed_stays_paused(host: Host
 
 
 async def test_a_host_without_a_key_signs_what_it_had_made(state: Path, engine: FakeEngine) -> None:
-    (state / "host-key").unlink(missing_ok=True)
     async with opened(state, engine) as host:
         await add_template(host, limits=Limits(ready=0, total=4))
         sandbox = await host.create(wanted(), owner=OWNER)

@@ -50,6 +50,7 @@ STATUS_OF_CODE: Final[Mapping[str, int]] = {
     "disk_full": 507,
     "file_exists": 409,
     "file_not_found": 404,
+    "image_untrusted": 409,
     "method_not_allowed": 405,
     "name_too_long": 400,
     "permission_denied": 403,

@@ -33,7 +33,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 @click.group()
 def command() -> None:
-    """Build, import, list and remove images."""
+    """Build, import, list, sign and remove images."""
 
 
 @command.command()
@@ -123,6 +123,21 @@ def list_(*, state: Path, as_json: bool) -> None:
             for row in rows
         ],
     )
+
+
+@command.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME_OR_DIGEST...")
+@state_option
+def sign(*, names: tuple[str, ...], state: Path) -> None:
+    """Vouch for images as if this host had built them.
+
+    What this host builds and imports it signs itself. An image that was copied here from another
+    host is refused until that host's key is trusted (vmpool key trust), or you sign it: whoever
+    made it decides what the guests of its templates run.
+    """
+    library = Library(usable(state))
+    for image in [library.load(name) for name in names]:
+        asyncio.run(library.sign(image))
 
 
 @command.command()

@@ -1,4 +1,4 @@
-"""Keys: `vmpool key`, whose snapshots and exported checkpoints this host believes.
+"""Keys: `vmpool key`, whose images, snapshots and exported checkpoints this host believes.
 
 Works on the state directory itself, with a server running beside it or without one; a server heeds
 what was changed at once.

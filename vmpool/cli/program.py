@@ -107,7 +107,7 @@ COMMANDS = {
         summary="Make children of a running sandbox as it is now, and print their ids.",
     ),
     "template": Entry(module="templates", summary="Create, list and remove templates."),
-    "image": Entry(module="images", summary="Build, import, list and remove images."),
+    "image": Entry(module="images", summary="Build, import, list, sign and remove images."),
     "key": Entry(module="keys", summary="Show this host's key, and trust those of other hosts."),
     "token": Entry(module="tokens", summary="Create, list and revoke access tokens."),
     "tenant": Entry(module="tenants", summary="Create, list, change and remove tenants."),

@@ -1,6 +1,6 @@
 """Library: the images on disk, and the names they are known by.
 
-    images/<digest>/       an image
+    images/<digest>/       an image, and who says that it was built so
     images/names/<name>    the digest of the image last built or imported under that name
     images/cache/          what builds keep
     images/work/           what builds have under way
@@ -15,9 +15,10 @@ import re
 from typing import TYPE_CHECKING
 
 from vmpool.errors import ImageError, InvalidRequestError, NotFoundError
-from vmpool.image import build, manifest, shelf, work
+from vmpool.image import build, manifest, shelf, signature, work
 from vmpool.image.build import Bench, Content, Freshness
 from vmpool.image.recipe import NAME, Defaults, Recipe, Source
+from vmpool.trust import Keyring
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,7 @@ class Library:
     """
 
     def __init__(self, state: Path) -> None:
+        self._state = state
         self._images = state / "images"
         self._names = self._images / "names"
         self._cache = self._images / "cache"
@@ -97,6 +99,18 @@ class Library:
         """
         await work.in_thread(lambda _: image.verify())
 
+    async def sign(self, image: Image) -> None:
+        """Read all of an image, and take it for one that this host has built. *Idempotent.*
+
+        Raises:
+            ImageError: `image_damaged`.
+            HostError: `host_key_unusable`, or `state_unwritable`.
+            DiskFullError: There is no room for the signature.
+        """
+        await self.verify(image)
+        async with work.workspace(self._work) as directory:
+            signature.sign(image, Keyring.open(self._state), at=directory)
+
     def remove(self, digest: str) -> None:
         """Remove an image and the names that stand for it. *Idempotent.*
 
@@ -141,7 +155,8 @@ class Library:
             progress: Told of every step, from the loop's thread.
 
         Raises:
-            HostError: This host cannot build; the remedy says what it lacks.
+            HostError: This host cannot build; the remedy says what it lacks. Or
+                `host_key_unusable`.
             ImageError: The recipe cannot be built.
             DiskFullError: The disk is full.
         """
@@ -155,12 +170,12 @@ class Library:
             strip=recipe.strip,
         )
         async with work.workspace(self._work) as directory:
+            keyring = Keyring.open(self._state)
             bench = self._bench(directory, progress, freshness)
             kernel_at = await build.kernel_files(recipe.source, bench)
             archive = await build.root_archive(recipe, bench)
-            return self._named(
-                recipe.name, await build.image(content, archive, kernel_at, bench), directory
-            )
+            digest = await build.image(content, archive, kernel_at, bench)
+            return self._named(recipe.name, digest, keyring, directory)
 
     async def import_tarball(
         self,
@@ -179,7 +194,8 @@ class Library:
         Raises:
             InvalidRequestError: `image_name_invalid`.
             NotFoundError: `image_tarball_missing`.
-            HostError: The kernel is not kept yet and this host cannot fetch it.
+            HostError: The kernel is not kept yet and this host cannot fetch it. Or
+                `host_key_unusable`.
             ImageError: `image_tarball_damaged`, `image_tarball_too_large`,
                 `image_tarball_compression`, `image_tarball_layers`, `image_path_unsafe`,
                 `image_without_python` or `image_accounts_malformed`.
@@ -199,12 +215,12 @@ class Library:
             agent=agent,
         )
         async with work.workspace(self._work) as directory:
+            keyring = Keyring.open(self._state)
             bench = self._bench(directory, progress, Freshness.KEPT)
             archive = await build.unpacked(source, bench)
             kernel_at = await build.kernel_files(Source(), bench)
-            return self._named(
-                name, await build.image(content, archive, kernel_at, bench), directory
-            )
+            digest = await build.image(content, archive, kernel_at, bench)
+            return self._named(name, digest, keyring, directory)
 
     def _bench(
         self, directory: Path, progress: Callable[[Step], None], freshness: Freshness
@@ -217,9 +233,11 @@ class Library:
             progress=progress,
         )
 
-    def _named(self, name: str, digest: str, directory: Path) -> Image:
+    def _named(self, name: str, digest: str, keyring: Keyring, directory: Path) -> Image:
+        image = manifest.load(self._images / digest)
+        signature.sign(image, keyring, at=directory)  # first: what has a name is signed
         shelf.publish_text(digest, self._names / name, at=directory)
-        return manifest.load(self._images / digest)
+        return image
 
     def _directories(self) -> tuple[Path, ...]:
         if not self._images.is_dir():

@@ -1,6 +1,6 @@
-"""Trust: which snapshots this host believes, and that they are still what it believed.
+"""Trust: which snapshots and images this host believes, and that they are what it believed.
 
-A manifest has the digest of every file of its snapshot, and a signature says whose manifest it is.
+A manifest has the digest of every file it describes, and a signature says whose manifest it is.
 This host believes its own key and those that its operator has named. What was checked once is known
 by its inode, and read again when that has changed.
 """

@@ -41,6 +41,18 @@ class TrustedKey:
     comment: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objection:
+    """Why a document is not believed.
+
+    Attributes:
+        remedy: What would have it be believed as it is; empty when nothing would.
+    """
+
+    why: str
+    remedy: str = ""
+
+
 class Keyring:
     """The keys of one state directory.
 
@@ -170,18 +182,35 @@ class Keyring:
             SnapshotError: `snapshot_untrusted`.
             InvalidRequestError: `key_invalid`; `also` is none.
         """
+        objection = self.objection(purpose, document, proof, also=also)
+        if objection is not None:
+            raise SnapshotError(
+                f"{of} is not trusted: {objection.why}",
+                code="snapshot_untrusted",
+                remedy=objection.remedy or "have it sent again, or make it again on this host",
+            )
+
+    def objection(
+        self, purpose: Purpose, document: bytes, proof: bytes, *, also: str | None = None
+    ) -> Objection | None:
+        """Return why a document is not believed, `None` when it is; arguments as for `require`.
+
+        Raises:
+            HostError: `keys_unreadable`.
+            InvalidRequestError: `key_invalid`; `also` is none.
+        """
         believed = {str(PublicKey.parse(also))} if also is not None else set()
         said = Proof.decode(proof)
         if said is None:
-            raise _untrusted(of, "nobody has signed it", "make it again on this host")
+            return Objection(why="nobody has signed it")
         if said.key != str(self.own.public) and said.key not in believed | self._others():
-            raise _untrusted(
-                of,
-                f"it was signed with the key {said.key!r}, which this host does not trust",
-                f"if you know whose key that is: vmpool key trust {said.key}",
+            return Objection(
+                why=f"it was signed with the key {said.key!r}, which this host does not trust",
+                remedy=f"if you know whose key that is: vmpool key trust {said.key}",
             )
         if not said.signs(purpose, document):
-            raise _untrusted(of, "its signature is of something else", "have it sent again")
+            return Objection(why="its signature is of something else")
+        return None
 
     def _others(self) -> set[str]:
         return {str(each.key) for each in self.trusted()}
@@ -193,10 +222,6 @@ def _present(state: Path) -> HostKey | None:
 
 def _pending(state: Path) -> Path:
     return state / f"{KEY_FILE}.pending"
-
-
-def _untrusted(what: str, why: str, remedy: str) -> SnapshotError:
-    return SnapshotError(f"{what} is not trusted: {why}", code="snapshot_untrusted", remedy=remedy)
 
 
 def _unreadable(directory: Path, err: OSError) -> HostError:

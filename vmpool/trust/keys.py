@@ -40,6 +40,7 @@ class Purpose(Enum):
 
     SNAPSHOT = b"vmpool snapshot manifest\0"
     PARCEL = b"vmpool parcel envelope\0"
+    IMAGE = b"vmpool image manifest\0"
 
 
 @dataclass(frozen=True, slots=True)
