@@ -26,7 +26,7 @@ from typing import Any
 import aiohttp
 
 from tests import estate, leftovers, seclusion
-from tests.ballast import Ballast
+from tests.ballast import LEAST, WARM, Ballast
 from tests.remains import Remains
 from tests.serving import Api, Server, until
 from tests.soak import LEAVING, World
@@ -34,13 +34,14 @@ from tests.worlds import fake_world, qemu_world
 from vmpool.engine.qemu import record
 
 CLIENTS = 8
-LIFE_SECONDS = (5.0, 40.0)
+LIFE_SECONDS = (2.0, 20.0)
 """For how long a server serves before it is killed."""
 
-CALM = 4
+CALM = 8
 """The last one of so many servers is left alone longer: its memory is watched."""
 
-CALM_FACTOR = 8
+CALM_CREATES = WARM + 2 * LEAST
+"""Until it has made so many sandboxes: its weight can be told from then on."""
 
 LEAVES, KILLED, EXECUTES = 0.1, 0.05, 0.2
 """How often a client leaves a request, a hypervisor is killed, something is executed."""
@@ -107,14 +108,16 @@ async def _one_life(
     world: World, server: Server, api: Api, tally: Tally, chance: random.Random, *, calm: bool
 ) -> None:
     """Ask one server for much, and end it."""
-    seconds = LIFE_SECONDS[1] * CALM_FACTOR if calm else chance.uniform(*LIFE_SECONDS)
-    end = min(time.monotonic() + seconds, tally.end)
-    made, ballast = tally.done["created"], Ballast()
+    end = tally.end if calm else min(time.monotonic() + chance.uniform(*LIFE_SECONDS), tally.end)
+    before, ballast = tally.done["created"], Ballast()
     async with asyncio.TaskGroup() as group:
         clients = [group.create_task(_go_on(world, api, tally, chance)) for _ in range(CLIENTS)]
         while time.monotonic() < end and not tally.over:
-            await asyncio.sleep(min(1.0, seconds))  # the moment is what is tried
-            ballast.weigh(server.process.pid, tally.done["created"] - made)
+            await asyncio.sleep(1.0)  # the moment is what is tried
+            made = tally.done["created"] - before
+            ballast.weigh(server.process.pid, made)
+            if calm and made >= CALM_CREATES:
+                break
         number = signal.SIGTERM if calm else signal.SIGKILL
         code = await asyncio.to_thread(server.stop, number)
         assert code == (0 if calm else -signal.SIGKILL), code

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import netns
-from tests.ballast import GROWTH_BYTES, Ballast
+from tests.ballast import GROWTH_BYTES, LEAST, WARM, Ballast
 from tests.remains import Remains
 from tests.seclusion import NAMES
 from tests.serving import Ground
@@ -80,8 +80,11 @@ def test_a_process_is_found_by_what_it_was_told(ground: Ground, home: Namespace)
 def grown(bytes_per_thousand: int) -> Ballast:
     ballast = Ballast()
     ballast.weights = [
-        (made, (50 << 20) + (30 << 20) * min(made, 500) // 500 + bytes_per_thousand * made // 1000)
-        for made in range(0, 3000, 10)
+        (
+            made,
+            (50 << 20) + (30 << 20) * min(made, WARM) // WARM + bytes_per_thousand * made // 1000,
+        )
+        for made in range(0, WARM + 2 * LEAST, 10)
     ]
     return ballast
 
@@ -97,5 +100,5 @@ def test_a_server_that_grows_is_not() -> None:
 
 def test_of_a_short_life_nothing_is_told() -> None:
     ballast = grown(2 * GROWTH_BYTES)
-    ballast.weights = ballast.weights[:120]
+    ballast.weights = [each for each in ballast.weights if each[0] < WARM + LEAST // 2]
     ballast.require_flat()
