@@ -16,7 +16,7 @@ from vmpool.exposure import TrafficToken, digest_of
 from vmpool.model import new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from vmpool.exposure import Exposure
     from vmpool.household import Household
@@ -121,6 +121,21 @@ class Ports:
             StoreError, DiskFullError: The journal could not take it; nothing has changed.
         """
         return await self._change(sandbox, lambda it: it.publishing(port, public=public))
+
+    async def open_first(self, sandbox: Sandbox, ports: Iterable[int]) -> None:
+        """Let everybody reach ports of a sandbox that nobody was told of yet. *Idempotent.*
+
+        Raises:
+            CapacityError: `ports_full`.
+            StoreError, DiskFullError: As `publish`.
+        """
+
+        def opened(it: Exposure) -> Exposure:
+            for port in ports:
+                it = it.publishing(port, public=True)
+            return it
+
+        await self._change(sandbox, opened)
 
     async def add_token(self, sandbox: Sandbox, port: int | None) -> tuple[str, TrafficToken]:
         """Make a token that opens a port and return it, this once. *Not idempotent.*

@@ -31,14 +31,20 @@ BIG = bytes(range(256)) * 20_000
 
 
 @pytest.fixture(params=["asynchronous", "blocking"])
-async def sandbox(request: pytest.FixtureRequest, server: Server) -> AsyncIterator[Any]:
-    """A sandbox through a client of either kind."""
+async def client(request: pytest.FixtureRequest, server: Server) -> AsyncIterator[Any]:
+    """A client of either kind."""
     make: Callable[..., Any] = vmpool.AsyncClient
     if request.param == "blocking":
         make = lambda *words, **options: Twin(vmpool.Client(*words, **options))  # noqa: E731
-    async with make(server.url, token=server.token) as client, client.sandbox() as made:
-        async with asyncio.timeout(GRACE):
-            yield made
+    async with make(server.url, token=server.token) as made, asyncio.timeout(GRACE):
+        yield made
+
+
+@pytest.fixture
+async def sandbox(client: Any) -> AsyncIterator[Any]:
+    """A sandbox through it."""
+    async with client.sandbox() as made:
+        yield made
 
 
 async def status_of(url: str, **headers: str) -> int:
@@ -70,6 +76,12 @@ async def test_a_port_is_named_opened_and_closed_again(sandbox: Any, server: Ser
         assert every.port is None
         await sandbox.ports.revoke(every.id)
         assert (await sandbox.ports.list()).tokens == ()
+
+
+async def test_a_port_is_public_from_the_start(client: Any) -> None:
+    async with application(mirror) as number, client.sandbox(public_ports=[number]) as sandbox:
+        assert await status_of(sandbox.ports[number].url) == 200
+        assert await status_of(sandbox.ports[number % 65535 + 1].url) == 401
 
 
 async def test_a_port_of_this_machine_leads_to_one_of_the_sandbox(sandbox: Any) -> None:
@@ -151,6 +163,16 @@ async def test_url_prints_where_a_port_is_and_opens_it(terminal: Terminal, serve
         shown = json.loads(await terminal.succeed("url", "--public", "--json", id, str(number)))
         assert (shown["url"], shown["access"]) == (url, "public")
         assert await status_of(url) == 200
+
+
+async def test_a_sandbox_is_created_with_public_ports(terminal: Terminal, server: Server) -> None:
+    ports = ("--public-port", "8000", "--public-port", "1")
+    id = (await terminal.succeed("sandbox", "create", *ports)).decode().strip()
+    _, listed = await server.call("GET", f"/v1/sandboxes/{id}/ports")
+    assert [(each["port"], each["access"]) for each in listed["ports"]] == [
+        (1, "public"),
+        (8000, "public"),
+    ]
 
 
 async def test_port_forward_leads_there_until_it_is_interrupted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from yarl import URL
@@ -20,6 +20,10 @@ from tests.api.port_servers import (
     websocket_echo,
 )
 from vmpool.config import ApiSettings
+from vmpool.errors import DiskFullError
+
+if TYPE_CHECKING:
+    import pytest
 
 GRACE = 20.0
 
@@ -43,6 +47,33 @@ async def test_a_port_is_private_until_it_is_made_public(sandbox: Sandbox) -> No
         assert (await told(sandbox, port + 1 if port < 65535 else 1, {}))[0] == 401
         await sandbox.publish(port, "private")
         assert (await told(sandbox, port, {}))[0] == 401
+
+
+async def test_ports_are_public_from_the_start_when_their_sandbox_is_made_so(
+    sandbox: Sandbox,
+) -> None:
+    async with application(mirror) as port:
+        open_one = await made(sandbox.server, public_ports=[port, 1, port])
+        assert (await told(open_one, port, {}))[0] == 200
+        assert (await told(sandbox, port, {}))[0] == 401
+        _, listed = await sandbox.server.call("GET", f"/v1/sandboxes/{open_one.id}/ports")
+        assert listed["access"] == "private"
+        shown = {each["port"]: each["access"] for each in listed["ports"]}
+        assert shown == {1: "public", port: "public"}
+
+
+async def test_there_is_no_sandbox_whose_ports_could_not_be_opened(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(*_: object) -> None:
+        raise DiskFullError("no room")
+
+    server = sandbox.server
+    before = {each.id for each in server.host.sandboxes(owner=server.owner)}
+    monkeypatch.setattr(server.host.store.exposures, "save", full)
+    status, answer = await server.call("POST", "/v1/sandboxes", json={"public_ports": [8000]})
+    assert (status, answer["code"]) == (507, "host_disk_full")
+    assert {each.id for each in server.host.sandboxes(owner=server.owner)} == before
 
 
 async def test_a_stranger_at_a_public_port_does_not_stay(serving: Serve) -> None:

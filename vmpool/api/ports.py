@@ -17,6 +17,7 @@ from vmpool.api.port_bodies import (
     TrafficTokenAnswer,
 )
 from vmpool.api.route import answer
+from vmpool.cancellation import uninterrupted
 from vmpool.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -52,6 +53,21 @@ async def set_one(call: Call, body: SetPortAccess) -> web.StreamResponse:
     port, sandbox = port_of(call), await _sandbox(call)
     exposure = await _publish(call, sandbox, port, body.access)
     return answer(_port(call, sandbox, port, exposure))
+
+
+async def open_first(call: Call, sandbox: Sandbox, ports: list[int]) -> Sandbox:
+    """Open ports of a sandbox that nobody was told of yet, and return it; or end it."""
+    if not ports:
+        return sandbox
+    try:
+        await call.host.ports.open_first(sandbox, ports)
+    except BaseException:
+        await uninterrupted(call.host.kill(sandbox.id, owner=sandbox.owner))
+        raise
+    for port in sorted(set(ports)):
+        detail = {"port": _said(port), "access": "public"}
+        call.host.audit(call.caller.owner, "port.access", sandbox.id, detail)
+    return sandbox
 
 
 async def create_token(call: Call, body: CreateTrafficToken) -> web.StreamResponse:

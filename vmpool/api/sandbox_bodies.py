@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from vmpool.api.bodies import Env, FileContent, GuestPath, Metadata, Name, Problem, Receipt, Seconds
-from vmpool.api.network_bodies import Network
+from vmpool.api.network_bodies import Network, Port
+from vmpool.exposure import MOST_PORTS
 from vmpool.store import IfTaken
 
 CheckpointName = Annotated[
@@ -53,6 +54,7 @@ class CreateSandbox(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     rng: RngPolicy = "unique"
     clock: ClockPolicy = "now"
     network: Network | None = None
+    public_ports: Annotated[list[Port], Meta(max_length=MOST_PORTS)] = []
 
 
 class SetTimeout(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

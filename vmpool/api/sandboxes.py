@@ -9,6 +9,7 @@ from aiohttp import web
 from vmpool.api import bodies, sandbox_bodies, views
 from vmpool.api.limits import check_arguments, check_metadata, check_path
 from vmpool.api.networks import policy_of
+from vmpool.api.ports import open_first
 from vmpool.api.route import Call, answer
 from vmpool.api.task import content_of, rng_of, stdin_of, task_of
 from vmpool.egress import UNCONNECTED, NetworkPolicy
@@ -67,7 +68,8 @@ async def create(call: Call, body: sandbox_bodies.CreateSandbox) -> web.Response
         network=_network(call, body),
         ticket=call.ticket,
     )
-    return answer(views.made(await call.host.create(request, owner=call.caller.owner)), status=201)
+    sandbox = await call.host.create(request, owner=call.caller.owner)
+    return answer(views.made(await open_first(call, sandbox, body.public_ports)), status=201)
 
 
 async def list_own(call: Call, query: sandbox_bodies.ListSandboxesQuery) -> web.Response:

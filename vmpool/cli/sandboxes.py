@@ -43,6 +43,14 @@ def command() -> None:
 @click.option(
     "--auto-resume", is_flag=True, help="Wake it from a pause when something is asked of its guest."
 )
+@click.option(
+    "--public-port",
+    "public_ports",
+    type=click.IntRange(1, 65535),
+    multiple=True,
+    metavar="PORT",
+    help="A port of it that everybody reaches. Repeatable.",
+)
 @json_option
 def create(
     remote: Remote,
@@ -52,6 +60,7 @@ def create(
     on_expiry: str | None,
     idle_timeout: float | None,
     auto_resume: bool,
+    public_ports: tuple[int, ...],
     as_json: bool,
     **what: Any,
 ) -> None:
@@ -66,6 +75,7 @@ def create(
         on_expiry=on_expiry,
         idle_timeout=idle_timeout,
         auto_resume=auto_resume or None,
+        public_ports=public_ports or None,
     )
     answer = remote.once(path("sandboxes"), body)
     if as_json:

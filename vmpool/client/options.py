@@ -180,6 +180,7 @@ class SandboxOptions(ChildOptions, total=False):
         on_expiry: What becomes of it when its time is up: `kill`, or `pause`.
         idle_timeout: Seconds without work after which the same comes.
         auto_resume: Whether it wakes from a pause when something is asked of its guest.
+        public_ports: Ports of it that everybody reaches; the others are private.
     """
 
     template: str
@@ -188,6 +189,7 @@ class SandboxOptions(ChildOptions, total=False):
     on_expiry: Literal["kill", "pause"]
     idle_timeout: float
     auto_resume: bool
+    public_ports: Sequence[int]
 
 
 class TemplateOptions(TypedDict, total=False):
