@@ -1,8 +1,8 @@
 """Forking: children that go on where a sandbox is, as somebody else.
 
-Room for all of them is taken, and a hypervisor for each waits, before the parent is stopped; it
-runs on as soon as it was copied, whatever becomes of the children. Each child is journaled before
-anyone is told of it; one that fails is an error among the others.
+Room for all of them is taken, and a hypervisor for each waits or has failed, before the parent is
+stopped; it runs on as soon as it was copied, whatever becomes of the children. Each child is
+journaled before anyone is told of it; one that fails is an error among the others.
 """
 
 from __future__ import annotations
@@ -109,12 +109,14 @@ class Forking:
             places = _reserve_all(undo, lineage.pool, request.count)
             self._quotas.pace(parent.owner, request.count)
             state: asyncio.Future[tuple[Snapshot, int]] = asyncio.Future()
+            stood: list[asyncio.Future[None]] = [asyncio.Future() for _ in places]
             births = [
-                asyncio.create_task(self._birth(place, lineage, state, seedling, room))
-                for place, room in zip(places, rooms, strict=True)
+                asyncio.create_task(self._birth(*each, lineage, seedling, state=state))
+                for each in zip(places, rooms, stood, strict=True)
             ]
             try:
                 at = self._vault.directory
+                await asyncio.wait(stood)  # a start beside the copy would make the stop longer
                 async with checkpoint.branch(machine, lineage.snapshot, at=at) as snapshot:
                     faults.reach("fork.branched")
                     state.set_result((snapshot, time.time_ns() + parent.clock_offset_ns))
@@ -164,13 +166,18 @@ class Forking:
     async def _birth(
         self,
         place: Place[Clone],
-        lineage: Lineage,
-        state: asyncio.Future[tuple[Snapshot, int]],
-        seedling: _Seedling,
         room: Reservation,
+        stands: asyncio.Future[None],
+        lineage: Lineage,
+        seedling: _Seedling,
+        *,
+        state: asyncio.Future[tuple[Snapshot, int]],
     ) -> Sandbox:
         began = time.perf_counter_ns()
-        waiting = await self._nursery.stand_by(lineage.snapshot)
+        try:
+            waiting = await self._nursery.stand_by(lineage.snapshot)
+        finally:
+            stands.set_result(None)
         try:
             snapshot, saved_ns = await asyncio.shield(state)
         except BaseException:

@@ -1,8 +1,9 @@
 """Standby: hypervisors that wait for a state, by the template that they were started for.
 
 A state is there in milliseconds, its hypervisor in tens of them. Whoever will need some says how
-many are to wait; whoever needs one takes one, whomever it waited for, and gets a new one where none
-waits. What is loaded into them, and when those that were taken are to be replaced, others decide.
+many are to wait; whoever needs one takes one, whomever it waited for, or is promised one that is
+being started, and gets a new one where there is neither. What is loaded into them, and when those
+that were taken are to be replaced, others decide.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -46,6 +48,8 @@ class Standby:
         self._wanted: dict[tuple[object, Base], int] = {}
         self._keepers: dict[asyncio.Task[None], Snapshot] = {}
         self._waiting: dict[asyncio.Task[None], Waiting] = {}
+        self._promised: dict[asyncio.Task[None], asyncio.Future[Waiting | None]] = {}
+        self._begun: asyncio.Task[None] | None = None
         self._starting = asyncio.Semaphore(AT_ONCE)
         self._stocking = asyncio.Semaphore(1)
         self._counters: Counter[str] = Counter()
@@ -59,7 +63,7 @@ class Standby:
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """How those that were needed were had: `waited` already, or `started` for it."""
+        """How those that were needed were had: `waited`, or `started` then or just before."""
         return {how: self._counters[how] for how in ("waited", "started")}
 
     def keep(self, template: Snapshot, count: int, *, party: object) -> None:
@@ -117,8 +121,31 @@ class Standby:
                 self._counters["waited"] += 1
                 return waiting
         self._counters["started"] += 1
+        began_ns = time.perf_counter_ns()
+        if (coming := await self._promised_one(template)) is not None:
+            coming.spawn_ns = time.perf_counter_ns() - began_ns
+            return coming
         async with self._starting:
             return await clone.stand_by(self._engine, template, run=self._run)
+
+    async def _promised_one(self, template: Snapshot) -> Waiting | None:
+        """Return the one that is being started to wait; `None` without such, or when it fails.
+
+        It has a lead over one that would be started now.
+        """
+        keeper = self._begun
+        if keeper is None or keeper in self._promised or keeper.cancelling():
+            return None
+        if self._keepers[keeper].as_base != template.as_base:
+            return None
+        promise: asyncio.Future[Waiting | None] = asyncio.get_running_loop().create_future()
+        self._promised[keeper] = promise
+        try:
+            return await promise
+        except asyncio.CancelledError:
+            if not promise.cancelled() and (given := promise.result()) is not None:
+                await given.kill()
+            raise
 
     def _of(self, base_id: str) -> dict[asyncio.Task[None], Snapshot]:
         return {
@@ -134,7 +161,7 @@ class Standby:
         kept = [
             keeper
             for keeper, of in self._keepers.items()
-            if of.as_base == base and not keeper.cancelling()
+            if of.as_base == base and not keeper.cancelling() and keeper not in self._promised
         ]
         for keeper in kept[aim:]:
             keeper.cancel()
@@ -149,9 +176,11 @@ class Standby:
         assert keeper is not None
         try:
             async with self._stocking:
-                waiting = await clone.stand_by(self._engine, template, run=self._run)
+                waiting = await self._begin(keeper, template)
         except VmpoolError as err:
             log.warning("no hypervisor waits for %s: %s", template.manifest.id, err)
+            return
+        if waiting is None:
             return
         self._waiting[keeper] = waiting
         try:
@@ -160,3 +189,21 @@ class Standby:
         finally:
             if self._waiting.pop(keeper, None) is not None:  # nobody took it
                 await waiting.kill()
+
+    async def _begin(self, keeper: asyncio.Task[None], template: Snapshot) -> Waiting | None:
+        """Return a hypervisor that is to wait; `None` when somebody who was promised it has it.
+
+        Raises:
+            VmpoolError: As `clone.stand_by`.
+        """
+        self._begun = keeper
+        waiting = None
+        try:
+            waiting = await clone.stand_by(self._engine, template, run=self._run)
+        finally:
+            self._begun = None
+            promise = self._promised.pop(keeper, None)
+            given = promise is not None and not promise.cancelled()
+            if promise is not None and given:
+                promise.set_result(waiting)
+        return None if given else waiting

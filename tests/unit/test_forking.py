@@ -6,15 +6,20 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tests.fake_host import OWNER, add_template, opened, wanted
-from tests.fakes import FakeEngine, FakeMachine, FakeShell
+from tests.fakes import FakeEngine, FakeMachine, FakeShell, Faults
+from vmpool.errors import EngineError
 from vmpool.host import CreateRequest, ForkRequest
 from vmpool.model import Attachment, Code, Exited, Output, Seed
 from vmpool.policy import Limits
 from vmpool.sandbox import Sandbox
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    import pytest
+
+    from vmpool.engine import Machine
     from vmpool.errors import VmpoolError
     from vmpool.host import Host
     from vmpool.snapshot import Snapshot
@@ -83,29 +88,33 @@ async def test_who_asks_for_a_seed_gets_it_from_the_pool_and_in_children(host: H
 
 
 class Counting(FakeEngine):
-    """An engine that knows how many of its shells load a state at one time, once all are there."""
+    """An engine that knows how many of its shells there are, and how many load at one time.
+
+    Attributes:
+        pairs: Two loads go on together, when there is one.
+        events: What was done, in order: `shell` was made, a parent `paused`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.loading = self.most = self.shells = 0
-        self.family = 1
-        self.complete = asyncio.Event()
+        self.loading = self.most = 0
+        self.pairs: asyncio.Barrier | None = None
+        self.events: list[str] = []
 
     async def prepare(self, template: Snapshot, at: Attachment) -> FakeShell:
         shell = await super().prepare(template, at)
+        self.events.append("shell")
         load = shell.load
 
         async def counted(snapshot: Snapshot) -> FakeMachine:
             self.loading += 1
             self.most = max(self.most, self.loading)
-            await self.complete.wait()
+            if self.pairs is not None:
+                await self.pairs.wait()
             self.loading -= 1
             return await load(snapshot)
 
         shell.load = counted  # type: ignore[method-assign]
-        self.shells += 1
-        if self.shells == self.family:
-            self.complete.set()
         return shell
 
 
@@ -115,8 +124,45 @@ async def test_children_wake_some_at_a_time(state: Path) -> None:
         await add_template(host, limits=Limits(ready=0, total=8))
         host._nursery._waking = asyncio.Semaphore(2)
         parent = await host.create(wanted(), owner=OWNER)
-        engine.family += 6
-        engine.complete.clear()
+        engine.pairs = asyncio.Barrier(2)
         family = await host.fork(parent.id, ForkRequest(count=6, timeout=60.0), owner=OWNER)
         assert len(born(family)) == 6
         assert engine.most == 2
+
+
+async def test_no_hypervisor_starts_while_the_parent_is_held_still(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Counting()
+    async with opened(state, engine) as host:
+        await add_template(host, limits=Limits(ready=0, total=8))
+        parent = await host.create(wanted(), owner=OWNER)
+        engine.events.clear()
+        monkeypatch.setattr(parent.clone.machine, "pause", _told(engine, parent.clone.machine))
+        family = await host.fork(parent.id, ForkRequest(count=3, timeout=60.0), owner=OWNER)
+        assert len(born(family)) == 3
+        assert engine.events == ["shell", "shell", "shell", "paused"]
+
+
+async def test_a_child_without_a_hypervisor_is_an_error_and_the_parent_runs_on(
+    state: Path,
+) -> None:
+    engine = FakeEngine()
+    async with opened(state, engine) as host:
+        await add_template(host, limits=Limits(ready=0, total=8))
+        parent = await host.create(wanted(), owner=OWNER)
+        engine.faults = Faults(prepare=EngineError("no, as the test wants it"))
+        family = await host.fork(parent.id, ForkRequest(count=2, timeout=60.0), owner=OWNER)
+        assert [type(each) for each in family] == [EngineError, EngineError]
+        assert await draw(parent)
+
+
+def _told(engine: Counting, machine: Machine) -> Callable[[], Awaitable[None]]:
+    """Return a machine's `pause` that is told of."""
+    pause = machine.pause
+
+    async def told() -> None:
+        engine.events.append("paused")
+        await pause()
+
+    return told

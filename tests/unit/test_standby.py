@@ -5,26 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.fake_host import OWNER, add_template, opened, until, wanted
-from tests.fakes import FakeEngine, Faults
+from tests.fakes import FakeEngine, FakeShell, Faults
 from tests.scripted_clones import Clone, Maker, acquiring, end, soon
 from tests.turns import answers
 from tests.virtual_time import pass_time, settle, virtual
 from vmpool.entry import STANDBY_BYTES, Entry
 from vmpool.errors import EngineError
 from vmpool.host import ForkRequest
-from vmpool.model import Accelerator, MachineSpec, Transport
+from vmpool.model import Accelerator, Attachment, MachineSpec, Transport
 from vmpool.policy import Limits
 from vmpool.pool import Pool
 from vmpool.sandbox import Sandbox
 from vmpool.template_key import key_of
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
     from vmpool.clone import Waiting
     from vmpool.host import Host
     from vmpool.snapshot import Snapshot
@@ -84,6 +87,97 @@ async def test_children_and_restores_take_what_waits_and_new_ones_beyond(
         assert len(children) == 3
         assert spares < children
         assert standby_of(host).counters == {"waited": 3, "started": 1}
+
+
+class Gated(FakeEngine):
+    """An engine whose shells are made when a gate is open.
+
+    Attributes:
+        made: Called when one is, before whoever waits for it is woken.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.begun = 0
+        self.made: Callable[[], object] = lambda: None
+
+    async def prepare(self, template: Snapshot, at: Attachment) -> FakeShell:
+        self.begun += 1
+        await self.gate.wait()
+        shell = await super().prepare(template, at)
+        asyncio.get_running_loop().call_soon(self.made)
+        return shell
+
+
+@asynccontextmanager
+async def starting(state: Path) -> AsyncIterator[tuple[Gated, Standby, Snapshot]]:
+    """Have one hypervisor that is being started to wait, until the gate opens."""
+    engine = Gated()
+    async with opened(state, engine) as host:
+        await add_template(host, limits=Limits(ready=0, total=8))
+        standby, template = standby_of(host), await template_of(host)
+        engine.begun = 0
+        engine.gate.clear()
+        standby.keep(template, 1, party="test")
+        await until(lambda: engine.begun == 1)
+        try:
+            yield engine, standby, template
+        finally:
+            engine.gate.set()
+    assert not list((state / "run/clones").iterdir())
+
+
+async def test_who_asks_while_one_starts_gets_that_one(state: Path) -> None:
+    async with starting(state) as (engine, standby, template):
+        first, second = (asyncio.create_task(standby.take(template)) for _ in range(2))
+        await until(lambda: engine.begun == 2)  # the other one has nothing to wait for
+        engine.gate.set()
+        taken = [await first, await second]
+        assert engine.begun == 2
+        assert standby.counters == {"waited": 0, "started": 2}
+        assert all(each.spawn_ns > 0 for each in taken)
+        assert not standby.waiting
+        standby.keep(template, 1, party="test")  # it is missed, and replaced
+        await until(lambda: standby.waiting == 1)
+        for each in taken:
+            await each.kill()
+
+
+async def test_who_leaves_while_one_starts_leaves_it_to_the_next(state: Path) -> None:
+    async with starting(state) as (engine, standby, template):
+        taking = asyncio.create_task(standby.take(template))
+        await until(lambda: bool(standby._promised))
+        taking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+        engine.gate.set()
+        await until(lambda: standby.waiting == 1)
+        await (await standby.take(template)).kill()
+        assert engine.begun == 1
+
+
+async def test_who_leaves_when_it_was_given_leaves_nothing(state: Path) -> None:
+    async with starting(state) as (engine, standby, template):
+        taking = asyncio.create_task(standby.take(template))
+        await until(lambda: bool(standby._promised))
+        engine.made = taking.cancel
+        engine.gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+        assert not standby.waiting
+
+
+async def test_who_was_promised_one_that_comes_to_nothing_has_another(state: Path) -> None:
+    async with starting(state) as (engine, standby, template):
+        taking = asyncio.create_task(standby.take(template))
+        await until(lambda: bool(standby._promised))
+        (keeper,) = standby._keepers
+        keeper.cancel()
+        await until(lambda: engine.begun == 2)
+        engine.gate.set()
+        await (await taking).kill()
 
 
 async def test_one_that_ends_while_it_waits_is_missed_by_nobody(
