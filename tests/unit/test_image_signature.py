@@ -87,6 +87,18 @@ def test_an_operator_vouches_for_an_image_that_is_what_it_says(image: Image, sta
     assert not (image.directory / signature.FILE).exists()
 
 
+def test_an_image_that_was_removed_is_not_half_there_for_being_signed(
+    image: Image, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = (image.directory / "manifest.json").read_bytes()
+    monkeypatch.setattr(signature, "_document", lambda _: document)  # it was there when read
+    Library(state).remove(image.digest)
+    with pytest.raises(ImageError) as raised:
+        signature.sign(image, Keyring.open(state), at=state)
+    assert raised.value.error_code == "image_missing"
+    assert not image.directory.exists()
+
+
 async def test_no_template_is_made_of_an_image_that_nobody_vouches_for(
     image: Image, state: Path, engine: FakeEngine
 ) -> None:

@@ -24,9 +24,18 @@ def publish_file(source: Path, target: Path) -> None:
     """
     with full_disk_told(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        sync(source)
-        source.replace(target)
-        sync(target.parent)
+        add_file(source, target)
+
+
+def add_file(source: Path, target: Path) -> None:
+    """Give a finished file its name in a directory that is there; what had that name is replaced.
+
+    Raises:
+        OSError: It could not be; `target` is as it was. Of a directory that is gone it makes none.
+    """
+    sync(source)
+    source.replace(target)
+    sync(target.parent)
 
 
 def publish_text(text: str, target: Path, *, at: Path) -> None:

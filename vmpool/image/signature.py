@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vmpool.errors import ImageError
 from vmpool.image import shelf
 from vmpool.image.manifest import MANIFEST
+from vmpool.image.work import full_disk_told
 from vmpool.trust import Purpose
 from vmpool.trust.keys import PROOF_LIMIT_BYTES
 
@@ -34,11 +35,17 @@ def sign(image: Image, keyring: Keyring, *, at: Path) -> None:
         at: A directory on the same file system, for what is half written.
 
     Raises:
-        ImageError: `image_damaged`; its manifest is not the one that it is named by.
+        ImageError: `image_damaged`; its manifest is not the one that it is named by. Or
+            `image_missing`; it was removed just now.
         DiskFullError: There is no room for it.
     """
-    proof = keyring.own.sign(Purpose.IMAGE, _document(image))
-    shelf.publish_text(proof.decode("ascii"), image.directory / FILE, at=at)
+    proof, beside = keyring.own.sign(Purpose.IMAGE, _document(image)), at / FILE
+    try:
+        with full_disk_told(image.directory):
+            beside.write_bytes(proof)
+            shelf.add_file(beside, image.directory / FILE)
+    except FileNotFoundError as err:
+        raise ImageError(f"image {image.name!r} was removed", code="image_missing") from err
 
 
 def require(image: Image, keyring: Keyring) -> None:
