@@ -171,6 +171,7 @@ def test_what_a_state_does_not_depend_on_is_no_part_of_the_shape(
     spec = spec_of(MachineType.Q35, Accelerator.TCG, Transport.VSOCK, GIB)
     before = command.shape(spec)
     monkeypatch.setattr(command, "_CONSOLE_BYTES", 1)
+    monkeypatch.setattr(command, "_KERNEL_TO_BOOT_UNDER_TCG", "")
     moved = replace(spec, root=Path("/elsewhere"), shape=before)
     assert command.shape(moved) == before
     assert len({command.shape(spec_of(*shape)) for shape in SHAPES}) == len(SHAPES)

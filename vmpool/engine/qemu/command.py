@@ -95,10 +95,12 @@ _KERNEL_UNDER_TCG = (
     "audit=0",
     "lsm=landlock,yama",
     "tsc=reliable",
-    # The kernel counts ticks for 40 ms to see that the timer is wired, and panics without any: it
-    # is wired, but a busy host may not give QEMU that long a turn to send one.
-    "no_timer_check",
 )
+
+# The kernel counts ticks for 40 ms to see that the timer is wired, and panics without any: it is
+# wired, but a busy host may not give QEMU that long a turn to send one. Only a boot reads it: what
+# was saved of a guest that was not told is no other guest.
+_KERNEL_TO_BOOT_UNDER_TCG = "no_timer_check"
 
 # A guest that cannot start guests cannot attack what emulates their instructions.
 _CPU_WITHOUT_NESTING = "-vmx,-svm"
@@ -142,7 +144,7 @@ def boot(spec: MachineSpec, instance: Instance, command_line: str) -> list[str]:
         *("-object", _memory(spec, "share=on")),
         *("-kernel", _path(Slot.KERNEL)),
         *("-initrd", _path(Slot.INITRD)),
-        *("-append", kernel_line(spec, command_line)),
+        *("-append", _boot_line(spec, command_line)),
         *("-add-fd", _fdset(Slot.CONSOLE)),
         # Appended to, for it is a pipe, and QEMU would cut a file to nothing.
         *("-chardev", f"file,id=console,path=/dev/fdset/{Slot.CONSOLE:d},append=on"),
@@ -242,6 +244,12 @@ def kernel_line(spec: MachineSpec, command_line: str) -> str:
     if spec.accelerator is Accelerator.TCG:
         return " ".join((command_line, *_KERNEL_UNDER_TCG))
     return command_line
+
+
+def _boot_line(spec: MachineSpec, command_line: str) -> str:
+    if spec.accelerator is Accelerator.TCG:
+        command_line = f"{command_line} {_KERNEL_TO_BOOT_UNDER_TCG}"
+    return kernel_line(spec, command_line)
 
 
 def takes_kvm_descriptor(spec: MachineSpec) -> bool:
