@@ -64,7 +64,7 @@ def running(directory: Path, *options: str) -> Iterator[Path]:
             yield path
         finally:
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(90) == 0
 
 
 class FakeSystem:
@@ -256,7 +256,7 @@ def _see_children_end() -> None:
     """Let the warm interpreter and its spares see that the agent is gone, and reap them."""
     signal.set_wakeup_fd(-1)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    signal.alarm(5)  # which ends us, and is told by our exit code
+    signal.alarm(60)  # which ends us, and is told by our exit code
     with contextlib.suppress(ChildProcessError):
         while True:
             os.wait()

@@ -31,7 +31,7 @@ MARK = secrets.token_hex(8)
 SERVERS = "vmpool-"
 """What a server's interface and its namespaces are called by; the tag of its host follows."""
 
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 30.0
 """How long a killed process may take to disappear; an orphan's end is not ours to await."""
 
 _tags: set[str] = set()

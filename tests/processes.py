@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_GRACE = 30.0  # seconds; an orphan stays a zombie until the machine's process 1 looks for it
+_GRACE = 30.0  # seconds; what another process does, it does when it likes
 _LISTENING = "00010000"  # __SO_ACCEPTCON in the flags of /proc/net/unix
 
 
@@ -42,6 +42,13 @@ def is_listening(path: str) -> bool:
     """Whether a socket of this path is listened on."""
     sockets = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
     return any(fields[-1] == path and fields[3] == _LISTENING for fields in sockets)
+
+
+async def stopped(pid: int) -> None:
+    """Return once a process has stopped for the signal that it was sent."""
+    async with asyncio.timeout(_GRACE):
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110 - no event tells it
+            await asyncio.sleep(0.001)
 
 
 async def gone(pid: int, *, probe: Callable[[int, int], None] = os.kill) -> None:

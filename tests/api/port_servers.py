@@ -54,8 +54,15 @@ async def made(server: Server, **body: Any) -> Sandbox:
 @pytest.fixture
 async def sandbox(serving: Serve) -> AsyncIterator[Sandbox]:
     """Yield a sandbox of a server whose ports have names."""
-    api = ApiSettings(domain=DOMAIN, port_connections=120, port_silence=2.0)
+    api = ApiSettings(domain=DOMAIN, port_connections=120)
     async with asyncio.timeout(90), serving(api=api) as server:
+        yield await made(server)
+
+
+@pytest.fixture
+async def impatient(serving: Serve) -> AsyncIterator[Sandbox]:
+    """Yield a sandbox of a server that waits for what listens in it for a second."""
+    async with asyncio.timeout(90), serving(api=ApiSettings(port_silence=1.0)) as server:
         yield await made(server)
 
 

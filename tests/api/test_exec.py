@@ -84,7 +84,8 @@ async def test_characters_are_whole_and_other_bytes_survive(server: Server) -> N
     sandbox = await server.make_sandbox()
     split = "import os,time\nfor b in 'ü€'.encode(): os.write(1, bytes([b])); time.sleep(0.02)"
     lines = await execute(server, sandbox, argv=["python3", "-c", split])
-    assert [line["data"] for line in lines if line["type"] == "stdout"] == ["ü", "€"]
+    seen = [line["data"] for line in lines if line["type"] == "stdout"]  # what came together is one
+    assert "".join(seen) == "ü€"
     lines = await execute(server, sandbox, argv=["printf", r"a\377"])
     assert base64.b64decode(lines[1]["data_base64"]) == b"a\xff"
     lines = await execute(server, sandbox, argv=["printf", r"\303"])
@@ -168,7 +169,7 @@ async def test_a_guest_that_does_not_keep_its_time_is_given_up(
     made = await server.make_sandbox()
     path = f"{server.url}/v1/sandboxes/{made['id']}/exec"
     (sandbox,) = server.host.sandboxes(owner=server.owner)
-    body = {"argv": ["sleep", "600"], "timeout": 0.5}
+    body = {"argv": ["sleep", "600"], "timeout": 3.0}
     async with asyncio.timeout(GRACE), server.session.ws_connect(path) as socket:
         await socket.send_json(body)
         async with server.session.post(path, json=body) as response:

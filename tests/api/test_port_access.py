@@ -77,7 +77,7 @@ async def test_there_is_no_sandbox_whose_ports_could_not_be_opened(
 
 
 async def test_a_stranger_at_a_public_port_does_not_stay(serving: Serve) -> None:
-    api = ApiSettings(stranger_timeout=0.4)
+    api = ApiSettings(stranger_timeout=3.0)
     async with asyncio.timeout(GRACE), serving(api=api) as server:
         sandbox = await made(server)
         async with saying(b"") as port:

@@ -30,6 +30,7 @@ MIB = 1 << 20
 
 
 sandbox = port_servers.sandbox
+impatient = port_servers.impatient
 
 
 async def test_a_request_is_handed_on_as_it_was_written(sandbox: Sandbox) -> None:
@@ -173,12 +174,12 @@ async def test_a_port_on_which_nothing_listens_is_told_in_words(sandbox: Sandbox
     assert (status, problem["code"], problem["fault"]) == (502, "port_closed", "task")
 
 
-async def test_a_silent_server_is_given_up(sandbox: Sandbox) -> None:
+async def test_a_silent_server_is_given_up(impatient: Sandbox) -> None:
     async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
     async with asyncio.timeout(GRACE), listening(wait) as port:
-        status, problem = await sandbox.call("GET", port)
+        status, problem = await impatient.call("GET", port)
     assert (status, problem["code"]) == (504, "port_silent")
 
 
@@ -271,10 +272,10 @@ async def test_a_websocket_that_the_guest_refuses_is_an_ordinary_answer(sandbox:
         assert caught.value.status == 200
 
 
-async def test_a_socket_over_which_nothing_goes_is_given_up(sandbox: Sandbox) -> None:
+async def test_a_socket_over_which_nothing_goes_is_given_up(impatient: Sandbox) -> None:
     async with application(websocket_echo) as port, asyncio.timeout(GRACE):
-        url = sandbox.server.url + sandbox.path(port)
-        async with sandbox.server.session.ws_connect(url, autoping=False) as opened:
+        url = impatient.server.url + impatient.path(port)
+        async with impatient.server.session.ws_connect(url, autoping=False) as opened:
             assert (await opened.receive()).type in {WSMsgType.CLOSED, WSMsgType.ERROR}
 
 

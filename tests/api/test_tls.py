@@ -205,7 +205,7 @@ async def test_who_says_nothing_is_sent_away(
 ) -> None:
     async with (
         asyncio.timeout(GRACE),
-        encrypted(serving, authority, tmp_path, stranger_timeout=0.5) as server,
+        encrypted(serving, authority, tmp_path, stranger_timeout=3.0) as server,
         saying_nothing(server) as readers,
     ):
         for reader in readers:

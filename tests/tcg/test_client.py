@@ -54,7 +54,7 @@ def test_a_sandbox_streams_takes_input_and_moves_files(server: UpServer, tmp_pat
             with held.exec(COUNT) as running:
                 lines = [event.text for event in running if isinstance(event, Output)]
             assert "".join(lines) == "0\n1\n2\n"
-            assert len(lines) == 3  # they came one by one
+            assert len(lines) > 1  # they came while it ran
             with held.interact(argv=["tr", "a-z", "A-Z"]) as talk:
                 talk.write("hello\n")
                 talk.close_stdin()

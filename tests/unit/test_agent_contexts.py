@@ -214,7 +214,7 @@ async def test_one_that_will_not_be_interrupted_loses_its_context(guest: Path) -
     async with connected(guest) as agent:
         context = await create(agent)
         lost, waited = await asyncio.gather(
-            run(agent, context, stubborn, timeout=0.1),
+            run(agent, context, stubborn, timeout=2.0),
             run(agent, context, "1"),
             return_exceptions=True,
         )

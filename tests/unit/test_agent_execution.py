@@ -140,21 +140,25 @@ async def test_a_flood_on_one_channel_blocks_no_other_and_fills_no_memory(guest:
         assert isinstance(first, Started)
         for _ in range(5):
             assert output(await run(agent, shell("echo answer"))) == b"answer\n"
-        held = sum(len(e.payload) for e in flood._channel._events if isinstance(e, wire.Data))
-        assert 0 < held < 256 * 1024
+        async with asyncio.timeout(30):
+            while not (held := _held_bytes(flood)):  # noqa: ASYNC110 - a busy machine runs it late
+                await asyncio.sleep(0.001)
+        assert held < 256 * 1024
+
+
+def _held_bytes(execution: Execution) -> int:
+    return sum(len(e.payload) for e in execution._channel._events if isinstance(e, wire.Data))
 
 
 async def test_a_timeout_kills_grandchildren_and_ends_promptly(guest: Path) -> None:
     line = "sleep 1000 & (setsid sleep 1000 & echo $!); echo $!; wait"
     async with connected(guest) as agent:
-        events = await run(agent, shell(line, timeout=0.3))
+        events = await run(agent, shell(line, timeout=2.0))
         exited = events[-1]
         assert isinstance(exited, Exited)
         assert (exited.signal, exited.timed_out) == (signal.SIGKILL, True)
         _, child = (int(word) for word in output(events).split())
-        assert output(await run(agent, shell(f"kill -0 {child} 2>&1 || echo gone"))).endswith(
-            b"gone\n"
-        )
+        await gone(agent, child)
         await run(agent, shell("pkill -f 'sleep 100[0]' ; true"))
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests import fake_guest
 from tests.connected_agent import connected
-from tests.processes import gone
+from tests.processes import gone, stopped
 from vmpool.agent import Agent
 from vmpool.errors import ConflictError, GuestError, InvalidRequestError, NotFoundError, TaskError
 from vmpool.model import Attached, Command, Exited, Output, Started, Stream, TerminalSize
@@ -203,6 +203,7 @@ async def test_input_that_is_not_read_goes_with_whoever_sent_it(guest: Path) -> 
     async with connected(guest) as agent:
         pid = await agent.processes.start(Command(argv=("cat",), stdin=True))
         await agent.processes.signal(pid, signal.SIGSTOP)
+        await stopped(pid)
         for _ in range(3):
             async with agent.processes.attach(pid) as attachment:
                 await attachment.write_stdin(bytes(200_000))

@@ -246,20 +246,20 @@ async def test_a_guest_that_breaks_its_word_is_given_up(message: dict[str, objec
 async def test_a_client_that_leaves_takes_the_watch_with_it(guest: Path, tmp_path: Path) -> None:
     async with connected(guest) as agent:
         async with agent.watch(str(tmp_path), user="user"):
-            assert len(_watchers()) == 1
+            assert len(_watchers(guest)) == 1
         async with asyncio.timeout(20):
-            while _watchers():  # noqa: ASYNC110 - it is the agent's grandchild, no event of ours
+            while _watchers(guest):  # noqa: ASYNC110 - it is the agent's grandchild, no event of ours
                 await asyncio.sleep(0.01)
         assert (await agent.stat(str(tmp_path), user="user")).path == str(tmp_path)
 
 
-def _watchers() -> list[str]:
-    """Return the descriptors of this machine's fake guests that are queues of inotify."""
+def _watchers(guest: Path) -> list[str]:
+    """Return the descriptors of a fake guest's processes that are queues of inotify."""
     found = []
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             about = (link.parent.parent / "cmdline").read_bytes()
-            if b"tests.fake_guest" in about and str(link.readlink()) == "anon_inode:inotify":
+            if os.fsencode(guest) in about and str(link.readlink()) == "anon_inode:inotify":
                 found.append(str(link))
         except OSError:
             continue

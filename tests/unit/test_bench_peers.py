@@ -149,17 +149,17 @@ async def test_a_bare_process_prints_the_line(arena: Arena) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "why"),
+    ("argv", "seconds", "why"),
     [
-        (("sh", "-c", "echo 43"), "printed b'43"),
-        (("sh", "-c", "echo first >&2; echo no cgroups here >&2; exit 1"), "no cgroups here"),
-        (("sh", "-c", "exec sleep 60"), "did not end within"),
+        (("sh", "-c", "echo 43"), 30.0, "printed b'43"),
+        (("sh", "-c", "echo first >&2; echo no cgroups here >&2; exit 1"), 30.0, "no cgroups here"),
+        (("sh", "-c", "exec sleep 60"), 1.0, "did not end within"),
     ],
 )
 async def test_a_program_that_does_not_print_the_line_has_failed(
-    argv: Sequence[str], why: str, monkeypatch: pytest.MonkeyPatch
+    argv: Sequence[str], seconds: float, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peer, "START_TIMEOUT", 1.0)
+    monkeypatch.setattr(peer, "START_TIMEOUT", seconds)
 
     async def start() -> Phases:
         return await run_line(argv)

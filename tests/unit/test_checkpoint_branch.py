@@ -9,6 +9,7 @@ import pytest
 
 from tests import stepping
 from tests.fakes import Faults
+from tests.processes import stopped
 from tests.unit import test_checkpoint
 from tests.unit.test_checkpoint import FAILED, Bench
 from vmpool import checkpoint
@@ -40,7 +41,7 @@ def is_stopped(bench: Bench) -> bool:
 
 async def test_a_halted_clone_does_nothing_more_and_its_state_goes_on(bench: Bench) -> None:
     saved = await halted(bench)
-    assert is_stopped(bench)
+    await stopped(bench.parent.machine.pid)
     assert snapshots.load(saved.snapshot.directory) == saved.snapshot
     child = await bench.descend(saved.snapshot)
     assert await bench.answers(child)

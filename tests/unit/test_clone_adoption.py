@@ -26,6 +26,7 @@ from vmpool.snapshot import Snapshot
 
 DEADLINES = RestoreDeadlines(hello=30.0, identify=30.0, warm=30.0, activate=30.0)
 SHORT = RestoreDeadlines(hello=0.3, identify=0.3, warm=0.3, activate=0.3)
+SILENT = RestoreDeadlines(hello=30.0, identify=30.0, warm=30.0, activate=0.3)
 MINUTE_NS = 60 * 10**9
 HOUR_NS = 60 * MINUTE_NS
 
@@ -155,20 +156,20 @@ async def test_one_whose_machine_is_gone_is_lost(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("guest", "code"),
+    ("guest", "deadlines", "code"),
     [
-        (("--lie", "clock-later"), "identity_unconfirmed"),
-        (("--ignore", "set_clock"), "guest_unresponsive"),
+        (("--lie", "clock-later"), DEADLINES, "identity_unconfirmed"),
+        (("--ignore", "set_clock"), SILENT, "guest_unresponsive"),
     ],
     ids=["clock", "silent"],
 )
 async def test_a_guest_that_does_not_confirm_is_left_as_it_was(
-    bench: Bench, guest: tuple[str, ...], code: str
+    bench: Bench, guest: tuple[str, ...], deadlines: RestoreDeadlines, code: str
 ) -> None:
     bench.engine.faults = Faults(guest=guest)
     directory = await bench.left()
     with pytest.raises(GuestError) as raised:
-        await bench.adopt(directory, SHORT)
+        await bench.adopt(directory, deadlines)
     assert raised.value.error_code == code
     await bench.reap(directory)  # it can be found again: nobody ended it
 

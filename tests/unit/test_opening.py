@@ -180,14 +180,13 @@ async def test_killed_at_any_moment_a_server_leaves_nothing_that_lies(state: Pat
     moments = random.Random(8)
     end = time.monotonic() + SWEEP_SECONDS
     rounds = 0
-    while rounds < ROUNDS and time.monotonic() < end:
+    while rounds < 3 or (rounds < ROUNDS and time.monotonic() < end):
         with Killed(state) as server:
             if rounds:  # the first is killed as it makes its template, perhaps
                 await asyncio.to_thread(server.says, "ready")
             await asyncio.sleep(moments.uniform(0, 0.4))  # the moment is what is tried
         await settled(state)
         rounds += 1
-    assert rounds >= 3
 
 
 async def test_a_sandbox_whose_machine_died_with_the_server_is_lost_and_why_is_known(
@@ -247,14 +246,14 @@ async def test_a_hypervisor_that_answers_nonsense_bars_no_start(
 async def test_what_it_takes_to_check_a_snapshot_is_no_time_of_an_adoption(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vmpool.inheritance.ADOPTION_TIMEOUT", 1.0)
+    monkeypatch.setattr("vmpool.inheritance.ADOPTION_TIMEOUT", 5.0)
     with Killed(state) as server:
         await asyncio.to_thread(server.says, "1")
     lineage = Catalogue.lineage_of_running
     checked = asyncio.Event()
 
     async def slow(catalogue: Catalogue, base: str, *, owner: str | None = None) -> Lineage:
-        asyncio.get_running_loop().call_later(1.2, checked.set)
+        asyncio.get_running_loop().call_later(5.5, checked.set)
         await checked.wait()
         return await lineage(catalogue, base, owner=owner)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -54,8 +55,11 @@ async def spawned(
 
 def children() -> set[str]:
     """Return the process ids of this process's children, those that nobody has reaped too."""
-    lists = Path("/proc/self/task").glob("*/children")
-    return {pid for one in lists for pid in one.read_text().split()}
+    found: set[str] = set()
+    for thread in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            found.update(thread.read_text().split())
+    return found
 
 
 def namespace(name: str) -> str:

@@ -128,7 +128,7 @@ async def test_a_guest_that_does_not_keep_its_time_is_given_up(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "GRACE", 0.2)
-    stuck = Command(argv=STARTED.argv, timeout=0.5)
+    stuck = Command(argv=STARTED.argv, timeout=3.0)
     async with running(host, run_request(stuck)) as (task, sandbox):
         os.kill(sandbox.clone.machine.pid, signal.SIGSTOP)
         with pytest.raises(GuestError) as raised:

@@ -44,10 +44,10 @@ async def ended(host: Host, sandbox: Sandbox) -> EndReason | None:
 
 
 async def test_a_sandbox_whose_time_is_up_pauses_when_it_was_made_so(roomy: Host) -> None:
-    made = await roomy.create(wanted(timeout=0.3, on_expiry=OnExpiry.PAUSE), owner=OWNER)
+    made = await roomy.create(wanted(timeout=2.0, on_expiry=OnExpiry.PAUSE), owner=OWNER)
     await until(lambda: made.state is SandboxState.PAUSED)
     await roomy.resume(made.id, owner=OWNER, timeout=None)
-    assert 0 < made.left_seconds <= 0.3  # nothing was left: all of it again
+    assert 0 < made.left_seconds <= 2.0  # nothing was left: all of it again
     await until(lambda: made.state is SandboxState.PAUSED)
     await roomy.resume(made.id, owner=OWNER, timeout=600.0)
     assert 590 < made.left_seconds <= 600
@@ -59,10 +59,11 @@ async def test_a_sandbox_whose_time_is_up_pauses_when_it_was_made_so(roomy: Host
 async def test_a_pause_that_is_due_and_fails_is_tried_again_and_not_for_ever(
     roomy: Host, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    request = wanted(timeout=0.05, on_expiry=OnExpiry.PAUSE)
+    request = wanted(on_expiry=OnExpiry.PAUSE)
     made = await roomy.create(request, owner=OWNER)
     machine = made.clone.machine
     machine._faults = Faults(write=FULL)  # type: ignore[attr-defined]
+    await roomy.set_timeout(made.id, owner=OWNER, timeout=0.05)
     await until(lambda: "cannot be: no space" in caplog.text)
     await answers(made)  # it runs on
     assert caplog.text.count("cannot be: no space") == 1  # and has a rest
@@ -75,6 +76,7 @@ async def test_a_pause_that_is_due_and_fails_is_tried_again_and_not_for_ever(
     lost = await roomy.create(request, owner=OWNER)
     lost.clone.machine._faults = Faults(write=FULL)  # type: ignore[attr-defined]
     monkeypatch.setattr(expiry, "PATIENCE_SECONDS", 0.0)
+    await roomy.set_timeout(lost.id, owner=OWNER, timeout=0.05)
     assert await ended(roomy, lost) is EndReason.EXPIRED
     await consistent(roomy)
 
@@ -99,9 +101,9 @@ async def test_time_stands_still_while_a_sandbox_is_paused_or_being_so(roomy: Ho
 
 
 async def test_an_idle_sandbox_ends_and_one_that_is_used_does_not(roomy: Host) -> None:
-    made = await roomy.create(wanted(idle_timeout=0.3), owner=OWNER)
+    made = await roomy.create(wanted(idle_timeout=1.0), owner=OWNER)
     async with made.execute(SLEEP):
-        await asyncio.sleep(0.5)  # the limit, and more
+        await asyncio.sleep(1.3)  # the limit, and more
         assert made.state is SandboxState.RUNNING
     assert await ended(roomy, made) is EndReason.IDLE
     other = await roomy.create(
@@ -116,10 +118,10 @@ async def test_an_idle_sandbox_ends_and_one_that_is_used_does_not(roomy: Host) -
 async def test_a_process_that_was_started_to_stay_keeps_a_sandbox_from_being_idle(
     roomy: Host,
 ) -> None:
-    made = await roomy.create(wanted(idle_timeout=0.2), owner=OWNER)
+    made = await roomy.create(wanted(idle_timeout=1.0), owner=OWNER)
     async with made.attended() as agent, agent.processes.begin(SLEEP) as begun:
         pid = begun.pid
-    await asyncio.sleep(0.5)  # the limit, and more
+    await asyncio.sleep(1.3)  # the limit, and more
     assert made.state is SandboxState.RUNNING
     async with made.attended() as agent:
         await agent.processes.signal(pid, 9)
