@@ -140,7 +140,8 @@ def _write(path: str, account: Account, request: dict[str, Any]) -> dict[str, An
                 os.fchown(fd, account.uid, account.gid)
             if mode is not None:
                 os.fchmod(fd, stat.S_IMODE(mode))
-            if os.fstat(fd).st_size:  # whoever watches it would be told of a write
+            # To watchers this is a write, which an empty file that was just made has not had.
+            if not created or os.fstat(fd).st_size:
                 os.ftruncate(fd, 0)
             while True:
                 data = os.read(0, _CHUNK)

@@ -158,6 +158,9 @@ async def test_what_happens_is_streamed(inside: Inside, tmp_path: Path) -> None:
         # An empty one is written by nothing, also not by being made so.
         await inside.http("POST", params={"path": f"{top}/e"}, data=b"", headers=OCTETS)
         assert await events(read, 2) == [("CREATE", "e"), ("CHMOD", "e")]
+        # Written again it is: what had nothing in it has nothing of its writer's.
+        await inside.http("POST", params={"path": f"{top}/e"}, data=b"", headers=OCTETS)
+        assert ("WRITE", "e") in await events(read, 2)
         await inside.http("POST", params={"path": f"{top}/f"}, data=b"x", headers=OCTETS)
         assert await events(read, 3) == [("CREATE", "f"), ("CHMOD", "f"), ("WRITE", "f")]
         (top / "f").rename(top / "g")
