@@ -153,7 +153,7 @@ async def test_rules_are_replaced_while_a_connection_is_up(api: Api) -> None:
     hold = f"""
 import socket, sys, time
 one = socket.create_connection(("{nets.ALLOWED}", {nets.PORT}))
-one.settimeout(2)
+one.settimeout(10)
 for number in range(200):
     try:
         one.send(b"%d" % number)

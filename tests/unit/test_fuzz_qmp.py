@@ -56,7 +56,7 @@ ANYTHING = st.recursive(
     ),
     max_leaves=20,
 )
-PATIENCE = 5.0
+PATIENCE = 30.0
 """Seconds after which something hangs."""
 
 slow = settings(
