@@ -1,4 +1,4 @@
-"""Auditing: who did what, written into the journal behind the answer.
+"""Auditing: who did what, noted for the journal, which has it a moment after the answer.
 
 It decides how much may wait for the journal; what is worth writing down, others do.
 """
@@ -9,13 +9,12 @@ import contextlib
 import logging
 import time
 from contextvars import ContextVar
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmpool.errors import VmpoolError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import Iterator
 
     from vmpool.metrics import Metrics
     from vmpool.store.audit import Audit
@@ -30,34 +29,20 @@ WAITING = 1024
 
 
 class Auditing:
-    """Writes entries in the background.
+    """Notes who did what."""
 
-    Args:
-        begin: Starts a task, which it owns.
-    """
-
-    def __init__(
-        self,
-        audit: Audit,
-        metrics: Metrics,
-        *,
-        begin: Callable[[Coroutine[Any, Any, None]], object],
-    ) -> None:
+    def __init__(self, audit: Audit, metrics: Metrics) -> None:
         self._audit = audit
         self._metrics = metrics
-        self._begin = begin
-        self._waiting = 0
 
     def note(
         self, owner: str, action: str, subject: str, detail: dict[str, str], *, outcome: str
     ) -> None:
         """Write an entry soon."""
-        if self._waiting >= WAITING:
+        if self._audit.waiting >= WAITING:
             log.error("the audit log is behind and lost %s of %s by %s", action, subject, owner)
             return
-        self._waiting += 1
-        record = partial(
-            self._audit.record,
+        self._audit.note(
             action,
             subject=subject,
             tenant_id=owner,
@@ -65,7 +50,6 @@ class Auditing:
             outcome=outcome,
             detail=dict(detail),
         )
-        self._begin(self._write(record, f"{action} of {subject} by {owner}"))
 
     @contextlib.contextmanager
     def noted(
@@ -82,11 +66,3 @@ class Auditing:
         finally:
             self._metrics.turned(action, outcome, time.perf_counter_ns() - began)
             self.note(owner, action, subject, detail or {}, outcome=outcome)
-
-    async def _write(self, record: Callable[[], Awaitable[None]], entry: str) -> None:
-        try:
-            await record()
-        except VmpoolError as err:
-            log.error("the audit log lost %s: %s", entry, err)
-        finally:
-            self._waiting -= 1

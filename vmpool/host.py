@@ -85,7 +85,7 @@ class Host:
             on_expiry=self._expire,
             on_gone=self._let_base_go,
         )
-        self._auditing = Auditing(ground.store.audit, ground.metrics, begin=self._household.begin)
+        self._auditing = Auditing(ground.store.audit, ground.metrics)
         self._nursery = Nursery(
             ground.standby,
             deadlines=ground.deadlines,

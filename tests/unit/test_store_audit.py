@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import sqlite3
 from typing import TYPE_CHECKING
 
 import pytest
 
+from vmpool.journal import Journal
 from vmpool.store import AuditFilter, Store
-from vmpool.store.audit import DETAIL_BYTES
+from vmpool.store.audit import DETAIL_BYTES, Audit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +36,68 @@ async def test_the_audit_log_tells_the_newest_first_and_can_be_cut(tmp_path: Pat
         assert [row.subject for row in await store.audit.entries(100)] == ["x", "4"]
         await store.audit.prune_all(keep=0)
         assert await store.audit.entries(100) == []
+
+
+def note(audit: Audit, subject: str) -> None:
+    audit.note("run", subject=subject, tenant_id="t", token_id=None, outcome="ok", detail={})
+
+
+async def until_written(audit: Audit) -> None:
+    while audit.waiting:  # noqa: ASYNC110 it tells nobody
+        await asyncio.sleep(0)
+
+
+def written(path: Path) -> int:
+    """Return how many entries anybody else would find in the file."""
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        return int(other.execute("SELECT count(*) FROM audit").fetchone()[0])
+
+
+async def test_what_is_noted_is_written_later_and_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmpool.store.audit.LINGER", 3600.0)
+    async with Store(tmp_path / "db") as store:
+        for number in range(3):
+            note(store.audit, str(number))
+        await store.open_sandboxes()  # whatever comes to the journal next
+        assert written(tmp_path / "db") == 0
+        assert [row.subject for row in await store.audit.entries(100)] == ["2", "1", "0"]
+        assert written(tmp_path / "db") == 3
+        note(store.audit, "last")
+    assert written(tmp_path / "db") == 4
+
+
+async def test_a_crowd_of_notes_waits_for_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmpool.store.audit.LINGER", 3600.0)
+    monkeypatch.setattr("vmpool.store.audit.TOGETHER", 3)
+    async with Store(tmp_path / "db") as store, asyncio.timeout(60):
+        for number in range(4):
+            note(store.audit, str(number))
+        await until_written(store.audit)  # the one over the number, too
+        assert written(tmp_path / "db") == 4
+
+
+async def test_notes_are_written_when_no_others_come(tmp_path: Path) -> None:
+    async with Store(tmp_path / "db") as store, asyncio.timeout(60):
+        note(store.audit, "alone")
+        await until_written(store.audit)
+        assert written(tmp_path / "db") == 1
+
+
+async def test_notes_that_the_journal_cannot_take_are_told_to_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Journal(tmp_path / "db", ()) as journal:
+        audit = Audit(journal, lambda: 0)
+        note(audit, "one")
+        note(audit, "two")
+        await audit.flush()
+        assert audit.waiting == 0
+    assert "the audit log lost run of one by t" in caplog.text
+    assert "the audit log lost run of two by t" in caplog.text
 
 
 async def test_what_one_tenant_does_pushes_no_others_entries_out(

@@ -1,18 +1,36 @@
-"""Audit: who did what, or tried, as a log that forgets its oldest entries."""
+"""Audit: who did what, or tried, as a log that forgets its oldest entries.
+
+What is noted is written a moment later, together with what was noted meanwhile: a write beside an
+answer takes processor time from the guest that works on it. The moment is lost with the process.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from vmpool.errors import VmpoolError
 from vmpool.journal import insert
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sqlite_utils import Database
 
     from vmpool.journal import Journal
+
+log = logging.getLogger(__name__)
+
+LINGER = 0.1
+"""Seconds that a note waits for others, to be written together with them."""
+
+TOGETHER = 64
+"""Notes after which none is waited for any more."""
 
 DETAIL_BYTES = 512
 """What an entry's detail may take; one that would take more is cut."""
@@ -64,12 +82,54 @@ class AuditFilter:
 
 
 class Audit:
-    """The audit log of a journal; all verbs raise as `Journal.run` does."""
+    """The audit log of a journal, to be flushed before that is closed.
+
+    All verbs but `note` and `flush` raise as `Journal.run` does.
+    """
 
     def __init__(self, journal: Journal, now_ns: Callable[[], int]) -> None:
         self._journal = journal
         self._now_ns = now_ns
         self._grown: Counter[str] = Counter()
+        self._noted: list[AuditRow] = []
+        self._due: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self.waiting = 0
+        """Notes that are not written yet."""
+
+    def note(
+        self,
+        action: str,
+        *,
+        subject: str,
+        tenant_id: str,
+        token_id: str | None,
+        outcome: str,
+        detail: dict[str, Any],
+    ) -> None:
+        """Record it soon; what the journal cannot take is told to the log. *Not idempotent.*"""
+        entry = AuditRow(
+            time_ns=self._now_ns(),
+            tenant_id=tenant_id,
+            token_id=token_id,
+            action=action,
+            subject=subject,
+            detail=detail,
+            outcome=outcome,
+        )
+        self.waiting += 1
+        self._noted.append(entry)
+        if len(self._noted) >= TOGETHER:
+            self._begin()
+        elif self._due is None:
+            self._due = asyncio.get_running_loop().call_later(LINGER, self._begin)
+
+    async def flush(self) -> None:
+        """Return once all that was noted is written, or lost. *Idempotent.*"""
+        while self._noted or self._writing is not None:
+            self._begin()
+            assert self._writing is not None
+            await asyncio.wait({self._writing})
 
     async def record(
         self,
@@ -82,23 +142,54 @@ class Audit:
         detail: dict[str, Any] | None = None,
     ) -> None:
         """Record that somebody did or tried something. *Not idempotent.*"""
-        self._grown[tenant_id] += 1
-        if self._grown[tenant_id] >= PRUNE_EVERY:
-            del self._grown[tenant_id]
-            await self.prune(tenant_id, keep=KEEP_AUDIT)  # first: who meets an error has no row
         entry = AuditRow(
             time_ns=self._now_ns(),
             tenant_id=tenant_id,
             token_id=token_id,
             action=action,
             subject=subject,
+            detail=detail or {},
             outcome=outcome,
         )
-        row = {name: getattr(entry, name) for name in _COLUMNS} | {"detail": _detail(detail or {})}
-        await self._journal.run(lambda db: insert(db, "audit", row))
+        await self._write([entry])
+
+    def _begin(self) -> None:
+        """Write what was noted, unless that is being done."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_noted(), name="audit log")
+
+    async def _write_noted(self) -> None:
+        try:
+            while entries := self._noted:
+                self._noted = []
+                try:
+                    await self._write(entries)
+                except VmpoolError as err:
+                    for entry in entries:
+                        log.error("the audit log lost %s: %s", _told(entry), err)
+                finally:
+                    self.waiting -= len(entries)
+        finally:
+            self._writing = None
+
+    async def _write(self, entries: Sequence[AuditRow]) -> None:
+        for tenant_id, count in Counter(entry.tenant_id for entry in entries).items():
+            self._grown[tenant_id] += count
+            if self._grown[tenant_id] >= PRUNE_EVERY:
+                del self._grown[tenant_id]
+                await self.prune(tenant_id, keep=KEEP_AUDIT)  # first: who meets an error has no row
+        rows = [
+            {name: getattr(entry, name) for name in _COLUMNS} | {"detail": _detail(entry.detail)}
+            for entry in entries
+        ]
+        await self._journal.run(partial(_insert_all, rows=rows))
 
     async def entries(self, limit: int, wanted: AuditFilter | None = None) -> list[AuditRow]:
-        """Return the last `limit` entries that are wanted, the newest first."""
+        """Return the last `limit` entries that are wanted, those just noted too, newest first."""
+        await self.flush()
         members = {} if wanted is None else asdict(wanted)
         before = members.pop("before", None)
         given = {name: value for name, value in members.items() if value is not None}
@@ -133,6 +224,15 @@ class Audit:
                 ).rowcount
             )
         )
+
+
+def _insert_all(db: Database, *, rows: Sequence[Mapping[str, object]]) -> None:
+    for row in rows:
+        insert(db, "audit", row)
+
+
+def _told(entry: AuditRow) -> str:
+    return f"{entry.action} of {entry.subject} by {entry.tenant_id}"
 
 
 def _detail(detail: dict[str, Any]) -> str:

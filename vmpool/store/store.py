@@ -106,7 +106,10 @@ class Store:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._journal.__aexit__(exc_type, exc, traceback)
+        try:
+            await self.audit.flush()
+        finally:
+            await self._journal.__aexit__(exc_type, exc, traceback)
 
     def token(self, *, of: str) -> str:
         """Return the token of something that has one for life; it is written down nowhere.
