@@ -135,7 +135,7 @@ def test_what_is_signed_by_another_stays_so(kept: Snapshot, custody: Custody) ->
 async def reason(host: Host) -> str:
     """Return why no clone comes, as the pool has it."""
     with pytest.raises(PoolTimeoutError) as raised:
-        await host.create(wanted(wait=1.0), owner=OWNER)
+        await host.create(wanted(wait=5.0), owner=OWNER)
     assert isinstance(raised.value.__cause__, VmpoolError)
     return raised.value.__cause__.error_code
 
