@@ -11,7 +11,7 @@ WARM = 3000
 """Sandboxes after which a server has been everywhere and has what it keeps for ever.
 
 The journal's pages are the last of it: SQLite keeps two megabytes of them, which take the rows of
-some 2,300 sandboxes to fill. Until then a server grows by 0.9 MiB for each thousand.
+some 2,300 sandboxes to fill. Until then it grows by 0.8 MiB for each thousand by them alone.
 """
 
 GROWTH_BYTES = 1 << 20
