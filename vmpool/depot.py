@@ -13,7 +13,7 @@ import shutil
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from vmpool import snapshot, template
+from vmpool import fitness, snapshot, template
 from vmpool.clone import claim_directory
 from vmpool.errors import SnapshotError, VmpoolError
 from vmpool.model import Attachment
@@ -151,14 +151,16 @@ class Depot:
         """Refuse a snapshot that cannot run on this host; of its files none is read.
 
         Raises:
-            SnapshotError: As `Snapshot.fits`.
+            SnapshotError: As `fitness.require_fit`.
             HostError: This host has not its CPU model; code `cpu_model_unfit`.
         """
         spec, version = stranger.spec, self._engine.version
         processors: dict[Accelerator, Processor] = {}
         if spec.qemu_version == version and spec.accelerator in self._accelerators:
             processors[spec.accelerator] = await self._processor(spec)
-        stranger.fits(version=version, processors=processors, transports=self._transports)
+        fitness.require_fit(
+            stranger, version=version, processors=processors, transports=self._transports
+        )
 
     async def unnamed(self) -> list[str]:
         """Return the ids of the snapshots that no image is made into.
@@ -230,7 +232,8 @@ class Depot:
         self, directory: Path, digest: str, spec: MachineSpec, processor: Processor
     ) -> Snapshot:
         found = self._custody.load(directory)
-        found.fits(
+        fitness.require_fit(
+            found,
             version=self._engine.version,
             processors={spec.accelerator: processor},
             transports={spec.transport},

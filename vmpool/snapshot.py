@@ -23,10 +23,10 @@ import msgspec
 from vmpool.delta import Delta
 from vmpool.digest import digest
 from vmpool.errors import ConflictError, DiskFullError, SnapshotError
-from vmpool.model import Accelerator, MachineSpec, Processor, Transport, new_id
+from vmpool.model import MachineSpec, Processor, new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable
 
 FORMAT = 2
 """Version of the manifest; a host refuses any other."""
@@ -156,8 +156,26 @@ class Snapshot:
         """What a checkpoint of this template's clones is written against."""
         return Base(id=self.manifest.id, memory=self.manifest.files[MEMORY].digest)
 
+    @property
+    def has_memory(self) -> bool:
+        """Whether a machine can go on from it; else it can only be booted on its disk."""
+        return DEVICE_STATE in self.manifest.files
+
     def require_loadable_over(self, template: Snapshot) -> None:
-        """Refuse a shell of another template, or of one that was made anew since.
+        """Refuse a shell of another template, and a checkpoint that is a disk alone.
+
+        Raises:
+            SnapshotError: As `require_of`; `snapshot_unfit` also when it has no memory.
+        """
+        self.require_of(template)
+        if not self.has_memory:
+            raise SnapshotError(
+                f"snapshot {self.manifest.id!r} is a disk: it has no memory to go on from",
+                code="snapshot_unfit",
+            )
+
+    def require_of(self, template: Snapshot) -> None:
+        """Refuse another template, or one that was made anew since.
 
         Raises:
             SnapshotError: This is neither `template` nor a checkpoint against it; code
@@ -172,65 +190,6 @@ class Snapshot:
             f"snapshot {self.manifest.id!r} does not descend from {template.manifest.id!r} "
             "as it is now",
             code="snapshot_unfit",
-        )
-
-    def fits(
-        self,
-        *,
-        version: str,
-        processors: Mapping[Accelerator, Processor],
-        transports: Collection[Transport],
-    ) -> None:
-        """Refuse, before the hypervisor does, a host on which this snapshot cannot run.
-
-        Args:
-            version: The host's hypervisor, as in `Engine.version`.
-            processors: What guests can get on the host, as from `Engine.processor`, by the
-                accelerators that work there.
-            transports: Those that the host has.
-
-        Raises:
-            SnapshotError: It does not fit; `snapshot_processor_unfit` for its processor, with the
-                features that this host lacks, `snapshot_unfit` for the rest.
-        """
-        spec, name = self.manifest.spec, self.manifest.id
-        if spec.qemu_version != version:
-            raise SnapshotError(
-                f"snapshot {name!r} was saved by QEMU {spec.qemu_version!r}, "
-                f"this host has {version!r}",
-                code="snapshot_unfit",
-                remedy="make the template again on this host; what was saved before runs where "
-                f"QEMU is {spec.qemu_version}",
-            )
-        if spec.accelerator not in processors:
-            raise SnapshotError(
-                f"snapshot {name!r} needs the accelerator {spec.accelerator.value!r}, "
-                "which does not work on this host",
-                code="snapshot_unfit",
-                remedy="make the template again on this host",
-            )
-        if spec.transport not in transports:
-            raise SnapshotError(
-                f"snapshot {name!r} reaches its agent over {spec.transport.value!r}, "
-                "which this host lacks",
-                code="snapshot_unfit",
-                remedy="load vhost_vsock, or make the template again on this host",
-            )
-        self._require_processor(processors[spec.accelerator])
-
-    def _require_processor(self, offered: Processor) -> None:
-        saved, name = self.manifest.processor, self.manifest.id
-        if saved.vendor != offered.vendor:
-            what = f"was saved on a processor of {saved.vendor!r}, here they are {offered.vendor!r}"
-        elif lacking := offered.lacks(saved):
-            what = f"needs what processors lack here: {', '.join(lacking)}"
-        else:
-            return
-        raise SnapshotError(
-            f"snapshot {name!r} {what}",
-            code="snapshot_processor_unfit",
-            remedy="make the template again on this host; for hosts of one vendor that differ, "
-            "set cpu_model to a model that all of them have",
         )
 
     def verify(self) -> None:
@@ -457,7 +416,9 @@ def _decode(directory: Path, data: bytes) -> Manifest:
 
 def _required(manifest: Manifest) -> set[str]:
     if manifest.base is not None:
-        return {DEVICE_STATE, PAGES} | ({layer_name(0)} if manifest.spec.disk_bytes else set())
+        disk = {layer_name(0)} if manifest.spec.disk_bytes else set()
+        alone = disk and not {DEVICE_STATE, PAGES} & manifest.files.keys()
+        return disk if alone else {DEVICE_STATE, PAGES} | disk
     return {MEMORY, DEVICE_STATE} | ({DISK} if manifest.spec.disk_bytes else set())
 
 

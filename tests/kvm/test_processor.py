@@ -12,6 +12,7 @@ import pytest
 
 from tests import tiny_guest, tiny_template
 from tests.tiny_template import attachment
+from vmpool import fitness
 from vmpool.engine.qemu import QemuEngine, detection
 from vmpool.errors import SnapshotError
 from vmpool.model import MIB, Accelerator, MachineSpec, Transport
@@ -50,7 +51,8 @@ async def test_a_template_of_this_host_runs_on_it_and_is_refused_on_a_lesser_one
     async def fits(host: QemuEngine) -> None:
         with attachment(run) as at:
             offered = await host.processor(spec, at)
-        template.fits(
+        fitness.require_fit(
+            template,
             version=engine.version,
             processors={Accelerator.KVM: offered},
             transports={Transport.VSOCK},

@@ -13,6 +13,7 @@ import pytest
 
 from tests import tiny_guest, tiny_template
 from tests.tiny_template import attachment
+from vmpool import fitness
 from vmpool.engine.qemu import QemuEngine, command, detection
 from vmpool.errors import HostError, SnapshotError
 from vmpool.model import MIB, Accelerator, MachineSpec, MachineType, Transport
@@ -70,7 +71,8 @@ async def test_a_template_fits_its_own_host_and_is_refused_by_name_where_feature
     async def fits(host: QemuEngine) -> None:
         with attachment(run) as at:
             offered = await host.processor(spec, at)
-        template.fits(
+        fitness.require_fit(
+            template,
             version=spec.qemu_version,
             processors={Accelerator.TCG: offered},
             transports={Transport.SERIAL},

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from vmpool import snapshot
+from vmpool import fitness, snapshot
 from vmpool.errors import ConflictError, SnapshotError
 from vmpool.model import MIB, Accelerator, MachineSpec, Processor, Transport
 
@@ -365,7 +365,8 @@ def test_no_snapshot_is_said_to_be_missing(tmp_path: Path) -> None:
 
 
 def test_a_snapshot_fits_the_host_that_made_it(tmp_path: Path) -> None:
-    published(tmp_path).fits(
+    fitness.require_fit(
+        published(tmp_path),
         version="10.0.2",
         processors={Accelerator.TCG: PROCESSOR},
         transports={Transport.SERIAL},
@@ -384,8 +385,11 @@ def test_a_snapshot_from_another_kind_of_host_is_refused_in_words(
     tmp_path: Path, version: str, accelerator: Accelerator, transport: Transport, words: str
 ) -> None:
     with pytest.raises(SnapshotError, match=words) as caught:
-        published(tmp_path).fits(
-            version=version, processors={accelerator: PROCESSOR}, transports={transport}
+        fitness.require_fit(
+            published(tmp_path),
+            version=version,
+            processors={accelerator: PROCESSOR},
+            transports={transport},
         )
     assert caught.value.error_code == "snapshot_unfit"
     assert caught.value.remedy
@@ -403,8 +407,11 @@ def test_a_snapshot_fits_exactly_where_no_feature_is_lacking_and_names_those_tha
     host = replace(PROCESSOR, features=offered)
     refused = pytest.raises(SnapshotError) if saved - offered else contextlib.nullcontext()
     with refused as caught:
-        replace(found, manifest=manifest).fits(
-            version="10.0.2", processors={Accelerator.TCG: host}, transports={Transport.SERIAL}
+        fitness.require_fit(
+            replace(found, manifest=manifest),
+            version="10.0.2",
+            processors={Accelerator.TCG: host},
+            transports={Transport.SERIAL},
         )
     if caught is not None:
         assert caught.value.error_code == "snapshot_processor_unfit"
@@ -416,7 +423,8 @@ def test_a_snapshot_from_another_vendors_processor_is_refused_whatever_its_featu
     tmp_path: Path,
 ) -> None:
     with pytest.raises(SnapshotError, match=r"'AuthenticAMD'.*'GenuineIntel'") as caught:
-        published(tmp_path).fits(
+        fitness.require_fit(
+            published(tmp_path),
             version="10.0.2",
             processors={Accelerator.TCG: replace(PROCESSOR, vendor="GenuineIntel")},
             transports={Transport.SERIAL},

@@ -1,0 +1,71 @@
+"""Rebooting: clones that are booted on the disk of a checkpoint that has no memory.
+
+A state that is a disk alone cannot be laid over its template's memory: what that has cached of the
+disk would be the template's, and the guest would write it over what is there. So the image is
+booted, once more, on the disk. It decides when to try again, and how many boot at one time; whose
+disk it is, others know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from vmpool import clone
+from vmpool.errors import GuestError
+from vmpool.model import Kernel
+
+if TYPE_CHECKING:
+    from vmpool.clone import Clone
+    from vmpool.ground import Ground
+    from vmpool.model import Identity, Waking
+    from vmpool.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS: Final = 2
+"""A machine may hang early in its boot under emulation; it is started once more."""
+
+AT_ONCE: Final = 2
+"""Guests that boot at one time: each takes a processor for as long as it does."""
+
+
+class Rebooting:
+    """What boots clones on disks."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self._turns = asyncio.Semaphore(AT_ONCE)
+
+    async def boot(
+        self, template: Snapshot, state: Snapshot, *, identity: Identity, policy: Waking
+    ) -> Clone:
+        """Return a clone that runs on the disk of a state of `template`'s; it obeys a new key.
+
+        Raises:
+            NotFoundError: `image_not_found`; the template's image is gone.
+            VmpoolError: As `clone.reboot`.
+        """
+        images = self._ground.images
+        image = await asyncio.to_thread(images.load, template.manifest.image)
+        kernel = Kernel(kernel=image.kernel, initrd=image.initrd, command_line=image.command_line)
+        async with self._turns:
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    return await clone.reboot(
+                        self._ground.engine,
+                        template,
+                        state,
+                        kernel,
+                        run=self._ground.clones,
+                        identity=identity,
+                        policy=policy,
+                        deadlines=self._ground.deadlines,
+                        boot_timeout=self._ground.settings.deadlines.boot,
+                    )
+                except GuestError as err:
+                    if attempt == ATTEMPTS:
+                        raise
+                    log.warning("a guest did not come up on its disk: %s; trying again", err)
+        raise AssertionError("unreachable: the last attempt returns or raises")
