@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests import processes
-from vmpool import delta
+from tests.fake_capture import STATE, FakeCapture
 from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import orphan, record
 from vmpool.engine.qemu.process import Process
@@ -28,11 +28,12 @@ from vmpool.errors import (
     DiskFullError,
     EngineError,
     InfrastructureError,
+    InvalidRequestError,
     SnapshotError,
     VmpoolError,
 )
 from vmpool.model import Nic, Processor, SerialAddress
-from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY, PAGES, layer_name
+from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY, layer_name
 
 if TYPE_CHECKING:
     from tests.fake_stem import Stem
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 VERSION = "10.0.2"
 PROCESSOR = Processor(vendor="AuthenticAMD", features=frozenset({"avx2", "sse2"}))
 CONSOLE = "console"
-STATE = b"fake state\n"
-"""What a saved device state holds; a state that holds anything else is refused."""
 
 _START_TIMEOUT = 30.0
 _POLL = 0.002
@@ -137,6 +136,19 @@ class FakeEngine:
         guest.signal(signal.SIGSTOP)
         return FakeShell(guest, template, self.faults)
 
+    async def reboot(
+        self, template: Snapshot, state: Snapshot, kernel: Kernel, at: Attachment
+    ) -> FakeMachine:
+        state.require_of(template)
+        machine = await self.boot(template.spec, kernel, at)
+        machine.restored = True
+        try:
+            await machine.resume()
+        except EngineError:
+            await machine.kill()
+            raise
+        return machine
+
     async def adopt(self, template: Snapshot, at: Attachment) -> FakeMachine:
         found = record.read(at.directory)
         process = None if found is None else orphan.hold(found)
@@ -178,9 +190,9 @@ class FakeShell:
     def _require_loadable(self, snapshot: Snapshot) -> None:
         if self._faults.load is not None:
             raise self._faults.load
+        snapshot.require_loadable_over(self._template)
         if snapshot.device_state.read_bytes() != STATE:
             raise SnapshotError("a fake state it is not", code="snapshot_refused")
-        snapshot.require_loadable_over(self._template)
         if self._guest.exit_code is not None:
             raise EngineError("the shell is gone", code="qemu_died")
 
@@ -194,7 +206,7 @@ class FakeMachine:
         self._guest = guest
         self._spec = spec
         self._faults = faults
-        self._restored = restored
+        self.restored = restored
         self.capturing = asyncio.Lock()
         self.paused = restored
         self.tap: int | None = None
@@ -267,9 +279,14 @@ class FakeMachine:
         await self.kill()
 
     def capture(self, directory: Path) -> FakeCapture:
-        if not self._restored:
+        if not self.restored:
             raise EngineError("a booted machine differs from nothing", code="machine_booted")
         return FakeCapture(self, directory, self._faults)
+
+    def capture_disk(self, directory: Path) -> FakeCapture:
+        if not (self.restored and self._spec.disk_bytes):
+            raise InvalidRequestError("there is no disk to keep", code="disk_missing")
+        return FakeCapture(self, directory, self._faults, files=(layer_name(0),))
 
     async def wait(self) -> int:
         return await self._guest.wait()
@@ -286,52 +303,6 @@ class FakeMachine:
 
     async def release(self) -> None:
         self._guest.release()
-
-
-class FakeCapture:
-    """A checkpoint of a fake machine: a state like any other."""
-
-    def __init__(self, machine: FakeMachine, directory: Path, faults: Faults) -> None:
-        self._machine = machine
-        self._path = directory / DEVICE_STATE
-        self._faults = faults
-        self._taken = False
-        self.dirty_bytes = 0
-
-    async def __aenter__(self) -> FakeCapture:
-        await self._machine.capturing.acquire()
-        try:
-            self._machine.require_alive()
-            await asyncio.sleep(0)
-        except BaseException:
-            self._machine.capturing.release()
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._machine.capturing.release()
-
-    async def take(self) -> None:
-        self._machine.require_alive()
-        if self._faults.take is not None:
-            raise self._faults.take
-        if not self._machine.paused:
-            raise EngineError("only a paused machine can be saved", code="machine_running")
-        await asyncio.sleep(0)
-        self._taken = True
-
-    async def write(self) -> None:
-        assert self._taken
-        await asyncio.sleep(0)
-        if self._faults.write is not None:
-            raise self._faults.write
-        self._path.write_bytes(STATE)
-        delta.Writer(self._path.with_name(PAGES), []).close()
-        if self._machine.spec.disk_bytes:
-            self._path.with_name(layer_name(0)).write_bytes(bytes(4096))
-
-    async def lend(self) -> None:
-        await self.write()
 
 
 class _Adopted:

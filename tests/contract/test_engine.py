@@ -3,119 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import secrets
-import shutil
 import signal
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from msgspec import structs
 
-from tests import netns, tiny_guest, watch
+from tests import netns
+from tests.contract.benches import Bench
 from tests.fakes import FakeEngine, Faults
 from tests.lost_manager import Point
 from vmpool import snapshot
 from vmpool.delta import Delta
-from vmpool.engine import Engine
 from vmpool.engine.qemu import QemuEngine, reap
 from vmpool.engine.qemu.process import UNKNOWN_EXIT
 from vmpool.errors import ConflictError, EngineError, SnapshotError
 from vmpool.model import (
-    MIB,
-    Accelerator,
     Attachment,
-    Kernel,
-    MachineSpec,
-    MachineType,
     Nic,
-    Transport,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
-    from vmpool.engine import Machine
     from vmpool.snapshot import Base, Snapshot
-
-
-@dataclass
-class Bench:
-    """An engine, what it boots, and places to do so."""
-
-    engine: Engine
-    spec: MachineSpec
-    kernel: Kernel
-    directory: Path
-
-    def attachment(self) -> Attachment:
-        directory = self.directory / secrets.token_hex(4)
-        directory.mkdir(mode=0o700)
-        return Attachment(directory=directory)
-
-    async def booted(self) -> Machine:
-        at = self.attachment()
-        machine = await self.engine.boot(self.spec, self.kernel, at)
-        if isinstance(self.engine, QemuEngine):
-            await watch.holds(at.directory / "console", tiny_guest.UP)
-        return machine
-
-    async def template(self) -> Snapshot:
-        machine = await self.booted()
-        await machine.pause()
-        processor = await machine.processor()
-        snapshots = self.directory / "snapshots"
-        snapshots.mkdir()
-        partial = snapshot.begin(snapshots)
-        await machine.save(partial)
-        await machine.kill()
-        manifest = snapshot.describe(
-            partial,
-            id="template",
-            image="none",
-            spec=self.spec,
-            processor=processor,
-            created_ns=1,
-        )
-        return snapshot.publish(partial, manifest, snapshots)
-
-    async def restored(self, template: Snapshot, state: Snapshot) -> Machine:
-        return await (await self.engine.prepare(template, self.attachment())).load(state)
-
-    async def checkpoint(self, machine: Machine, template: Snapshot, name: str) -> Snapshot:
-        snapshots = self.directory / "snapshots"
-        partial = snapshot.begin(snapshots)
-        async with machine.capture(partial) as capture:
-            await machine.pause()
-            await capture.take()
-            await machine.resume()
-            await capture.write()
-        manifest = snapshot.describe(
-            partial,
-            id=name,
-            image="none",
-            spec=self.spec,
-            processor=template.manifest.processor,
-            created_ns=2,
-            base=template.as_base,
-        )
-        return snapshot.publish(partial, manifest, snapshots)
-
-
-@pytest.fixture(params=["fake", "q35", "q35-disk", "microvm"])
-async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
-    engine: Engine = (
-        FakeEngine(Faults(load_delay=0.01))
-        if request.param == "fake"
-        else await QemuEngine.detect()
-    )
-    with opened(engine, request.param, Accelerator.TCG, Transport.SERIAL, tmp_path) as bench:
-        yield bench
-    engine.close()
 
 
 @pytest.fixture
@@ -130,29 +45,6 @@ def tap() -> Iterator[int]:
     """The descriptor of a link that leads nowhere."""
     with netns.tap() as descriptor:
         yield descriptor
-
-
-@contextlib.contextmanager
-def opened(
-    engine: Engine, shape: str, accelerator: Accelerator, transport: Transport, tmp_path: Path
-) -> Iterator[Bench]:
-    """Yield a bench for machines of a shape: `q35`, `q35-disk` or `microvm`."""
-    root = tmp_path / "root"
-    root.write_bytes(bytes(4096))
-    spec = MachineSpec(
-        root=root,
-        memory_bytes=32 * MIB,
-        accelerator=accelerator,
-        transport=transport,
-        machine_type=MachineType.MICROVM if shape == "microvm" else MachineType.Q35,
-        disk_bytes=8 * MIB if shape == "q35-disk" else 0,
-        qemu_version=engine.version,
-    )
-    # A short name: a socket's path has at most 107 bytes.
-    directory = Path("/tmp") / f"vmpool-{secrets.token_hex(4)}"
-    directory.mkdir(mode=0o700)
-    yield Bench(engine, spec, tiny_guest.kernel(tmp_path, tiny_guest.IDLE), directory)
-    shutil.rmtree(directory)
 
 
 async def test_a_link_is_plugged_in_and_out_and_in_again(networked: Bench, tap: int) -> None:
@@ -223,7 +115,7 @@ async def test_a_crash_ends_every_wait_at_once(bench: Bench) -> None:
     machine = await bench.booted()
     waits = [asyncio.ensure_future(machine.wait()) for _ in range(3)]
     os.kill(machine.pid, signal.SIGKILL)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert set(await asyncio.gather(*waits)) == {-signal.SIGKILL}
     with pytest.raises(EngineError):
         await machine.pause()
@@ -482,6 +374,8 @@ async def test_a_cancelled_load_leaves_nothing(bench: Bench) -> None:
     template = await bench.template()
     for steps in (0, 1, 2, 3):
         shell = await bench.engine.prepare(template, bench.attachment())
+        if isinstance(bench.engine, FakeEngine):
+            bench.engine.faults = Faults(load_delay=60.0)  # it is not to come before the end
         load = asyncio.ensure_future(shell.load(template))
         for _ in range(steps):
             await asyncio.sleep(0)

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.contract.benches import Bench, opened
 from tests.contract.test_engine import (
-    Bench,
     goes_on_under_another,
-    opened,
     test_a_booted_machine_runs_until_it_is_killed,
     test_a_cancelled_load_leaves_nothing,
     test_a_crash_ends_every_wait_at_once,

@@ -145,6 +145,16 @@ class Machine(Protocol):
             EngineError: The machine was booted; code `machine_booted`.
         """
 
+    def capture_disk(self, directory: Path) -> Capture:
+        """Return what writes into `directory` the disk of this machine alone, as `capture`.
+
+        What the guest has not written to it yet is not there: have it do so first.
+
+        Raises:
+            InvalidRequestError: `disk_missing`; what the guest writes is memory, or the machine was
+                booted.
+        """
+
     async def wait(self) -> int:
         """Return the hypervisor's exit code once it has ended; negative for a signal.
 
@@ -239,6 +249,25 @@ class Engine(Protocol):
             SnapshotError: This engine makes another machine of its spec than it was saved from;
                 code `snapshot_unfit`.
             EngineError: The hypervisor did not start; nothing is left but files in `at.directory`.
+        """
+
+    async def reboot(
+        self, template: Snapshot, state: Snapshot, kernel: Kernel, at: Attachment
+    ) -> Machine:
+        """Boot a machine of a template on the disk of one of its checkpoints; return it running.
+
+        The guest is still coming up, and connected to nothing. The machine is of the template like
+        one that was restored, and can be captured and adopted like one.
+
+        Args:
+            state: A checkpoint against `template`; of it only the disk is used.
+            kernel: What the template's image is booted with.
+
+        Raises:
+            SnapshotError: `snapshot_unfit`; the checkpoint is of another template, or this engine
+                makes another machine of the template's spec than it was saved from.
+            EngineError: The hypervisor did not start, or refused the disk; nothing is left but
+                files in `at.directory`.
         """
 
     async def adopt(self, template: Snapshot, at: Attachment) -> Machine:

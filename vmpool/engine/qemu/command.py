@@ -142,9 +142,7 @@ def boot(spec: MachineSpec, instance: Instance, command_line: str) -> list[str]:
     return [
         *_machine(spec, instance),
         *("-object", _memory(spec, "share=on")),
-        *("-kernel", _path(Slot.KERNEL)),
-        *("-initrd", _path(Slot.INITRD)),
-        *("-append", _boot_line(spec, command_line)),
+        *_kernel(spec, command_line),
         *("-add-fd", _fdset(Slot.CONSOLE)),
         # Appended to, for it is a pipe, and QEMU would cut a file to nothing.
         *("-chardev", f"file,id=console,path=/dev/fdset/{Slot.CONSOLE:d},append=on"),
@@ -160,12 +158,21 @@ def restore(spec: MachineSpec, instance: Instance) -> list[str]:
         *_machine(spec, instance),
         *("-incoming", "defer"),
         "-S",
-        # Without a writable descriptor a balloon's discard cannot punch holes in the golden file.
-        *("-object", _memory(spec, "share=off,readonly=on,rom=off")),
-        *("-chardev", f"ringbuf,id=console,size={_CONSOLE_BYTES}"),
-        *_block("root", Slot.ROOT, "read-only=on"),
-        *(_overlay() if spec.disk_bytes else []),
-        *_devices(spec, instance),
+        *_clone(spec, instance),
+    ]
+
+
+def reboot(spec: MachineSpec, instance: Instance, command_line: str) -> list[str]:
+    """Return QEMU's arguments to boot, once it may run, where `restore` waits for a state.
+
+    The machine is the one that states of the template are loaded into, its memory mapped alike: so
+    what is saved of it later is a difference from the template, like that of any clone.
+    """
+    return [
+        *_machine(spec, instance),
+        "-S",
+        *_clone(spec, instance),
+        *_kernel(spec, command_line),
     ]
 
 
@@ -216,6 +223,26 @@ def _machine(spec: MachineSpec, instance: Instance) -> list[str]:
         # A guest that powers off, reboots or panics ends the process: its death is the one signal.
         "-no-reboot",
         *("-action", "panic=exit-failure"),
+    ]
+
+
+def _clone(spec: MachineSpec, instance: Instance) -> list[str]:
+    """Return the memory of a template, mapped privately, its disks and its devices."""
+    return [
+        # Without a writable descriptor a balloon's discard cannot punch holes in the golden file.
+        *("-object", _memory(spec, "share=off,readonly=on,rom=off")),
+        *("-chardev", f"ringbuf,id=console,size={_CONSOLE_BYTES}"),
+        *_block("root", Slot.ROOT, "read-only=on"),
+        *(_overlay() if spec.disk_bytes else []),
+        *_devices(spec, instance),
+    ]
+
+
+def _kernel(spec: MachineSpec, command_line: str) -> list[str]:
+    return [
+        *("-kernel", _path(Slot.KERNEL)),
+        *("-initrd", _path(Slot.INITRD)),
+        *("-append", _boot_line(spec, command_line)),
     ]
 
 

@@ -32,7 +32,7 @@ from vmpool.engine.qemu.handover import (
     open_file,
 )
 from vmpool.engine.qemu.jail.limits import Limits, is_in_memory
-from vmpool.engine.qemu.layers import OVERLAY
+from vmpool.engine.qemu.layers import OVERLAY, Layers
 from vmpool.engine.qemu.machine import QemuMachine, QemuShell
 from vmpool.engine.qemu.room import Shared
 from vmpool.errors import EngineError, SnapshotError
@@ -128,8 +128,7 @@ class QemuEngine:
             handover = given.enter_context(Handover(spec, at))
             jail = given.enter_context(self._jailed(spec, at))
             handover.put(Slot.MEMORY, new_memory(memory, spec.memory_bytes, jail))
-            handover.put(Slot.KERNEL, open_file(kernel.kernel, os.O_RDONLY))
-            handover.put(Slot.INITRD, open_file(kernel.initrd, os.O_RDONLY))
+            _put_kernel(handover, kernel)
             console = listen_console(at.directory / CONSOLE)
             undo.callback(console.close)
             handover.put(Slot.CONSOLE, console.writer)
@@ -155,12 +154,7 @@ class QemuEngine:
         self._require_version(spec)
         _require_shape(template)
         with Handover(spec, at) as handover, self._jailed(spec, at) as jail:
-            handover.put(Slot.MEMORY, open_file(template.memory, os.O_RDONLY))
-            if template.disk is not None:
-                overlay = create_file(at.directory / OVERLAY, os.O_RDWR)
-                handover.put(Slot.OVERLAY, overlay)
-                handover.put(Slot.DISK, open_file(template.disk, os.O_RDONLY))
-                disk.write_overlay(overlay, spec.disk_bytes)
+            _put_template(handover, template)
             argv = command.restore(spec, handover.instance)
             started = await self._start(argv, handover, jail)
         try:
@@ -171,6 +165,42 @@ class QemuEngine:
                 raise started.explained(err) from err
             raise
         return QemuShell(started, template, at.directory, handover.agent_address, self._shared)
+
+    async def reboot(
+        self, template: Snapshot, state: Snapshot, kernel: Kernel, at: Attachment
+    ) -> QemuMachine:
+        """Boot a template's image on the disk of a checkpoint, as `Engine.reboot`."""
+        spec = template.spec
+        self._require_version(spec)
+        _require_shape(template)
+        state.require_of(template)
+        with Handover(spec, at) as handover, self._jailed(spec, at) as jail:
+            _put_template(handover, template)
+            _put_kernel(handover, kernel)
+            argv = command.reboot(spec, handover.instance, kernel.command_line)
+            started = await self._start(argv, handover, jail)
+        layers = Layers(started, at.directory, spec.disk_bytes) if spec.disk_bytes else None
+        machine = QemuMachine(
+            started,
+            spec,
+            at.directory,
+            handover.agent_address,
+            shared=self._shared,
+            template=template,
+            layers=layers,
+        )
+        try:
+            await migration.enable(started.monitor)  # as in each that waits for a state
+            if layers is not None:
+                await layers.stack(state.layers)
+            await _without_carrier(machine, started)
+            await machine.resume()
+        except BaseException as err:
+            await machine.kill()
+            if isinstance(err, EngineError):
+                raise started.explained(err) from err
+            raise
+        return machine
 
     async def adopt(self, template: Snapshot, at: Attachment) -> QemuMachine:
         """Take over a machine whose manager is gone, as `Engine.adopt`."""
@@ -198,6 +228,26 @@ class QemuEngine:
                 f"the machine is for QEMU {spec.qemu_version!r}, this is {self._version!r}",
                 code="qemu_version_differs",
             )
+
+
+def _put_template(handover: Handover, template: Snapshot) -> None:
+    """Hand over what a machine maps and reads of its template, with an empty overlay on top.
+
+    Raises:
+        DiskFullError: The disk is full.
+        EngineError: A file cannot be opened or created.
+    """
+    handover.put(Slot.MEMORY, open_file(template.memory, os.O_RDONLY))
+    if template.disk is not None:
+        overlay = create_file(handover.directory / OVERLAY, os.O_RDWR)
+        handover.put(Slot.OVERLAY, overlay)
+        handover.put(Slot.DISK, open_file(template.disk, os.O_RDONLY))
+        disk.write_overlay(overlay, template.spec.disk_bytes)
+
+
+def _put_kernel(handover: Handover, kernel: Kernel) -> None:
+    handover.put(Slot.KERNEL, open_file(kernel.kernel, os.O_RDONLY))
+    handover.put(Slot.INITRD, open_file(kernel.initrd, os.O_RDONLY))
 
 
 def _require_shape(template: Snapshot) -> None:

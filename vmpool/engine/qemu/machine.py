@@ -13,10 +13,17 @@ from typing import TYPE_CHECKING
 from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import command, migration, nic, processor, sparse
 from vmpool.engine.qemu.capture import QemuCapture
+from vmpool.engine.qemu.disk_capture import QemuDiskCapture
 from vmpool.engine.qemu.graft import graft
 from vmpool.engine.qemu.handover import create_file, open_file
 from vmpool.engine.qemu.layers import Layers
-from vmpool.errors import ConflictError, DiskFullError, EngineError, SnapshotError
+from vmpool.errors import (
+    ConflictError,
+    DiskFullError,
+    EngineError,
+    InvalidRequestError,
+    SnapshotError,
+)
 from vmpool.model import Nic
 from vmpool.snapshot import DEVICE_STATE, DISK, MEMORY
 
@@ -229,6 +236,18 @@ class QemuMachine:
             layers=self._layers,
             turn=self._capturing,
             room=self._shared.room,
+        )
+
+    def capture_disk(self, directory: Path) -> QemuDiskCapture:
+        """Return what makes a checkpoint of the disk alone, as `Machine.capture_disk`."""
+        if self._layers is None:
+            raise InvalidRequestError(
+                "there is no disk to keep: the guest has what it writes in its memory",
+                code="disk_missing",
+                remedy="keep its memory; or make the template with a disk, and the sandbox of that",
+            )
+        return QemuDiskCapture(
+            self._hypervisor, directory, layers=self._layers, turn=self._capturing
         )
 
     async def wait(self) -> int:
