@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.fake_host import OWNER, until, wanted
 from vmpool.host import ForkRequest
-from vmpool.lifecycle import SandboxState
+from vmpool.lifecycle import Keep, SandboxState
 from vmpool.model import Command, Exited
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Work = Callable[["Host", "Holding"], Coroutine[Any, Any, Any]]
 
 TURNS: dict[str, Work] = {
-    "pause": lambda host, it: host._pausing.pause(it),
-    "resume": lambda host, it: host._pausing.resume(it, None),
+    "pause": lambda host, it: host._pausing.pause(it, Keep.MEMORY),
+    "resume": lambda host, it: host._pausing.resume(it, None, Keep.MEMORY),
     "keep": lambda host, it: host._branching.keep(it, None),
     "roll back": lambda host, it: host._branching.roll_back(
         it, host.find_checkpoint("first", owner=OWNER)

@@ -1,7 +1,8 @@
 """Checkpoint: a clone saved as what differs from its template.
 
-One recipe, three ways to use it: saved, a clone runs on; halted, it stays as it was saved; branched
-off, what is saved is for its children alone and soon gone. Count, pause, take, and what comes
+One recipe, three ways to use it: saved, a clone runs on; halted, it stays as it was saved, with all
+that it was or with its disk alone; branched off, what is saved is for its children alone and soon
+gone. Count, pause, take, and what comes
 after. Whatever fails, the clone runs on, and there is the whole checkpoint or none. It knows no
 sandbox; whose clone it is and when a checkpoint goes, others decide.
 """
@@ -23,6 +24,7 @@ from vmpool import faults, snapshot
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import EngineError
 from vmpool.snapshot import FileRecord, Snapshot
+from vmpool.stillness import Stillness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from vmpool.engine import Capture, Machine
     from vmpool.snapshot import Manifest, Publish
 
-    Taking = Callable[[Machine, Capture], Awaitable[None]]
+    Taking = Callable[[Capture], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,14 @@ async def save(
         DiskFullError, SnapshotError: The checkpoint could not be written.
     """
     await clone.awake()
-    return await _save(clone.machine, template, id, snapshots, _take_and_resume, publish=publish)
+    return await _save(
+        clone.machine.capture,
+        partial(_take_and_resume, clone.machine),
+        template,
+        id=id,
+        snapshots=snapshots,
+        publish=publish,
+    )
 
 
 async def halt(
@@ -113,9 +122,50 @@ async def halt(
     """
     await clone.awake()
     try:
-        return await _save(clone.machine, template, id, snapshots, _take, publish=publish)
+        return await _save(
+            clone.machine.capture,
+            partial(_take, clone.machine),
+            template,
+            id=id,
+            snapshots=snapshots,
+            publish=publish,
+        )
     except BaseException:
         await _run_on(clone.machine)
+        raise
+
+
+async def halt_disk(
+    clone: Clone,
+    template: Snapshot,
+    *,
+    id: str,
+    snapshots: Path,
+    publish: Publish = snapshot.publish,
+) -> Saved:
+    """Save a running clone's disk alone, and leave its virtual CPUs stopped.
+
+    The guest writes what it holds back before. On any failure and on cancellation it runs on.
+
+    Raises:
+        InvalidRequestError: `disk_missing`; the guest has what it writes in its memory.
+        GuestError: `disk_unwritten`; it did not write, or not in time.
+        VmpoolError: As `save`.
+    """
+    await clone.awake()
+    stillness = Stillness(clone.agent)
+    try:
+        return await _save(
+            clone.machine.capture_disk,
+            partial(_take_still, clone.machine, stillness),
+            template,
+            id=id,
+            snapshots=snapshots,
+            publish=publish,
+        )
+    except BaseException:
+        await _run_on(clone.machine)
+        await stillness.end()
         raise
 
 
@@ -145,20 +195,20 @@ async def branch(clone: Clone, template: Snapshot, *, at: Path) -> AsyncIterator
 
 
 async def _save(
-    machine: Machine,
+    capturing: Callable[[Path], Capture],
+    taking: Taking,
     template: Snapshot,
+    *,
     id: str,
     snapshots: Path,
-    taking: Taking,
-    *,
     publish: Publish,
 ) -> Saved:
     laps = [time.perf_counter_ns()]
     directory = snapshot.begin(snapshots)
     try:
-        async with machine.capture(directory) as capture:
+        async with capturing(directory) as capture:
             laps.append(time.perf_counter_ns())
-            await taking(machine, capture)
+            await taking(capture)
             laps.append(time.perf_counter_ns())
             await capture.write()
             faults.reach("capture.written")
@@ -185,6 +235,14 @@ async def _take(machine: Machine, capture: Capture) -> None:
     faults.reach("capture.paused")
     await capture.take()
     faults.reach("capture.taken")
+
+
+async def _take_still(machine: Machine, stillness: Stillness, capture: Capture) -> None:
+    await stillness.begin()
+    faults.reach("capture.still")
+    await machine.pause()
+    stillness.require()
+    await capture.take()
 
 
 async def _take_and_resume(machine: Machine, capture: Capture) -> None:

@@ -146,6 +146,15 @@ class Creation:
             raise
 
 
+def draining() -> CapacityError:
+    """Return, as an error to raise, that a server takes no new work."""
+    return CapacityError(
+        "this server makes way for another",
+        code="server_draining",
+        remedy="try again in a moment",
+    )
+
+
 def _claim(request: CreateRequest, owner: str, *, of: Checkpoint | None = None) -> Claim:
     """Return what a sandbox is made with; of a checkpoint, on top of what that had."""
     return Claim(

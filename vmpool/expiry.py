@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from vmpool import household
 from vmpool.errors import NotFoundError, VmpoolError
-from vmpool.lifecycle import EndReason, OnExpiry
+from vmpool.lifecycle import EndReason, Keep, OnExpiry
 
 if TYPE_CHECKING:
     from vmpool.holding import Holding
@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 3600.0
 
 
 class _Pause(Protocol):
-    async def __call__(self, id: str, *, owner: str) -> Sandbox: ...
+    async def __call__(self, id: str, *, owner: str, keep: Keep) -> Sandbox: ...
 
 
 class Expiry:
@@ -46,19 +46,20 @@ class Expiry:
         match holding.sandbox.claim.on_expiry:
             case OnExpiry.KILL:
                 self._household.begin_end(holding, reason)
-            case OnExpiry.PAUSE:
+            case OnExpiry.PAUSE | OnExpiry.PAUSE_DISK as how:
                 if reason is EndReason.EXPIRED and holding.overdue_since is None:
                     holding.overdue_since = time.monotonic()
-                self._household.begin(self._pause_or_retry(holding))
+                keep = Keep.MEMORY if how is OnExpiry.PAUSE else Keep.DISK
+                self._household.begin(self._pause_or_retry(holding, keep))
 
-    async def _pause_or_retry(self, holding: Holding) -> None:
+    async def _pause_or_retry(self, holding: Holding, keep: Keep) -> None:
         """Pause a sandbox; see to it that one that is overdue is tried again, or killed at last.
 
         One that was only idle is asked again when it was so for another while.
         """
         sandbox = holding.sandbox
         try:
-            await self._pause(sandbox.id, owner=sandbox.owner)
+            await self._pause(sandbox.id, owner=sandbox.owner, keep=keep)
         except NotFoundError:
             return  # ended meanwhile
         except VmpoolError as err:

@@ -15,14 +15,14 @@ from vmpool import run
 from vmpool.auditing import BY, Auditing
 from vmpool.branching import Branching
 from vmpool.connecting import Connecting
-from vmpool.creation import CreateRequest, Creation
+from vmpool.creation import CreateRequest, Creation, draining
 from vmpool.derivation import Derivation
-from vmpool.errors import CapacityError, InvalidRequestError, VmpoolError
+from vmpool.errors import InvalidRequestError, VmpoolError
 from vmpool.expiry import Expiry
 from vmpool.facts import HostFacts
 from vmpool.forking import Forking, ForkRequest
 from vmpool.household import Household
-from vmpool.lifecycle import AutoResume, EndReason, OnExpiry, OnStop, SandboxState
+from vmpool.lifecycle import AutoResume, EndReason, Keep, OnExpiry, OnStop, SandboxState
 from vmpool.means import Means
 from vmpool.model import new_id
 from vmpool.networks import Networks
@@ -30,6 +30,7 @@ from vmpool.nursery import Nursery
 from vmpool.pausing import Pausing
 from vmpool.ports import Ports
 from vmpool.quota import share_of
+from vmpool.rebooting import Rebooting
 from vmpool.sandbox import Claim, Sandbox, paused
 from vmpool.shipping import Cargo, Confidence, Shipping, refusal
 from vmpool.store import IfTaken
@@ -90,6 +91,7 @@ class Host:
             ground.standby,
             deadlines=ground.deadlines,
             spares=ground.settings.checkpoints.waiting,
+            boot=Rebooting(ground).boot,
         )
         connecting = Connecting(ground.network, ground.store)
         means = Means(
@@ -249,7 +251,7 @@ class Host:
 
     # Turns of one sandbox. Those of one wait for each other.
 
-    async def pause(self, id: str, *, owner: str) -> Sandbox:
+    async def pause(self, id: str, *, owner: str, keep: Keep = Keep.MEMORY) -> Sandbox:
         """Save a sandbox, end its machine and give its place back. *Idempotent.*
 
         When cancelled after it began, it goes on. On failure the sandbox runs on.
@@ -259,19 +261,22 @@ class Host:
             VmpoolError: As `Pausing.pause`.
         """
         holding = await self._household.find(id, owner=owner)
-        with self._auditing.noted("sandbox.pause", id, owner):
-            await self._household.finish(holding, lambda: self._pausing.pause(holding))
+        with self._auditing.noted("sandbox.pause", id, owner, {"keep": keep.value}):
+            await self._household.finish(holding, lambda: self._pausing.pause(holding, keep))
         return holding.sandbox
 
-    async def resume(self, id: str, *, owner: str, timeout: float | None) -> Sandbox:
-        """Have a paused sandbox go on where it was. *Idempotent.*
+    async def resume(
+        self, id: str, *, owner: str, timeout: float | None, keep: Keep = Keep.MEMORY
+    ) -> Sandbox:
+        """Have a paused sandbox go on where it was, or boot on its disk. *Idempotent.*
 
         When cancelled after it began, it goes on. On failure the sandbox stays paused.
 
         Args:
             timeout: Seconds from now until its time is up; `None` for what was left of it. Moves
+            timeout: Seconds from now until its time is up; `None` for what was left of it. Moves
                 the deadline also of one that runs.
-
+            keep: What of it is to go on; with its disk alone it is booted.
         Raises:
             NotFoundError: As `sandbox`.
             VmpoolError: As `Pausing.resume`.
@@ -279,7 +284,7 @@ class Host:
         holding = await self._household.find(id, owner=owner)
         with self._auditing.noted("sandbox.resume", id, owner):
             woken = await self._household.finish(
-                holding, lambda: self._pausing.resume(holding, timeout)
+                holding, lambda: self._pausing.resume(holding, timeout, keep)
             )
         if timeout is not None and not woken:
             return await self.set_timeout(id, owner=owner, timeout=timeout)
@@ -358,11 +363,7 @@ class Host:
             )
 
     async def checkpoints(self, *, owner: str, sandbox: str | None) -> list[Checkpoint]:
-        """Return what `owner` keeps, newest first.
-
-        Args:
-            sandbox: Only what was kept of it; `None` for all.
-        """
+        """Return what `owner` keeps of a sandbox, or of all, newest first."""
         return self._vault.of(owner, sandbox_id=sandbox)
 
     def find_checkpoint(self, id_or_name: str, *, owner: str) -> Checkpoint:
@@ -481,11 +482,7 @@ class Host:
 
     def _require_taking(self) -> None:
         if self._draining:
-            raise CapacityError(
-                "this server makes way for another",
-                code="server_draining",
-                remedy="try again in a moment",
-            )
+            raise draining()
 
     def _expire(self, holding: Holding, reason: EndReason) -> None:
         BY.set(None)  # time does it, in a context of its own, and not who set the alarm

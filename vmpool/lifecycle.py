@@ -113,6 +113,17 @@ class OnExpiry(StrEnum):
 
     KILL = "kill"
     PAUSE = "pause"
+    PAUSE_DISK = "pause_disk"
+    """It is paused with its disk alone."""
+
+
+class Keep(StrEnum):
+    """What a pause keeps of a sandbox."""
+
+    MEMORY = "memory"
+    """All that it is: memory, devices and disk. It goes on where it was."""
+    DISK = "disk"
+    """What is on its disk. It is booted anew on that."""
 
 
 class AutoResume(StrEnum):

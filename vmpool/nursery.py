@@ -8,7 +8,7 @@ becomes of the clone, the caller says.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vmpool import clone
 from vmpool.standby import AT_ONCE
@@ -24,16 +24,29 @@ if TYPE_CHECKING:
 _PARTY = "sandboxes that are paused"
 
 
+class Boot(Protocol):
+    """Boots a clone on a disk."""
+
+    async def __call__(
+        self, template: Snapshot, state: Snapshot, *, identity: Identity, policy: Waking
+    ) -> Clone:
+        """Return it running."""
+
+
 class Nursery:
     """What makes clones of states.
 
     Args:
         standby: Has the hypervisors.
         spares: How many are to wait for each template that `prepare` names.
+        boot: Makes a clone of a state that is a disk alone, as `Rebooting.boot`.
     """
 
-    def __init__(self, standby: Standby, *, deadlines: RestoreDeadlines, spares: int) -> None:
+    def __init__(
+        self, standby: Standby, *, deadlines: RestoreDeadlines, spares: int, boot: Boot
+    ) -> None:
         self._standby = standby
+        self._boot = boot
         self._deadlines = deadlines
         self._spares = spares
         self._waking = asyncio.Semaphore(AT_ONCE)
@@ -105,8 +118,14 @@ class Nursery:
     ) -> Clone:
         """Return a clone that goes on from a state of `template`'s; as `wake`.
 
+        On one that is a disk alone it is booted, and obeys a key of its own.
+
         Raises:
-            VmpoolError: As `stand_by` and `wake`.
+            VmpoolError: As `stand_by` and `wake`; or as `Rebooting.boot`.
         """
+        if not state.has_memory:
+            return await self._boot(
+                template, state, identity=identity(template.manifest.id), policy=policy
+            )
         waiting = await self.stand_by(template)
         return await self.wake(waiting, state, key=key, identity=identity, policy=policy)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmpool import checkpoint, faults
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import EngineError, SnapshotError, VmpoolError
-from vmpool.lifecycle import EndReason, SandboxState, Turn
+from vmpool.lifecycle import EndReason, Keep, SandboxState, Turn
 from vmpool.model import Identity, Preserve, Waking, new_id
 from vmpool.quota import most_saved_bytes, share_of
 from vmpool.store import Purpose
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_HALT: Final = {Keep.MEMORY: checkpoint.halt, Keep.DISK: checkpoint.halt_disk}
+
 
 class Pausing:
     """Pauses and resumes the sandboxes of a host; each verb is an operation of `Household`."""
@@ -47,12 +49,14 @@ class Pausing:
         self._metrics = means.metrics
         self._connecting = means.connecting
 
-    async def pause(self, holding: Holding) -> None:
+    async def pause(self, holding: Holding, keep: Keep) -> None:
         """Save a sandbox and end its machine. *Idempotent.*
 
         When cancelled before the commit, it runs on.
 
         Raises:
+            InvalidRequestError: `disk_missing`; of one that has no disk there is no disk to keep.
+            GuestError: `disk_unwritten`; it did not bring what it wrote to its disk.
             QuotaError: Its owner has as many paused ones, or as much on disk, as it may.
             DiskFullError: There is no room for its state.
             EngineError, SnapshotError: It could not be saved.
@@ -68,7 +72,7 @@ class Pausing:
             sandbox.turn(Turn.PAUSE)
             self._household.disregard(holding)
             try:
-                saved = await checkpoint.halt(
+                saved = await _HALT[keep](
                     sandbox.clone,
                     lineage.snapshot,
                     id=new_id("cp"),
@@ -79,7 +83,8 @@ class Pausing:
                 self._run_on(holding)
                 raise
             await uninterrupted(self._commit_pause(holding, saved, room))
-        self._nursery.prepare(lineage.snapshot)
+        if keep is Keep.MEMORY:
+            self._nursery.prepare(lineage.snapshot)
 
     async def _commit_pause(self, holding: Holding, saved: Saved, room: Reservation) -> None:
         """Exchange the machine, which is halted, for what was saved."""
@@ -140,14 +145,16 @@ class Pausing:
         holding.sandbox.turn(Turn.RUNS)
         self._household.attend(holding)
 
-    async def resume(self, holding: Holding, timeout: float | None) -> bool:
-        """Have a paused sandbox go on where it was. *Idempotent.*
+    async def resume(self, holding: Holding, timeout: float | None, keep: Keep) -> bool:
+        """Have a paused sandbox go on where it was, or be booted on its disk. *Idempotent.*
 
         When cancelled before the commit, it stays paused.
 
         Args:
             timeout: Seconds from now until its time is up; `None` for what was left of it, or all
                 of it again when none was.
+            keep: With its disk alone, memory that was kept is dropped. It is gone on with once
+                more for that: much of what the guest wrote may be there, and not on the disk yet.
 
         Returns:
             Whether it was paused.
@@ -162,6 +169,14 @@ class Pausing:
         sandbox = holding.sandbox
         if sandbox.state is not SandboxState.PAUSED:
             return False
+        if keep is Keep.DISK and self._state_of(sandbox).keep is Keep.MEMORY:
+            await self._resume(holding, None)
+            await self.pause(holding, Keep.DISK)
+        await self._resume(holding, timeout)
+        return True
+
+    async def _resume(self, holding: Holding, timeout: float | None) -> None:
+        sandbox = holding.sandbox
         kept = self._state_of(sandbox)
         lineage = await self._catalogue.lineage(holding.base_id, owner=sandbox.owner)
         await self._quotas.refresh()
@@ -184,17 +199,16 @@ class Pausing:
             self._nursery.prepare(lineage.snapshot)
         else:
             self._nursery.forgo(lineage.snapshot)
-        return True
 
     async def _woken(self, sandbox: Sandbox, kept: Checkpoint, lineage: Lineage) -> Clone:
-        who = sandbox.receipt
+        who, state = sandbox.receipt, await self._vault.load(kept)
         return await self._nursery.grow(
             lineage.snapshot,
-            await self._vault.load(kept),
+            state,
             key=kept.key,
             identity=lambda _: Identity.known(who.hostname, who.machine_id),
             policy=Waking(
-                rng=Preserve(),
+                rng=Preserve() if state.has_memory else sandbox.claim.rng,
                 clock=sandbox.claim.clock,
                 saved_ns=kept.saved_ns,
             ),

@@ -20,6 +20,7 @@ from vmpool import egress, faults, snapshot
 from vmpool.cancellation import uninterrupted
 from vmpool.egress import UNCONNECTED, NetworkPolicy
 from vmpool.errors import ConflictError, InvalidRequestError, NotFoundError
+from vmpool.lifecycle import Keep
 from vmpool.quota import Usage
 from vmpool.store import CheckpointRow, IfTaken, Purpose
 
@@ -73,6 +74,7 @@ class Checkpoint:
         saved_ns: What the guest's clock said.
         env: Environment of everything that ran in the sandbox; `secrets` are on top of it.
         network: What that might reach.
+        keep: What of the sandbox it is.
     """
 
     id: str
@@ -91,6 +93,7 @@ class Checkpoint:
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     confided: bool = False
     network: NetworkPolicy = UNCONNECTED
+    keep: Keep = Keep.MEMORY
 
     @property
     def is_confidential(self) -> bool:
@@ -117,6 +120,7 @@ class Checkpoint:
             secrets=row.secrets,
             confided=row.confided,
             network=egress.parse(row.network),
+            keep=row.keep,
         )
 
     @property
@@ -139,6 +143,7 @@ class Checkpoint:
             secrets=self.secrets,
             confided=self.confided,
             network=egress.text(self.network),
+            keep=self.keep,
         )
 
 
@@ -437,4 +442,5 @@ def checkpoint_of(
         secrets=secrets,
         confided=confided,
         network=network,
+        keep=Keep.MEMORY if saved.snapshot.has_memory else Keep.DISK,
     )

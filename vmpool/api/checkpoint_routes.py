@@ -28,7 +28,7 @@ CHECKPOINT_ROUTES: Final[tuple[Route, ...]] = (
         method="POST",
         path="/v1/sandboxes/{id}/resume",
         name="resume_sandbox",
-        summary="Go on with a paused sandbox where it was",
+        summary="Go on with a paused sandbox where it was, or on its disk",
         access=Access.OWNER,
         answers=(Answer(body=sandbox_bodies.SandboxAnswer, media=JSON),),
         problems=_TURN,

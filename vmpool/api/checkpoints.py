@@ -8,22 +8,27 @@ from aiohttp import web
 
 from vmpool.api import bodies, sandbox_bodies, views
 from vmpool.api.route import Call, answer
+from vmpool.lifecycle import Keep
 from vmpool.vault import check_own
 
 if TYPE_CHECKING:
     from vmpool.vault import Checkpoint
 
 
-async def pause(call: Call, _: sandbox_bodies.Pause) -> web.Response:
+async def pause(call: Call, body: sandbox_bodies.Pause) -> web.Response:
     """Save a sandbox and end its machine."""
-    return answer(views.sandbox(await call.host.pause(_id(call), owner=call.caller.owner)))
+    keep = Keep(body.keep)
+    sandbox = await call.host.pause(_id(call), owner=call.caller.owner, keep=keep)
+    return answer(views.sandbox(sandbox))
 
 
 async def resume(call: Call, body: sandbox_bodies.Resume) -> web.Response:
     """Go on with a paused sandbox."""
     if body.timeout is not None:
         call.limits.check_timeout(body.timeout, call.limits.published.sandbox_seconds)
-    sandbox = await call.host.resume(_id(call), owner=call.caller.owner, timeout=body.timeout)
+    sandbox = await call.host.resume(
+        _id(call), owner=call.caller.owner, timeout=body.timeout, keep=Keep(body.keep)
+    )
     return answer(views.sandbox(sandbox))
 
 

@@ -31,14 +31,16 @@ class Seed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 RngPolicy = Literal["unique", "preserve"] | Seed
 ClockPolicy = Literal["now", "frozen-at-snapshot"]
-OnExpiry = Literal["kill", "pause"]
+OnExpiry = Literal["kill", "pause", "pause_disk"]
+Keep = Literal["memory", "disk"]
 
 
 class CreateSandbox(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What sandbox to make: of a template, `python` if left out, or of a checkpoint.
 
-    `on_expiry` says what comes at its deadline and after `idle_timeout` seconds without work;
-    `auto_resume` that a paused one wakes when something is asked of its guest.
+    `on_expiry` says what comes at its deadline and after `idle_timeout` seconds without work, with
+    `pause_disk` a pause that keeps the disk alone; `auto_resume` that a paused one wakes when
+    something is asked of its guest.
     """
 
     template: Name | None = None
@@ -64,13 +66,19 @@ class SetTimeout(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Resume(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to go on with a paused sandbox; `timeout` sets its deadline, counted from now."""
+    """How to go on with a paused sandbox; `timeout` sets its deadline, counted from now.
+
+    With `keep` as `disk` it is booted on its disk, also when its memory was kept.
+    """
 
     timeout: Seconds | None = None
+    keep: Keep = "memory"
 
 
 class Pause(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Nothing is asked beside the pause itself."""
+    """What to keep of it: all that it is, or with `disk` what is on its disk, and nothing else."""
+
+    keep: Keep = "memory"
 
 
 class CreateCheckpoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 @click.command()
 @connects
 @click.argument("sandboxes", nargs=-1, required=True, metavar="SANDBOX...")
-def command(remote: Remote, *, sandboxes: tuple[str, ...]) -> None:
+@click.option(
+    "--keep",
+    type=click.Choice(["memory", "disk"]),
+    default="memory",
+    show_default=True,
+    help="With 'disk' its disk alone: what runs in it ends, and resume boots it.",
+)
+def command(remote: Remote, *, sandboxes: tuple[str, ...], keep: str) -> None:
     """Save sandboxes and end their machines; files are all that is left of them.
 
     What runs in one stops where it is, and goes on with `vmpool resume`.
     """
     for sandbox in sandboxes:
-        remote.once(path("sandboxes", sandbox, "pause"), {})
+        remote.once(path("sandboxes", sandbox, "pause"), {"keep": keep})

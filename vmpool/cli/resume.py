@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Its time is up after so long.  [default: what was left of its time]",
 )
-def command(remote: Remote, *, sandbox: str, timeout: float | None) -> None:
+@click.option(
+    "--keep",
+    type=click.Choice(["memory", "disk"]),
+    default="memory",
+    show_default=True,
+    help="With 'disk' it is booted on its disk, also when its memory was kept.",
+)
+def command(remote: Remote, *, sandbox: str, timeout: float | None, keep: str) -> None:
     """Go on with a paused sandbox."""
-    one = remote.once(path("sandboxes", sandbox, "resume"), given(timeout=timeout))
+    what = given(timeout=timeout) | {"keep": keep}
+    one = remote.once(path("sandboxes", sandbox, "resume"), what)
     click.echo(f"expires {table.moment(one['expires_at'])}")

@@ -31,7 +31,7 @@ def command() -> None:
 @birth_options
 @click.option(
     "--on-expiry",
-    type=click.Choice(["kill", "pause"]),
+    type=click.Choice(["kill", "pause", "pause_disk"]),
     help="What becomes of it when its time is up.  [default: kill]",
 )
 @click.option(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from vmpool.client.checkpoints import AsyncCheckpoints, Cargo, Confidence, IfTaken
+    from vmpool.client.checkpoints import AsyncCheckpoints, Cargo, Confidence, IfTaken, Keep
     from vmpool.client.contexts import AsyncContext, AsyncContexts, ContextInfo
     from vmpool.client.events import Event
     from vmpool.client.execution import AsyncExecution, AsyncInteraction
@@ -198,13 +198,13 @@ class Sandbox:
         """As `AsyncSandbox.look`."""
         return self._portal.call(self._behind.look())
 
-    def pause(self) -> SandboxInfo:
+    def pause(self, *, keep: Keep = "memory") -> SandboxInfo:
         """As `AsyncSandbox.pause`."""
-        return self._portal.call(self._behind.pause())
+        return self._portal.call(self._behind.pause(keep=keep))
 
-    def resume(self, *, timeout: float | None = None) -> SandboxInfo:
+    def resume(self, *, timeout: float | None = None, keep: Keep = "memory") -> SandboxInfo:
         """As `AsyncSandbox.resume`."""
-        return self._portal.call(self._behind.resume(timeout=timeout))
+        return self._portal.call(self._behind.resume(timeout=timeout, keep=keep))
 
     def checkpoint(
         self, name: str | None = None, *, if_taken: IfTaken = "refuse"

@@ -22,6 +22,9 @@ Confidence = Literal["keep", "share"]
 IfTaken = Literal["refuse", "move"]
 """What becomes of a name that another checkpoint of yours has."""
 
+Keep = Literal["memory", "disk"]
+"""What a pause keeps: all that a sandbox is, or what is on its disk."""
+
 PAGE = 100
 """Checkpoints that are asked for at once."""
 

@@ -177,7 +177,8 @@ class SandboxOptions(ChildOptions, total=False):
         template: What it is made of.
         checkpoint: What it is made of in place of a template: one, its id or its name.
         wait: Seconds to wait for a machine when none is ready.
-        on_expiry: What becomes of it when its time is up: `kill`, or `pause`.
+        on_expiry: What becomes of it when its time is up: `kill`, `pause`, or `pause_disk`,
+            which keeps its disk alone.
         idle_timeout: Seconds without work after which the same comes.
         auto_resume: Whether it wakes from a pause when something is asked of its guest.
         public_ports: Ports of it that everybody reaches; the others are private.
@@ -186,7 +187,7 @@ class SandboxOptions(ChildOptions, total=False):
     template: str
     checkpoint: CheckpointInfo | str
     wait: float
-    on_expiry: Literal["kill", "pause"]
+    on_expiry: Literal["kill", "pause", "pause_disk"]
     idle_timeout: float
     auto_resume: bool
     public_ports: Sequence[int]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 import msgspec
 
 from vmpool.cancellation import uninterrupted
-from vmpool.client.checkpoints import IfTaken, reference_of
+from vmpool.client.checkpoints import IfTaken, Keep, reference_of
 from vmpool.client.connection import Connection, Repeat, Request, path_of
 from vmpool.client.contexts import AsyncContexts
 from vmpool.client.execution import AsyncExecution, AsyncInteraction, drain
@@ -154,23 +154,31 @@ class AsyncSandbox:
         request = Request(method="GET", path=path_of("sandboxes", self.id))
         return read(await self._connection.call(request, repeat=Repeat.WHEN_LOST), SandboxInfo)
 
-    async def pause(self) -> SandboxInfo:
+    async def pause(self, *, keep: Keep = "memory") -> SandboxInfo:
         """Save it and end its machine: what it was is in files, and uses neither memory nor CPU.
 
         Whatever runs in it stops where it is and goes on with `resume`.
 
+        Args:
+            keep: With `disk` no more is kept than what is on its disk: what runs in it is gone, and
+                `resume` boots it. It needs a template that was made with a disk.
+
         Raises:
             ConflictError: It is paused already.
+            InvalidRequestError: `disk_missing`.
             NotFoundError: `sandbox_not_found` or `sandbox_ended`.
             VmpoolError: It could not be saved and runs on; or the server was lost.
         """
-        return await self._turn("pause", {})
+        return await self._turn("pause", {} if keep == "memory" else {"keep": keep})
 
-    async def resume(self, *, timeout: float | None = None) -> SandboxInfo:
+    async def resume(self, *, timeout: float | None = None, keep: Keep = "memory") -> SandboxInfo:
         """Go on where it was paused, under its own names, with fresh randomness and the time now.
+
+        One that was paused with its disk alone is booted, which takes as long as that does.
 
         Args:
             timeout: Seconds from now until its time is up; unless given, what was left of it.
+            keep: With `disk` it is booted on its disk, also when its memory was kept.
 
         Raises:
             CapacityError: There is no room for its machine; it stays paused.
@@ -178,7 +186,8 @@ class AsyncSandbox:
             NotFoundError: `sandbox_not_found` or `sandbox_ended`.
             VmpoolError: It could not be restored and stays paused; or the server was lost.
         """
-        return await self._turn("resume", {} if timeout is None else {"timeout": timeout})
+        how: dict[str, object] = {} if timeout is None else {"timeout": timeout}
+        return await self._turn("resume", how if keep == "memory" else how | {"keep": keep})
 
     async def checkpoint(
         self, name: str | None = None, *, if_taken: IfTaken = "refuse"

@@ -1,14 +1,17 @@
 """Restoration: a state is loaded into a waiting hypervisor, runs, and becomes somebody.
 
 The recipe of one restore: directory, hypervisor, state, agent link, identity, a first run, rest,
-papers; of a descent, the same without the first run and rest. A clone that fails at any step is
+papers; of a descent, the same without the first run and rest; of a reboot, a kernel in place of the
+state. A clone that fails at any step is
 killed and nothing of it is left; one that does not confirm its identity is never returned.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import shutil
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,16 +22,19 @@ from vmpool.clone.clone import Clone
 from vmpool.clone.introduction import introduce, warm
 from vmpool.clone.papers import Papers
 from vmpool.clone.timings import RestoreDeadlines, RestoreTimings, Stopwatch
-from vmpool.clone.waiting import stand_by
+from vmpool.clone.waiting import claim_directory, stand_by
 from vmpool.engine import Machine
-from vmpool.model import Identity, IdentityReceipt, Waking
+from vmpool.errors import GuestError
+from vmpool.model import Attachment, Identity, IdentityReceipt, Waking
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
     from pathlib import Path
 
     from vmpool.clone.dawn import Dawn
     from vmpool.clone.waiting import Waiting
     from vmpool.engine import Engine
+    from vmpool.model import Kernel
     from vmpool.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -86,7 +92,9 @@ async def restore_into(
         warm_ns = watch.lap()
         await woken.machine.pause()
         timings = replace(woken.timings, warm_ns=warm_ns, rest_ns=watch.lap())
-        clone = _documented(waiting, replace(woken, timings=timings), birth, dawn)
+        clone = _documented(
+            waiting.directory, waiting.template, replace(woken, timings=timings), birth, dawn
+        )
         undo.pop_all()
     log.debug("clone=%s restored in %.1f ms", clone.id, clone.timings.total_ns / 1e6)
     return clone
@@ -125,9 +133,62 @@ async def descend(
     birth = _Birth(key=key, peer=Peer.USED, identity=identity, policy=policy, deadlines=deadlines)
     async with contextlib.AsyncExitStack() as undo:
         woken = await _wake(undo, waiting, checkpoint, birth)
-        clone = _documented(waiting, woken, birth)
+        clone = _documented(waiting.directory, waiting.template, woken, birth)
         undo.pop_all()
     log.debug("clone=%s descends from checkpoint=%s", clone.id, checkpoint.manifest.id)
+    return clone
+
+
+async def reboot(
+    engine: Engine,
+    template: Snapshot,
+    state: Snapshot,
+    kernel: Kernel,
+    *,
+    run: Path,
+    identity: Identity,
+    policy: Waking,
+    deadlines: RestoreDeadlines,
+    boot_timeout: float,
+) -> Clone:
+    """Boot a clone of a template on the disk of a checkpoint.
+
+    Of what was in memory nothing goes on; who it is does. On any failure and on cancellation
+    nothing of it is left.
+
+    Args:
+        state: The checkpoint; of it only the disk is used.
+        kernel: What the template's image is booted with.
+        run: Directory that clones' directories are made in.
+        identity: Who it is.
+        policy: How its random generators and its clock come about.
+        deadlines: Of the clone, once it is up.
+        boot_timeout: Seconds until it must be, of each of two steps.
+
+    Raises:
+        EngineError: The hypervisor failed.
+        SnapshotError: `snapshot_unfit`; the checkpoint is not of that template.
+        GuestError: The guest ended as it booted, or did not answer or confirm in time.
+        HostError, DiskFullError: There is no place for its directory or its papers.
+    """
+    birth = _Birth(
+        key=new_key(), peer=Peer.NEW, identity=identity, policy=policy, deadlines=deadlines
+    )
+    patient = replace(
+        birth, deadlines=replace(deadlines, hello=boot_timeout, identify=boot_timeout)
+    )
+    directory = claim_directory(run)
+    async with contextlib.AsyncExitStack() as undo:
+        undo.push_async_callback(_removed, directory)
+        watch = Stopwatch()
+        machine = await engine.reboot(template, state, kernel, Attachment(directory=directory))
+        undo.push_async_callback(_finish_kill, machine)
+        started_ns = watch.lap()
+        woken = await _while_it_lives(machine, _introduced(undo, machine, patient))
+        timings = replace(woken.timings, spawn_ns=started_ns)
+        clone = _documented(directory, template, replace(woken, timings=timings), birth)
+        undo.pop_all()
+    log.debug("clone=%s booted in %.1f s", clone.id, clone.timings.total_ns / 1e9)
     return clone
 
 
@@ -164,6 +225,16 @@ async def _wake(
     load_ns = watch.lap()
     await machine.resume()
     resume_ns = watch.lap()
+    woken = await _introduced(undo, machine, birth)
+    timings = replace(
+        woken.timings, spawn_ns=waiting.spawn_ns, load_ns=load_ns, resume_ns=resume_ns
+    )
+    return replace(woken, timings=timings)
+
+
+async def _introduced(undo: contextlib.AsyncExitStack, machine: Machine, birth: _Birth) -> _Woken:
+    """Introduce a machine that runs; `undo` gets what closes its agent's link."""
+    watch = Stopwatch()
     offset_ns = birth.policy.clock_offset_ns(time.time_ns())
     agent, receipt, identify_ns = await introduce(
         machine,
@@ -176,9 +247,9 @@ async def _wake(
     )
     undo.push_async_callback(agent.close)
     timings = RestoreTimings(
-        spawn_ns=waiting.spawn_ns,
-        load_ns=load_ns,
-        resume_ns=resume_ns,
+        spawn_ns=0,
+        load_ns=0,
+        resume_ns=0,
         hello_ns=watch.lap() - identify_ns,
         identify_ns=identify_ns,
     )
@@ -187,28 +258,51 @@ async def _wake(
     )
 
 
-def _documented(waiting: Waiting, woken: _Woken, birth: _Birth, dawn: Dawn | None = None) -> Clone:
+async def _while_it_lives(machine: Machine, coming: Awaitable[_Woken]) -> _Woken:
+    """Await a guest that boots, and notice at once when its machine ends instead."""
+    woken, death = asyncio.ensure_future(coming), asyncio.ensure_future(machine.wait())
+    try:
+        await asyncio.wait((woken, death), return_when=asyncio.FIRST_COMPLETED)
+        if not woken.done():
+            cause = await machine.obituary()
+            raise GuestError(
+                f"the guest ended while it booted: {cause.message}", code="guest_boot_failed"
+            ) from cause
+        return woken.result()
+    finally:
+        woken.cancel()
+        death.cancel()
+        await asyncio.gather(woken, death, return_exceptions=True)
+
+
+def _documented(
+    directory: Path, template: Snapshot, woken: _Woken, birth: _Birth, dawn: Dawn | None = None
+) -> Clone:
     """Return the clone, with its papers in its directory.
 
     Raises:
         HostError, DiskFullError: They could not be written.
     """
     papers = Papers(
-        base=waiting.template.as_base,
+        base=template.as_base,
         key=birth.key,
         clock_offset_ns=woken.clock_offset_ns,
         receipt=woken.receipt,
         timings=woken.timings,
     )
-    papers.write(waiting.directory)
+    papers.write(directory)
     return Clone(
         machine=woken.machine,
         agent=woken.agent,
-        directory=waiting.directory,
+        directory=directory,
         papers=papers,
         deadlines=birth.deadlines,
         dawn=dawn,
     )
+
+
+async def _removed(directory: Path) -> None:
+    await uninterrupted(asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True))
 
 
 async def _finish_kill(machine: Machine) -> None:

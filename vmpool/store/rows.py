@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from vmpool.lifecycle import AutoResume, EndReason, OnExpiry, SandboxState
+from vmpool.lifecycle import AutoResume, EndReason, Keep, OnExpiry, SandboxState
 from vmpool.model import ClockPolicy, IdentityReceipt, Preserve, Rng, Seed, Unique
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class CheckpointRow:
         size_bytes: Of its files.
         env: Environment of everything that ran in the sandbox.
         network: Policy of its network; `secrets` and `confided` likewise, as in `SandboxRow`.
+        keep: What of the sandbox it is.
     """
 
     id: str
@@ -156,6 +157,7 @@ class CheckpointRow:
     network: str = ""
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     confided: bool = False
+    keep: Keep = Keep.MEMORY
 
 
 def template(row: dict[str, Any]) -> TemplateRow:
@@ -202,6 +204,7 @@ def checkpoint(row: dict[str, Any], sealing: Sealing) -> CheckpointRow:
         **row
         | {
             "purpose": Purpose(row["purpose"]),
+            "keep": Keep(row["keep"]),
             "env": json.loads(row["env"]),
             "secrets": _unsealed(row, sealing),
             "confided": bool(row["confided"]),

@@ -120,4 +120,5 @@ SCHEMA = (
         "CREATE INDEX builds_by_owner ON builds (owner, made_ns)",
         "CREATE INDEX builds_by_time ON builds (made_ns)",
     ),
+    ("ALTER TABLE checkpoints ADD COLUMN keep TEXT NOT NULL DEFAULT 'memory'",),
 )

@@ -183,7 +183,7 @@ class Detail(Listed, frozen=True, kw_only=True, rename="camel"):
     allow_internet_access: bool
     domain: str | None
     lifecycle: Lifecycle
-    pause_mode: Literal["full"] = "full"
+    pause_mode: Literal["full", "filesystem"]
     network: NetworkShown
 
 

@@ -14,7 +14,7 @@ from vmpool.cancellation import uninterrupted
 from vmpool.errors import ConflictError, InvalidRequestError, VmpoolError
 from vmpool.forking import ForkRequest
 from vmpool.host import CreateRequest
-from vmpool.lifecycle import AutoResume, OnExpiry, SandboxState
+from vmpool.lifecycle import AutoResume, Keep, OnExpiry, SandboxState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 PAIRS_MOST = 64
 """Of metadata: no sandbox has more."""
-
-NO_COLD_START = "start it with its memory; what is on its disk is there then, too"
 
 
 async def create(call: Call, body: bodies.NewSandbox) -> web.Response:
@@ -45,7 +43,7 @@ async def create(call: Call, body: bodies.NewSandbox) -> web.Response:
         metadata=check_metadata(body.metadata or {}),
         env=env,
         wait=call.limits.published.wait_seconds_default,
-        on_expiry=OnExpiry.PAUSE if body.auto_pause else OnExpiry.KILL,
+        on_expiry=_on_expiry(body),
         auto_resume=_auto_resume(body),
         network=_network(call, body, of=source),
         ticket=call.ticket,
@@ -104,9 +102,9 @@ async def connect(call: Call, body: bodies.Connect) -> web.Response:
     if sandbox.state in {SandboxState.RUNNING, SandboxState.ROLLING_BACK}:
         await _lengthen(call, sandbox, body.timeout)
         return answer(await views.made(call.host, sandbox))
-    if body.memory is False:
-        raise networks.unsupported("a start from the disk alone", remedy=NO_COLD_START)
-    sandbox = await call.host.resume(sandbox.id, owner=sandbox.owner, timeout=body.timeout)
+    sandbox = await call.host.resume(
+        sandbox.id, owner=sandbox.owner, timeout=body.timeout, keep=_keep(body.memory)
+    )
     return answer(await views.made(call.host, sandbox), status=201)
 
 
@@ -130,11 +128,9 @@ async def pause(call: Call, body: bodies.Pause) -> web.Response:
     Raises:
         ConflictError: `sandbox_paused`; it is so already, which these clients are told.
     """
-    if body.memory is False:
-        raise networks.unsupported("a pause without the memory", remedy="pause with it")
     if (await _sandbox(call)).state is SandboxState.PAUSED:
         raise ConflictError(f"sandbox {_id(call)!r} is paused", code="sandbox_paused")
-    await call.host.pause(_id(call), owner=call.caller.owner)
+    await call.host.pause(_id(call), owner=call.caller.owner, keep=_keep(body.memory))
     return done()
 
 
@@ -190,9 +186,17 @@ def _auto_resume(body: bodies.NewSandbox) -> AutoResume:
     return AutoResume.ON_REQUEST if wakes else AutoResume.NEVER
 
 
+def _on_expiry(body: bodies.NewSandbox) -> OnExpiry:
+    if not body.auto_pause:
+        return OnExpiry.KILL
+    return OnExpiry.PAUSE_DISK if body.auto_pause_memory is False else OnExpiry.PAUSE
+
+
+def _keep(memory: bool | None) -> Keep:
+    return Keep.DISK if memory is False else Keep.MEMORY
+
+
 def _refuse_absent(body: bodies.NewSandbox) -> None:
-    if body.auto_pause and body.auto_pause_memory is False:
-        raise networks.unsupported("a pause without the memory", remedy="pause with it")
     if body.iam:
         raise networks.unsupported("identity tokens for workloads")
     if body.volume_mounts:

@@ -73,8 +73,9 @@ async def detail(host: Host, sandbox: Sandbox) -> bodies.Detail:
         domain=host.settings.api.domain or None,
         lifecycle=bodies.Lifecycle(
             auto_resume=sandbox.claim.auto_resume is AutoResume.ON_REQUEST,
-            on_timeout="pause" if sandbox.claim.on_expiry is OnExpiry.PAUSE else "kill",
+            on_timeout="kill" if sandbox.claim.on_expiry is OnExpiry.KILL else "pause",
         ),
+        pause_mode="filesystem" if sandbox.claim.on_expiry is OnExpiry.PAUSE_DISK else "full",
         network=bodies.NetworkShown(
             allow_out=allow, deny_out=deny, allow_public_traffic=exposure.public
         ),

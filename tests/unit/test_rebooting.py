@@ -1,0 +1,223 @@
+"""A sandbox of which a disk was kept alone is booted on it, as who it was, whatever goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fake_host import OWNER, add_template, opened, until, wanted
+from tests.fakes import Faults
+from tests.turns import answers
+from vmpool import rebooting, stillness
+from vmpool.errors import EngineError, GuestError, InvalidRequestError, StoreError
+from vmpool.lifecycle import AutoResume, Keep, OnExpiry, SandboxState
+from vmpool.model import MIB, Command
+from vmpool.snapshot import DEVICE_STATE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+    from typing import Any
+
+    from tests.fakes import FakeEngine
+    from vmpool.host import Host
+    from vmpool.vault import Checkpoint
+
+NOT_DONE = EngineError("it did not", code="qmp_refused")
+STANDS = "echo still; read line; echo let go > {0}/let-go"
+
+
+@pytest.fixture(autouse=True)
+def standing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Guests that are processes of this machine have no disk of their own to freeze."""
+    stand(monkeypatch, STANDS.format(tmp_path))
+
+
+def stand(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    what = Command(argv=("/bin/sh", "-c", script), user="root", cwd="/", stdin=True)
+    monkeypatch.setattr(stillness, "_COMMAND", what)
+
+
+@pytest.fixture
+async def disked(state: Path, engine: FakeEngine) -> AsyncIterator[Host]:
+    async with opened(state, engine) as host:
+        await add_template(host, disk_bytes=8 * MIB)
+        yield host
+
+
+def kept(host: Host, id: str) -> Checkpoint:
+    found = host._vault.pause_of(id)
+    assert found is not None
+    return found
+
+
+async def test_a_disk_is_kept_alone_and_booted_on_as_who_it_was(
+    disked: Host, engine: FakeEngine
+) -> None:
+    made = await disked.create(wanted(env={"A": "1"}), owner=OWNER)
+    before, key, boots = made.receipt, made.clone.key, engine.boots
+    await disked.pause(made.id, owner=OWNER, keep=Keep.DISK)
+    assert made.state is SandboxState.PAUSED
+    assert kept(disked, made.id).keep is Keep.DISK
+    files = disked.settings.state / "checkpoints" / kept(disked, made.id).id
+    assert {path.name for path in files.iterdir()} == {
+        *("layer-00", "manifest.json", "signature.json")
+    }
+    await disked.resume(made.id, owner=OWNER, timeout=None)
+    assert engine.boots == boots + 1
+    assert (made.receipt.hostname, made.receipt.machine_id) == (before.hostname, before.machine_id)
+    assert made.clone.key != key
+    assert not list((disked.settings.state / "checkpoints").iterdir())
+    await answers(made)
+    await disked.pause(made.id, owner=OWNER)  # it is of its template like any other
+    assert kept(disked, made.id).keep is Keep.MEMORY
+    await disked.resume(made.id, owner=OWNER, timeout=None)
+    assert engine.boots == boots + 1
+    await answers(made)
+
+
+async def test_memory_that_was_kept_is_dropped_for_who_wants_the_disk_alone(
+    disked: Host, engine: FakeEngine
+) -> None:
+    made = await disked.create(wanted(), owner=OWNER)
+    await disked.pause(made.id, owner=OWNER)
+    boots = engine.boots
+    await disked.resume(made.id, owner=OWNER, timeout=60, keep=Keep.DISK)
+    assert engine.boots == boots + 1
+    assert 50 < made.left_seconds <= 60
+    await answers(made)
+
+
+async def test_a_sandbox_without_a_disk_runs_on(host: Host) -> None:
+    made = await host.create(wanted(), owner=OWNER)
+    with pytest.raises(InvalidRequestError) as caught:
+        await host.pause(made.id, owner=OWNER, keep=Keep.DISK)
+    assert caught.value.error_code == "disk_missing"
+    assert made.state is SandboxState.RUNNING
+    await answers(made)
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [("echo no disk >&2; exit 1", "no disk"), ("yes | head -c 100000", "why"), ("exit 0", "why")],
+)
+async def test_a_guest_that_does_not_write_its_disk_runs_on(
+    disked: Host, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+) -> None:
+    stand(monkeypatch, script)
+    made = await disked.create(wanted(), owner=OWNER)
+    with pytest.raises(GuestError, match=why) as caught:
+        await disked.pause(made.id, owner=OWNER, keep=Keep.DISK)
+    assert caught.value.error_code == "disk_unwritten"
+    await answers(made)
+    assert not list((disked.settings.state / "checkpoints").iterdir())
+
+
+async def test_a_guest_that_never_stands_still_is_not_waited_for(
+    disked: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand(monkeypatch, "sleep 600")
+    monkeypatch.setattr(stillness, "TIMEOUT", 0.2)
+    made = await disked.create(wanted(), owner=OWNER)
+    with pytest.raises(GuestError) as caught:
+        await disked.pause(made.id, owner=OWNER, keep=Keep.DISK)
+    assert caught.value.error_code == "disk_unwritten"
+    await answers(made)
+
+
+async def test_a_disk_that_was_held_for_too_long_is_not_believed(
+    disked: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stillness, "TRUSTED_SECONDS", -1.0)
+    made = await disked.create(wanted(), owner=OWNER)
+    with pytest.raises(GuestError, match="held still") as caught:
+        await disked.pause(made.id, owner=OWNER, keep=Keep.DISK)
+    assert caught.value.error_code == "disk_unwritten"
+    await answers(made)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [Faults(pause=NOT_DONE), Faults(take=NOT_DONE), Faults(write=NOT_DONE)],
+    ids=["pause", "take", "write"],
+)
+async def test_a_guest_whose_disk_is_not_saved_is_let_go(
+    disked: Host, tmp_path: Path, faults: Faults
+) -> None:
+    made = await disked.create(wanted(), owner=OWNER)
+    made.clone.machine._faults = faults  # type: ignore[attr-defined]
+    with pytest.raises(EngineError, match="it did not"):
+        await disked.pause(made.id, owner=OWNER, keep=Keep.DISK)
+    await until((tmp_path / "let-go").exists)
+    await answers(made)
+
+
+async def test_a_boot_is_tried_again_and_a_sandbox_that_cannot_stays_paused(
+    disked: Host, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await disked.create(wanted(), owner=OWNER)
+    await disked.pause(made.id, owner=OWNER, keep=Keep.DISK)
+    engine.faults = Faults(life=0.0)
+    boots = engine.boots
+    with pytest.raises(GuestError) as caught:
+        await disked.resume(made.id, owner=OWNER, timeout=None)
+    assert caught.value.error_code == "guest_boot_failed"
+    assert engine.boots == boots + rebooting.ATTEMPTS
+    assert made.state is SandboxState.PAUSED
+    assert not list((disked.settings.run / "clones").iterdir())
+    engine.faults = Faults()
+
+    async def unwritten(*_: Any, **__: Any) -> None:
+        raise StoreError("the journal cannot be written", code="store_failed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(disked.store.checkpoints, "resume", unwritten)
+        with pytest.raises(StoreError):
+            await disked.resume(made.id, owner=OWNER, timeout=None)
+    assert made.state is SandboxState.PAUSED
+    assert not list((disked.settings.run / "clones").iterdir())
+    await disked.resume(made.id, owner=OWNER, timeout=None)
+    await answers(made)
+
+
+async def test_a_disk_outlives_its_server_and_wakes_when_it_is_needed(
+    state: Path, engine: FakeEngine
+) -> None:
+    async with opened(state, engine) as host:
+        await add_template(host, disk_bytes=8 * MIB)
+        request = wanted(auto_resume=AutoResume.ON_REQUEST, on_expiry=OnExpiry.PAUSE_DISK)
+        made = await host.create(request, owner=OWNER)
+        await host.set_timeout(made.id, owner=OWNER, timeout=0.01)
+        await until(lambda: made.state is SandboxState.PAUSED)
+        await until(lambda: not list((state / "run/clones").iterdir()))
+    async with opened(state, engine) as host:
+        assert kept(host, made.id).keep is Keep.DISK
+        assert not (state / "checkpoints" / kept(host, made.id).id / DEVICE_STATE).exists()
+        again = await host.awake(made.id, owner=OWNER)
+        assert again.claim.on_expiry is OnExpiry.PAUSE_DISK
+        await answers(again)
+
+
+async def test_killing_a_sandbox_that_boots_waits_for_no_boot(
+    disked: Host, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await disked.create(wanted(), owner=OWNER)
+    await disked.pause(made.id, owner=OWNER, keep=Keep.DISK)
+    boot, began = engine.reboot, asyncio.Event()
+
+    async def slow(*what: Any) -> Any:
+        machine = await boot(*what)
+        await machine.pause()  # and so it never answers
+        began.set()
+        return machine
+
+    monkeypatch.setattr(engine, "reboot", slow)
+    resuming = asyncio.ensure_future(disked.resume(made.id, owner=OWNER, timeout=None))
+    await began.wait()
+    await disked.kill(made.id, owner=OWNER)
+    with pytest.raises(Exception, match="ended"):
+        await resuming
+    await until(lambda: not list((disked.settings.run / "clones").iterdir()))
+    assert not list((disked.settings.state / "checkpoints").iterdir())
