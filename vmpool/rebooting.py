@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS: Final = 2
-"""A machine may hang early in its boot under emulation; it is started once more."""
+ATTEMPTS: Final = 3
+"""A machine may hang early in its boot under emulation; it is started again."""
 
 AT_ONCE: Final = 2
 """Guests that boot at one time: each takes a processor for as long as it does."""

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vmpool.agent import Agent, Peer, new_key
+from vmpool.agent import Agent, Peer, connect, new_key
 from vmpool.cancellation import uninterrupted
 from vmpool.clone.clone import Clone
 from vmpool.clone.introduction import introduce, warm
@@ -172,10 +172,7 @@ async def reboot(
         HostError, DiskFullError: There is no place for its directory or its papers.
     """
     birth = _Birth(
-        key=new_key(), peer=Peer.NEW, identity=identity, policy=policy, deadlines=deadlines
-    )
-    patient = replace(
-        birth, deadlines=replace(deadlines, hello=boot_timeout, identify=boot_timeout)
+        key=new_key(), peer=Peer.USED, identity=identity, policy=policy, deadlines=deadlines
     )
     directory = claim_directory(run)
     async with contextlib.AsyncExitStack() as undo:
@@ -184,7 +181,7 @@ async def reboot(
         machine = await engine.reboot(template, state, kernel, Attachment(directory=directory))
         undo.push_async_callback(_finish_kill, machine)
         started_ns = watch.lap()
-        woken = await _while_it_lives(machine, _introduced(undo, machine, patient))
+        woken = await _while_it_lives(machine, _come_up(undo, machine, birth, boot_timeout))
         timings = replace(woken.timings, spawn_ns=started_ns)
         clone = _documented(directory, template, replace(woken, timings=timings), birth)
         undo.pop_all()
@@ -256,6 +253,22 @@ async def _introduced(undo: contextlib.AsyncExitStack, machine: Machine, birth: 
     return _Woken(
         machine=machine, agent=agent, receipt=receipt, clock_offset_ns=offset_ns, timings=timings
     )
+
+
+async def _come_up(
+    undo: contextlib.AsyncExitStack, machine: Machine, birth: _Birth, timeout: float
+) -> _Woken:
+    """Wait until a guest that boots has an interpreter to run code in, and introduce it.
+
+    Not before: it has what it is told confirmed by that interpreter, and its clock would have run
+    for long when it says what that shows.
+    """
+    watch = Stopwatch()
+    async with await connect(machine.agent_address, key=birth.key, timeout=timeout) as agent:
+        await warm(agent, timeout=timeout)
+    warm_ns = watch.lap()
+    woken = await _introduced(undo, machine, birth)
+    return replace(woken, timings=replace(woken.timings, warm_ns=warm_ns))
 
 
 async def _while_it_lives(machine: Machine, coming: Awaitable[_Woken]) -> _Woken:
