@@ -388,7 +388,7 @@ class PaperHost:
     async def awake(self, id: str, *, owner: str) -> Sandbox:
         return await self.sandbox(id, owner=owner)
 
-    async def pause(self, id: str, *, owner: str) -> Sandbox:
+    async def pause(self, id: str, *, owner: str, **_: Any) -> Sandbox:
         return await self.sandbox(id, owner=owner)
 
     async def resume(self, id: str, *, owner: str, **_: Any) -> Sandbox:
