@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmpool import faults
+from vmpool.agent import Airtime
 from vmpool.cancellation import uninterrupted
 from vmpool.chores import Chores
 from vmpool.errors import CapacityError, NotFoundError, VmpoolError
@@ -71,6 +72,7 @@ class Household:
         self._on_expiry = on_expiry
         self._on_gone = on_gone
         self._holdings: dict[str, Holding] = {}
+        self._airtime = Airtime()
         self._chores = Chores("sandboxes")
         self._closed = False
 
@@ -198,11 +200,15 @@ class Household:
             raise
 
     def attend(self, holding: Holding) -> None:
-        """Watch the machine and the clock of a sandbox, whatever was watched before."""
+        """Watch the machine and the clock of a sandbox, whatever was watched before.
+
+        Its guest shares with those of all others from then on what time there is to listen.
+        """
         self.disregard(holding)
         if holding.ending is not None:
             return
         if holding.sandbox.has_machine:
+            holding.sandbox.clone.agent.share(self._airtime)
             holding.watch = self._chores.begin(self._watch(holding))
             if (limit := holding.sandbox.claim.idle_timeout) is not None:
                 holding.idle = self._chores.begin(self._await_idle(holding, limit))

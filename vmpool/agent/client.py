@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable
     from types import TracebackType
 
+    from vmpool.agent.airtime import Airtime
+
 _MAX_ENTRIES = 10_000
 _MAX_LISTING = 8 * 1024 * 1024
 _LISTING_DEADLINE = 300.0
@@ -86,6 +88,10 @@ class Agent:
     async def close(self) -> None:
         """Close the link; what runs over it is killed in the guest. *Idempotent.*"""
         await self._link.close()
+
+    def share(self, airtime: Airtime) -> None:
+        """Speak from now on as fast as others let it. *Idempotent.*"""
+        self._link.share(airtime)
 
     async def wait_closed(self) -> None:
         """Return when the link is lost or closed."""

@@ -12,9 +12,11 @@ import collections
 import contextlib
 import secrets
 import socket
+import time
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
+from vmpool.agent.airtime import CHUNK, Airtime
 from vmpool.errors import CapacityError, GuestError, TooLargeError
 from vmpool.model import AgentAddress, SerialAddress
 from vmpool_agent import wire
@@ -23,7 +25,8 @@ from vmpool_agent.message import encode
 if TYPE_CHECKING:
     from types import TracebackType
 
-_CHUNK = 64 * 1024
+_IN_A_ROW = 16
+"""Events that one operation takes of what waits for it, before others of the loop have a turn."""
 _RETRY = 0.005
 _MAX_RETRY = 0.1
 _CONNECT = 0.25
@@ -53,6 +56,7 @@ class LinkChannel:
         self._finished = False
         self._sending = asyncio.Lock()
         self._given_up = False
+        self._in_a_row = 0
 
     async def __aenter__(self) -> LinkChannel:
         return self
@@ -81,7 +85,13 @@ class LinkChannel:
         Raises:
             GuestError: The link is gone.
         """
+        # Taking what is there already does not yield: a flood of small events would go first.
+        self._in_a_row += 1
+        if self._in_a_row > _IN_A_ROW:
+            self._in_a_row = 1
+            await asyncio.sleep(0)
         while not self._events:
+            self._in_a_row = 1
             if self.closed or self._finished:
                 self._link.check()
                 return None
@@ -182,6 +192,8 @@ class Link:
         self._reader = reader
         self._writer = writer
         self._connection = connection
+        self._airtime = Airtime()
+        self._share = self._airtime.share()
         self._channels: dict[int, LinkChannel] = {}
         self._error: GuestError | None = None
         self.held = 0
@@ -197,6 +209,12 @@ class Link:
         if self._error is not None:
             raise GuestError(self._error.message, code=self._error.error_code)
 
+    def share(self, airtime: Airtime) -> None:
+        """Be read as fast as others let it, in place of as fast as it speaks. *Idempotent.*"""
+        if airtime is not self._airtime:
+            self._share.close()
+            self._airtime, self._share = airtime, airtime.share()
+
     def open(self) -> LinkChannel:
         """Open a channel.
 
@@ -211,6 +229,7 @@ class Link:
             raise CapacityError(str(err), code="too_many_channels") from err
         channel = LinkChannel(self, number)
         self._channels[number] = channel
+        self._share.asked()
         return channel  # the agent is told with the request that follows
 
     async def wait_closed(self) -> None:
@@ -280,13 +299,12 @@ class Link:
 
     async def _run(self) -> None:
         try:
-            while data := await self._reader.read(_CHUNK):
-                for event in self._connection.receive(data):
-                    self._dispatch(event)
-                self._flush()
-                self._check_held()
+            while data := await self._reader.read(self._share.portion):
+                self._take(data)
                 # Reading what is there already does not yield: a flood would starve the others.
                 await asyncio.sleep(0)
+                while rest := self._share.rest:  # noqa: ASYNC110 - time passes, and has no event
+                    await asyncio.sleep(rest)
             self._fail("agent hung up", "guest_lost")
         except OSError as err:
             self._fail(f"agent hung up: {err}", "guest_lost")
@@ -295,6 +313,17 @@ class Link:
         finally:
             self._fail("link closed", "guest_lost")
             self._writer.transport.abort()
+            self._share.close()
+
+    def _take(self, data: bytes) -> None:
+        began = time.thread_time()
+        events = self._connection.receive(data)
+        for event in events:
+            self._dispatch(event)
+        took = time.thread_time() - began
+        self._share.spend(len(data), events=len(events), seconds=took)
+        self._flush()
+        self._check_held()
 
     def _check_held(self) -> None:
         if self.held + self._connection.assembling > _MAX_HELD:
@@ -410,12 +439,12 @@ async def _open_stream(
     address: AgentAddress,
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     if isinstance(address, SerialAddress):
-        return await asyncio.open_unix_connection(str(address.path), limit=_CHUNK)
+        return await asyncio.open_unix_connection(str(address.path), limit=CHUNK)
     connecting = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     try:
         connecting.setblocking(False)
         await asyncio.get_running_loop().sock_connect(connecting, (address.cid, address.port))
-        return await asyncio.open_connection(sock=connecting, limit=_CHUNK)
+        return await asyncio.open_connection(sock=connecting, limit=CHUNK)
     except BaseException:
         connecting.close()
         raise
@@ -437,7 +466,7 @@ async def _synchronise(
         try:
             async with asyncio.timeout(patience):
                 while not connection.synchronised:
-                    data = await reader.read(_CHUNK)
+                    data = await reader.read(CHUNK)
                     if not data:
                         raise EOFError("agent hung up before it answered")
                     connection.receive(data)
