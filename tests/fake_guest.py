@@ -139,7 +139,8 @@ class LyingSystem(FakeSystem):
     """A machine on which one thing does not take.
 
     Args:
-        lie: Which one; `clock-later` from the second time on that the clock is set.
+        lie: Which one; `clock-later` from the second time on that the clock is read, and
+            `clock-at-first` until then.
     """
 
     def __init__(self, home: Path, account: str | None, lie: str) -> None:
@@ -148,7 +149,8 @@ class LyingSystem(FakeSystem):
         self._clock_was_read = False
 
     def clock(self) -> int:
-        off = self._lie == "clock" or (self._lie == "clock-later" and self._clock_was_read)
+        lies = {"clock", "clock-later" if self._clock_was_read else "clock-at-first"}
+        off = self._lie in lies
         self._clock_was_read = True
         return super().clock() + off * 3600 * 10**9
 
@@ -169,6 +171,7 @@ RESETS = 2
 LIES = (
     "boot-id",
     "clock",
+    "clock-at-first",
     "clock-later",
     "entropy",
     "generators",

@@ -15,6 +15,7 @@ from tests import stepping
 from tests.fakes import FakeEngine, Faults
 from vmpool import clone
 from vmpool.clone import Dawn, RestoreDeadlines
+from vmpool.clone.introduction import MAX_CLOCK_ERROR_NS
 from vmpool.errors import (
     CapacityError,
     EngineError,
@@ -173,6 +174,13 @@ async def test_a_guest_that_does_not_confirm_its_identity_is_killed(bench: Bench
     assert raised.value.error_code == "identity_unconfirmed"
     assert lie.replace("-", " ") in raised.value.message
     assert not list(bench.clones.iterdir())
+
+
+async def test_a_guest_whose_clock_is_off_at_first_is_told_the_time_again(bench: Bench) -> None:
+    bench.engine.faults = Faults(guest=("--lie", "clock-at-first"))
+    restored = await bench.restore()
+    assert abs(restored.receipt.clock_error_ns) < MAX_CLOCK_ERROR_NS
+    await restored.kill()
 
 
 async def test_a_guest_that_resets_its_first_connections_is_asked_again(bench: Bench) -> None:
