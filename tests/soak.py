@@ -284,7 +284,8 @@ async def soak(world: World, *, seed: int, seconds: float) -> list[int]:
         Client(name=f"c{number}", chance=random.Random(f"{seed}-{number}"), world=world)
         for number in range(CLIENTS)
     ]
-    end, answered = time.monotonic() + seconds, []
+    end = time.monotonic() + seconds
+    answered: list[int] = []
     while time.monotonic() < end or len(answered) < 2 or sum(answered) <= len(answered):
         before = sum(each.done for each in clients)
         with world.serve() as server:

@@ -27,10 +27,10 @@ async def stepped(
     """Take a turn, and be told of every step of it, and of births in it, before it is taken."""
     birth = type(host._forking)._birth
 
-    def stepwise(*given: Any) -> Any:
-        return stepping._stepped(birth(host._forking, *given), each)
+    def stepwise(*given: Any, **state: Any) -> Any:
+        return stepping._stepped(birth(host._forking, *given, **state), each)
 
-    host._forking._birth = stepwise  # type: ignore[assignment,method-assign]
+    host._forking._birth = stepwise  # type: ignore[method-assign]
     return await host._household.finish(it, lambda: stepping._stepped(TURNS[turn](host, it), each))
 
 
