@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vmpool.forking import Forking
     from vmpool.holding import Holding
     from vmpool.means import Means
+    from vmpool.model import MachineSpec
     from vmpool.vault import Checkpoint
 
 
@@ -83,6 +84,9 @@ class Creation:
         if request.checkpoint is not None:
             await self._quotas.refresh()
             kept = self._vault.find(request.checkpoint, owner=owner)
+            if request.on_expiry is OnExpiry.PAUSE_DISK:
+                lineage = await self._catalogue.lineage(kept.base_id, owner=owner)
+                _require_disk(lineage.snapshot.spec)
             return (await self._forking.sprout(kept, _claim(request, owner, of=kept))).sandbox
         holding = await self.hold(_claim(request, owner), request.wait)
         await self.prepare(holding)
@@ -96,6 +100,7 @@ class Creation:
 
         Raises:
             NotFoundError: `template_not_found`.
+            InvalidRequestError: `disk_missing`; its disk is to be kept, and it would have none.
             QuotaError: Its owner has as much as it may.
             CapacityError: No clone within `wait` seconds, or the queue is full.
         """
@@ -107,6 +112,8 @@ class Creation:
         while True:
             pool, status = self._catalogue.pool(key), self._catalogue.status(key)
             assert status.snapshot is not None
+            if claim.on_expiry is OnExpiry.PAUSE_DISK:
+                _require_disk(status.spec)
             share = share_of(status.spec)
             try:
                 with self._quotas.take(claim.owner, share):
@@ -144,6 +151,16 @@ class Creation:
         except BaseException:
             await self._household.end(holding, EndReason.KILLED)
             raise
+
+
+def _require_disk(spec: MachineSpec) -> None:
+    """Refuse at once what no pause could keep later."""
+    if not spec.disk_bytes:
+        raise InvalidRequestError(
+            "there would be no disk to keep: the template was made without one",
+            code="disk_missing",
+            remedy="pause with the memory, or make the template with a disk",
+        )
 
 
 def draining() -> CapacityError:

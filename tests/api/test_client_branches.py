@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import vmpool
+from tests.api.conftest import IMAGE
 from tests.blocking_twin import Twin
-from vmpool.errors import ConflictError, GuestError, NotFoundError
+from tests.standing import stand
+from vmpool.catalogue import TemplateRequest
+from vmpool.errors import ConflictError, GuestError, InvalidRequestError, NotFoundError
+from vmpool.model import MIB
+from vmpool.policy import Limits
 
 if TYPE_CHECKING:
     from tests.api.conftest import Server
@@ -38,6 +43,29 @@ async def test_a_paused_sandbox_goes_on_as_itself(client: Any) -> None:
         resumed = await held.resume(timeout=100)
         assert resumed.identity.machine_id == held.created.identity.machine_id
         assert (await held.run(argv=ECHO)).stdout == "here\n"
+
+
+async def test_a_disk_is_kept_alone_and_booted_on(
+    client: Any, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand(monkeypatch)
+    request = TemplateRequest(
+        name="disked", image=IMAGE, disk_bytes=8 * MIB, limits=Limits(ready=0)
+    )
+    await server.host.catalogue.add(request, progress=lambda _: None)
+    async with client.sandbox(template="disked", on_expiry="pause_disk") as held:
+        assert held.created.on_expiry == "pause_disk"
+        assert (await held.pause(keep="disk")).state == "paused"
+        resumed = await held.resume()
+        assert resumed.identity.machine_id == held.created.identity.machine_id
+        await held.pause()
+        await held.resume(timeout=100, keep="disk")
+        assert (await held.run(argv=ECHO)).stdout == "here\n"
+    async with client.sandbox() as diskless:
+        with pytest.raises(InvalidRequestError) as refused:
+            await diskless.pause(keep="disk")
+        assert refused.value.error_code == "disk_missing"
+        assert (await diskless.run(argv=ECHO)).stdout == "here\n"
 
 
 async def test_a_paused_sandbox_is_killed_when_its_block_ends(client: Any, server: Server) -> None:

@@ -249,7 +249,7 @@ async def test_a_traffic_token_that_was_revoked_stays_so(client: Client) -> None
         ({"metadata": {str(number): "a" for number in range(65)}}, "invalid_request"),
         ({"envVars": {"A=B": "1"}}, "invalid_request"),
         ({"envVars": {"A": "x" * (1 << 17)}}, "arguments_too_large"),
-        ({"autoPause": True, "autoPauseMemory": False}, "not_supported"),
+        ({"autoPause": True, "autoPauseMemory": False}, "disk_missing"),
         ({"iam": {"tokens": {"a": {}}}}, "not_supported"),
         ({"volumeMounts": [{"name": "a", "path": "/a"}]}, "not_supported"),
         ({"network": {"dnsServers": ["8.8.8.8"]}}, "not_supported"),
@@ -266,6 +266,15 @@ async def test_what_is_not_here_is_refused_in_words(
     assert error["code"] == status
     assert error["message"]
     assert client.server.host.sandboxes(owner=client.server.owner) == []
+
+
+async def test_files_that_are_memory_are_not_kept_alone(client: Client) -> None:
+    made = await client.create()
+    path = f"/sandboxes/{made['sandboxID']}"
+    status, error = await client.call("POST", f"{path}/pause", json={"memory": False})
+    assert (status, error["error_code"]) == (400, "disk_missing")  # 409 is: paused already
+    _, detail = await client.call("GET", path)
+    assert (detail["state"], detail["pauseMode"]) == ("running", "full")
 
 
 async def test_nobody_gets_at_what_is_anothers(client: Client, stranger: Client) -> None:

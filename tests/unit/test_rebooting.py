@@ -9,11 +9,12 @@ import pytest
 
 from tests.fake_host import OWNER, add_template, opened, until, wanted
 from tests.fakes import Faults
+from tests.standing import stand
 from tests.turns import answers
 from vmpool import rebooting, stillness
 from vmpool.errors import EngineError, GuestError, InvalidRequestError, StoreError
 from vmpool.lifecycle import AutoResume, Keep, OnExpiry, SandboxState
-from vmpool.model import MIB, Command
+from vmpool.model import MIB
 from vmpool.snapshot import DEVICE_STATE
 
 if TYPE_CHECKING:
@@ -33,11 +34,6 @@ STANDS = "echo still; read line; echo let go > {0}/let-go"
 def standing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Guests that are processes of this machine have no disk of their own to freeze."""
     stand(monkeypatch, STANDS.format(tmp_path))
-
-
-def stand(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    what = Command(argv=("/bin/sh", "-c", script), user="root", cwd="/", stdin=True)
-    monkeypatch.setattr(stillness, "_COMMAND", what)
 
 
 @pytest.fixture
@@ -97,6 +93,12 @@ async def test_a_sandbox_without_a_disk_runs_on(host: Host) -> None:
     assert caught.value.error_code == "disk_missing"
     assert made.state is SandboxState.RUNNING
     await answers(made)
+    checkpoint = await host.checkpoint(made.id, owner=OWNER, name="of-one")
+    for source in ({}, {"template": None, "checkpoint": checkpoint.id}):
+        with pytest.raises(InvalidRequestError) as caught:
+            await host.create(wanted(on_expiry=OnExpiry.PAUSE_DISK, **source), owner=OWNER)
+        assert caught.value.error_code == "disk_missing"
+    assert host.sandboxes(owner=OWNER) == [made]
 
 
 @pytest.mark.parametrize(
