@@ -192,8 +192,8 @@ class LyingMachine(Machine):
         self._lie = lie
         self._resets = RESETS if lie == "reset" else 0
         if lie == "generators":
-            self.interpreter.await_spares = (  # type: ignore[method-assign]
-                lambda count, answer: answer([])  # noqa: ARG005
+            self.interpreter.tell_generators = (  # type: ignore[method-assign]
+                lambda answer: answer([])
             )
 
     def start(self, channel: Channel, request: dict[str, Any]) -> Operation | None:

@@ -53,7 +53,7 @@ def identify(machine: Machine, channel: Channel, request: dict[str, Any]) -> Non
         channel.send_message(receipt)
         channel.end()
 
-    machine.interpreter.await_spares(1, answer)
+    machine.interpreter.tell_generators(answer)
 
 
 def set_clock(machine: Machine, channel: Channel, request: dict[str, Any]) -> None:

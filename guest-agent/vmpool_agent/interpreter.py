@@ -40,6 +40,9 @@ _MAX_DEATHS = 3
 """Spares that may die under one run before it began, until it is given up."""
 _REFILL_DELAY = 0.01
 """Seconds after a run's end until the next spare is forked: first the end is told."""
+_LEISURE = 0.1
+"""Seconds after a clone became somebody until a spare is forked for it where none waits: whoever
+has woken it asks for something first, and that is seldom a run."""
 
 
 class _Request(NamedTuple):
@@ -181,6 +184,23 @@ class Interpreter:
         self._refill()
         self._grant()
 
+    def tell_generators(self, answer: Callable[[list[str]], None]) -> None:
+        """Answer with the generators that each fork seeds before it runs: at once, if one has said.
+
+        All forks of one warm interpreter seed the same. None that waits is needed to know it; where
+        there is none, the next is forked when whoever asks has had time for something else.
+        """
+        if not self._generators:
+            self.await_spares(1, answer)
+            return
+        answer(self._generators)
+        if not self._ready and not self._coming:
+            self._machine.reactor.after(_LEISURE, self._stand_by)
+
+    def _stand_by(self) -> None:
+        if self._socket is not None and not self._ready and not self._coming:
+            self._fork(spawn.FORK)
+
     def expect_one_run(self) -> None:
         """Keep no further spares than there are until a run finds none: a snapshot is due."""
         self._kept = 0
@@ -189,21 +209,26 @@ class Interpreter:
         """Have as many spares forked as are wished for, and those kept for whoever comes next."""
         wished = max([self._kept, len(self._runs), *(count for count, _ in self._wishes)])
         while self._socket is not None and len(self._ready) + len(self._coming) < wished:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            pipes = Pipes(execution.OUTPUTS)
             urgent = len(self._ready) + len(self._coming) < len(self._runs)
-            order = spawn.FORK_AT_ONCE if urgent else spawn.FORK
-            asked = self._send(order, [theirs.fileno(), *pipes.child])
-            theirs.close()
-            pipes.close_child()
-            if not asked:
-                ours.close()
-                pipes.close()
+            if not self._fork(spawn.FORK_AT_ONCE if urgent else spawn.FORK):
                 return
-            ours.setblocking(False)
-            spare = _Spare(ours, pipes)
-            self._coming.add(spare)
-            self._machine.reactor.watch(ours.fileno(), functools.partial(self._on_spare, spare))
+
+    def _fork(self, order: bytes) -> bool:
+        """Have a spare forked; return whether the warm interpreter was told."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pipes = Pipes(execution.OUTPUTS)
+        asked = self._send(order, [theirs.fileno(), *pipes.child])
+        theirs.close()
+        pipes.close_child()
+        if not asked:
+            ours.close()
+            pipes.close()
+            return False
+        ours.setblocking(False)
+        spare = _Spare(ours, pipes)
+        self._coming.add(spare)
+        self._machine.reactor.watch(ours.fileno(), functools.partial(self._on_spare, spare))
+        return True
 
     def _assign(self) -> None:
         """Give waiting runs to waiting spares."""
@@ -308,6 +333,7 @@ class Interpreter:
             self._machine.reactor.forget(self._socket.fileno())
             self._socket.close()
             self._socket = None
+        self._generators = []
         self._machine.reactor.after(self._delay, self.start)
         self._delay = min(2 * self._delay, _MAX_RESTART_DELAY)
 

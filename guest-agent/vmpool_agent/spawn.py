@@ -88,8 +88,13 @@ def fork(descriptors: Sequence[int], body: Callable[[], int]) -> int:
         body: Returns the exit code. An exception from it is the agent's fault, reported as such.
     """
     pid = os.fork()
-    if pid:
-        return pid
+    if not pid:
+        be_child(descriptors, body)
+    return pid
+
+
+def be_child(descriptors: Sequence[int], body: Callable[[], int]) -> NoReturn:
+    """Run `body` in a process that was just forked, as `fork` says, and end with it."""
     code = 127
     try:
         settle(descriptors)

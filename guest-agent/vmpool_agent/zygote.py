@@ -13,7 +13,7 @@ import runpy
 import socket
 from typing import TYPE_CHECKING
 
-from vmpool_agent import generators, runner, spawn
+from vmpool_agent import generators, runner, sibling, spawn
 from vmpool_agent.reactor import report
 
 if TYPE_CHECKING:
@@ -33,14 +33,22 @@ def main(control: int, warm_up: str, system: System) -> int:
             report(f"warm-up {warm_up} failed")
     _settle()
     warm = generators.states()
+    fork = sibling.forking()
     with socket.socket(fileno=control) as connection:
-        while _serve_one(connection, system, warm):
+        while _serve_one(connection, system, warm, fork):
             pass
     return 0
 
 
-def _serve_one(connection: socket.socket, system: System, warm: generators.States) -> bool:
-    """Do as the agent says; false at its end."""
+def _serve_one(
+    connection: socket.socket, system: System, warm: generators.States, fork: Callable[[], bool]
+) -> bool:
+    """Do as the agent says; false at its end.
+
+    Args:
+        fork: Makes a sibling of this process, which is the agent's child: that is to learn of its
+            end by itself.
+    """
     data, descriptors, _, _ = socket.recv_fds(connection, 1, 4)
     if not data:
         return False
@@ -51,7 +59,10 @@ def _serve_one(connection: socket.socket, system: System, warm: generators.State
     # Without it the spare, and then its end, would be waited for in vain: closing tells the agent.
     try:
         serve = runner.serve_at_once if data == spawn.FORK_AT_ONCE else runner.serve
-        _fork_spare(descriptors, functools.partial(serve, system, warm))
+        descriptors.append(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+        control, *pipes, null = descriptors  # where its request will come from; its 1, 2 and 3
+        if fork():
+            spawn.be_child((null, *pipes, control), functools.partial(serve, system, warm))
     except OSError:
         report("fork failed")
     finally:
@@ -64,22 +75,3 @@ def _settle() -> None:
     gc.collect()
     # What is here now is never collected, so a collection in a fork does not touch its pages.
     gc.freeze()
-
-
-def _fork_spare(descriptors: list[int], serve: Callable[[], int]) -> None:
-    """Fork twice: an orphan is handed to the agent, which then learns of its end by itself.
-
-    Args:
-        descriptors: Where its request will come from, and its 1, 2 and 3.
-        serve: What it does.
-    """
-    control, *pipes = descriptors
-    between = os.fork()
-    if between:
-        os.waitpid(between, 0)
-        return
-    try:
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        spawn.fork((null, *pipes, control), serve)
-    finally:
-        os._exit(0)

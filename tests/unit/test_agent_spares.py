@@ -14,7 +14,7 @@ from tests.connected_agent import connected, output, run
 from vmpool.agent import Agent, answers, asking
 from vmpool.clone.introduction import warm
 from vmpool.errors import GuestError
-from vmpool.model import Code, Command, Exited, Result, Started
+from vmpool.model import Code, Command, Exited, Identity, Result, Started, Unique
 from vmpool_agent import wire
 
 if TYPE_CHECKING:
@@ -144,6 +144,30 @@ def reseed(*told):
     honest(*told)
 generators.reseed = reseed
 """
+
+
+async def test_who_a_clone_is_waits_for_no_spare_once_one_has_spoken(tmp_path: Path) -> None:
+    warm_up = tmp_path / "warm.py"
+    warm_up.write_text(COUNT_SEEDINGS)
+    seedings = Code(source="import builtins\nprint(builtins.seedings)")
+    with fake_guest.running(tmp_path, "--warm-up", str(warm_up)) as path:
+        async with connected(path) as agent:
+            await agent.stock(timeout=10)
+            for _ in range(2):  # and from here on there is none
+                await run(agent, seedings)
+            await run(agent, signalled("STOP"))
+            receipt = await agent.identify(Identity.fresh("somebody"), rng=Unique(), timeout=10)
+            await run(agent, signalled("CONT"))
+            await run(agent, A_WHILE)
+            printed = output(await run(agent, seedings))
+    assert "random" in receipt.generators
+    assert printed == b"2\n"  # one was forked and has rehearsed since
+
+
+def signalled(name: str) -> Command:
+    """Return what sends a signal to the warm interpreter, the agent's oldest child."""
+    script = f"read -r oldest _ < /proc/$PPID/task/$PPID/children; kill -{name} $oldest"
+    return Command(argv=("bash", "-c", script))
 
 
 async def test_a_silent_run_has_started_all_the_same(guest: Path) -> None:
