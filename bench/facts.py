@@ -13,6 +13,8 @@ from pathlib import Path
 
 CALIBRATION_RUNS = 15
 CALIBRATION_STEPS = 300_000
+NOISY = 1.5
+"""A calibration that took this many times the fastest is of a machine that did something else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ What is in a record may be a stranger's words: all of it is escaped, and nothing
 from __future__ import annotations
 
 import re
+import statistics
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from bench import facts
 from bench import record as records
 from bench.charts import style
 from bench.charts.gallery import CHARTS
@@ -117,16 +119,11 @@ def pictures(record: Record) -> Iterator[tuple[str, bytes]]:
 
 def is_quiet(record: Record) -> bool:
     """Tell whether the machine did nothing else: else the numbers are worse than it can do."""
-    slowest = max(
-        [one for finding in record.findings for one in finding.calibration_ms],
-        default=record.fastest_calibration_ms,
-    )
+    medians = [statistics.median(at.calibration_ms) for at in (record.before, record.after)]
+    within = [one for finding in record.findings for one in finding.calibration_ms]
+    slowest = max([*medians, *within])
     loaded = record.before.load[0] > record.machine.cores / 2
-    return not loaded and slowest <= NOISY * record.fastest_calibration_ms
-
-
-NOISY = 1.5
-"""A calibration that took this many times the fastest is of a machine that did something else."""
+    return not loaded and slowest <= facts.NOISY * record.fastest_calibration_ms
 
 
 def _when(record: Record) -> str:

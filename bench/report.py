@@ -13,9 +13,6 @@ from bench.suite import Outcome
 FORMAT = 2
 """Version of the data; raised when a name in it changes its meaning."""
 
-NOISY = 1.2
-"""A calibration that differs by this factor, within a moment or between two, is worth a warning."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -91,10 +88,15 @@ class Report:
             f" fastest {min(before.calibration_ms + after.calibration_ms):.1f},"
             f" slowest {max(before.calibration_ms + after.calibration_ms):.1f}",
         ]
-        medians = (before.calibration, after.calibration)
-        fastest = min(before.calibration_ms + after.calibration_ms)
-        if max(medians) > NOISY * fastest or before.load[0] > self.machine.cores / 2:
-            lines.append("The machine was NOT QUIET; these numbers are worse than it can do.")
+        within = [took for found in self.outcome.findings for took in found.calibration_ms]
+        fastest = min([*before.calibration_ms, *after.calibration_ms, *within])
+        slowest = max([before.calibration, after.calibration, *within])
+        if slowest > facts.NOISY * fastest or before.load[0] > self.machine.cores / 2:
+            lines.append(
+                "The machine was NOT QUIET; these numbers are worse than it can do:"
+                f" the calibration took up to {slowest / fastest:.1f} times its fastest,"
+                f" the load before was {_load(before)}."
+            )
         return lines
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bench.charts import style
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _LOAD = re.compile(r"(?P<what>[a-z]+), (?P<clients>\d+) clients: (?P<which>rate|latency)")
 _CROWD = re.compile(r"(?P<alive>\d+) alive: create")
 _BURST = re.compile(r"create, one of (?P<at_once>\d+) at once")
+_BURST_TICKS = 5
+"""More times than that in words of milliseconds overlap in half a page's width."""
+
 _WORDS = {"run": "runs, each in a new machine", "execute": "executions in four sandboxes"}
 
 
@@ -134,6 +137,7 @@ def _bursts(panel: Axes, finding: FindingRecord) -> None:
             linewidth=0,
         )
         panel.set_title(f"{at_once} creates at one moment: answered by")
+    panel.xaxis.set_major_locator(MaxNLocator(_BURST_TICKS))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.milliseconds(value)))
     panel.set_xlim(left=0)
     panel.set_ylim(bottom=0)

@@ -3,8 +3,8 @@
 In each round, for each misdeed in turn: a new sandbox; how long `echo $((1+1))` takes in a shell of
 another one, which is kept, while the new one rests, and then while it does its worst. The two are
 compared within the same minute, so that what else goes on on the machine is in both. Beside all of
-them stands a process of the host that spins, in no guest: what two hardware threads of one core,
-say, take from each other by themselves, and no pool can give back.
+them stands a process of the host that spins, in no guest and as nice as can be: what two hardware
+threads of one core, say, take from each other by themselves, and no pool can give back.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ SAMPLES = 20
 HEAT_SECONDS = 2.0
 """From the begin of a misdeed until it is at its worst, or nearly."""
 
-PROCESS = "a process of the host spins"
+PROCESS = "a process of the host spins, nice 19"
+SPINNING = (sys.executable, "-c", "while True: pass")
 LANGUAGE, CODE = "bash", "echo $((1+1))"
 
 _TWO = Limits(ready=1, total=3)
@@ -104,7 +105,7 @@ async def _beside_process(subject: Subject, victim: str, findings: Findings) -> 
     quiet, worst = _names(PROCESS)
     await at_rest(subject.pool, ready=_TWO.ready, held=1)
     await _times(subject, victim, findings.series(quiet))
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass")
+    process = await asyncio.create_subprocess_exec("nice", "-n", "19", *SPINNING)
     try:
         await _times(subject, victim, findings.series(worst))
     finally:
