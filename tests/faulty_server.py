@@ -12,10 +12,14 @@ import asyncio
 import sys
 from pathlib import Path
 
+from tests.crashes import verb_of
 from tests.fake_host import OWNER, add_template, opened, wanted
 from tests.fakes import FakeEngine
-from vmpool import faults
+from tests.standing import STANDS
+from vmpool import faults, stillness
 from vmpool.host import ForkRequest, Host
+from vmpool.lifecycle import Keep
+from vmpool.model import MIB
 
 NEVER = 3
 
@@ -31,6 +35,8 @@ async def do(verb: str, host: Host, first: str, asleep: str) -> None:
             await host.fork(first, ForkRequest(count=2, timeout=600.0), owner=OWNER)
         case "rollback":
             await host.rollback(first, owner=OWNER, checkpoint="kept")
+        case "halt":
+            await host.pause(first, owner=OWNER, keep=Keep.DISK)
         case "pause":
             await host.pause(first, owner=OWNER)
         case "resume":
@@ -46,7 +52,9 @@ async def do(verb: str, host: Host, first: str, asleep: str) -> None:
 async def main(state: Path, place: str) -> None:
     """Make one of everything, then do the verb that comes by the place."""
     async with opened(state, FakeEngine()) as host:
-        await add_template(host)
+        verb = verb_of(place)
+        await add_template(host, disk_bytes=8 * MIB if verb == "halt" else 0)
+        stillness._COMMAND = STANDS
         first = (await host.create(wanted(), owner=OWNER)).id
         print("running", first, flush=True)
         await host.checkpoint(first, owner=OWNER, name="kept")
@@ -55,7 +63,7 @@ async def main(state: Path, place: str) -> None:
         await host.pause(asleep, owner=OWNER)
         print("paused", asleep, flush=True)
         faults._armed = place
-        await do(place.partition(".")[0], host, first, asleep)
+        await do(verb, host, first, asleep)
         sys.exit(NEVER)
 
 

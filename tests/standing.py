@@ -5,6 +5,7 @@ Without it such a guest would do with this machine what a guest does with itself
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmpool import stillness
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
     import pytest
 
 
-def stand(monkeypatch: pytest.MonkeyPatch, script: str = "echo still; read line") -> None:
+STANDS = Command(argv=("/bin/sh", "-c", "echo still; read line"), user="root", cwd="/", stdin=True)
+"""What stands still until it is let go."""
+
+
+def stand(monkeypatch: pytest.MonkeyPatch, script: str = "") -> None:
     """Have guests run `script` where they were to freeze their file systems."""
-    what = Command(argv=("/bin/sh", "-c", script), user="root", cwd="/", stdin=True)
+    what = replace(STANDS, argv=("/bin/sh", "-c", script)) if script else STANDS
     monkeypatch.setattr(stillness, "_COMMAND", what)

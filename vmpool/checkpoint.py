@@ -239,7 +239,7 @@ async def _take(machine: Machine, capture: Capture) -> None:
 
 async def _take_still(machine: Machine, stillness: Stillness, capture: Capture) -> None:
     await stillness.begin()
-    faults.reach("capture.still")
+    faults.reach("halt.still")
     await machine.pause()
     stillness.require()
     await capture.take()

@@ -44,7 +44,7 @@ trap 'fsfreeze --unfreeze /tmp' EXIT
 echo still
 read -r -t {HELD_SECONDS} || true
 """
-_COMMAND: Final = Command(
+_COMMAND = Command(
     argv=("unshare", "--mount", "/bin/bash", "-c", _SCRIPT), user="root", cwd="/", stdin=True
 )
 

@@ -74,7 +74,9 @@ def bare(ground: Ground, server: UpServer) -> Iterator[Ground]:
 
 
 async def test_a_crash_at_any_place_costs_nothing_that_was_promised(bare: Ground) -> None:
-    wanted = places() if os.environ.get("VMPOOL_TEST_CRASHES") == "all" else FEW
+    # Not of pauses that keep a disk alone: the template here has none, and test_faults tries them.
+    tried = [place for place in places() if verb_of(place) in ORDER]
+    wanted = tried if os.environ.get("VMPOOL_TEST_CRASHES") == "all" else FEW
     chain = sorted(wanted, key=lambda place: ORDER.index(verb_of(place)))
     image = (bare.state / "images/names" / TEMPLATE).read_text()
     template = {"name": TEMPLATE, "image": image, "limits": {"ready": 0}}

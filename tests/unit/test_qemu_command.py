@@ -78,6 +78,17 @@ def test_a_network_device_hangs_on_a_hub_that_nobody_else_is_on(machine_type: Ma
     assert text == path.read_text()
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(map(str, shape)))
+def test_what_is_booted_on_a_disk_is_what_waits_for_states_but_for_a_kernel(
+    shape: tuple[MachineType, Accelerator, Transport, int],
+) -> None:
+    spec, instance = spec_of(*shape), instance_of(shape[2])
+    booted, waiting = command.boot(spec, instance, "quiet"), command.restore(spec, instance)
+    kernel = booted[booted.index("-kernel") : booted.index("-append") + 2]
+    at = waiting.index("-incoming")
+    assert command.reboot(spec, instance, "quiet") == waiting[:at] + waiting[at + 2 :] + kernel
+
+
 def test_a_machine_with_a_network_device_has_another_shape() -> None:
     spec = spec_of(MachineType.Q35, Accelerator.TCG, Transport.SERIAL, 0)
     assert command.shape(spec) != command.shape(replace(spec, nic=Nic.VIRTIO))
