@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 OUTPUTS = (wire.STDOUT, wire.STDERR)
 _SHOWN = ("result", "raised")
-_MAX_EXIT_CODE = 255
 
 
 class Execution:
@@ -111,8 +110,6 @@ class Execution:
             self._start()
         elif kind in _SHOWN and self._started:
             self._show(value)
-        elif kind == "ended" and self._started and self._begin_anew is not None:
-            self._take_end(value.get("exit_code"))
 
     def on_reports_end(self) -> None:
         """See `relay.Owner`."""
@@ -154,10 +151,6 @@ class Execution:
             self.relay.reaped(status)
         if ended is not None:
             ended()
-
-    def _take_end(self, code: object) -> None:
-        if isinstance(code, int) and 0 <= code <= _MAX_EXIT_CODE:
-            self.relay.conclude(code << 8)  # as wait(2) has it
 
     def _show(self, value: dict[str, Any]) -> None:
         try:

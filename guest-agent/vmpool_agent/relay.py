@@ -174,12 +174,6 @@ class Relay:
         if self._terminal is not None and not self._ended:
             self._leaving = self._reactor.after(_GRACE, self._leave_terminal)
 
-    def conclude(self, status: int) -> None:
-        """Take the child's own word for its wait status, unless the kernel's comes first."""
-        if self._status is None:
-            self._status = status
-            self._check_end()
-
     def _watch_outputs(self) -> None:
         for fd in self._outputs:
             if not self._reactor.watches(fd):

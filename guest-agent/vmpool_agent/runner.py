@@ -64,10 +64,7 @@ def serve_at_once(system: System, warm: generators.States) -> int:
     request = _receive(control)
     if request is None:
         return 0  # the agent wants us no longer
-    code = _finish(_run(system, request, warm))
-    if "source" in request and os.getpid() == ready["pid"]:  # and no fork that the code has made
-        _depart(code)
-    return code
+    return _finish(_run(system, request, warm))
 
 
 @contextlib.contextmanager
@@ -236,17 +233,6 @@ def _code_of(err: SystemExit) -> int:
         return err.code & 0xFF
     print(err.code, file=sys.stderr)
     return 1
-
-
-def _depart(code: int) -> None:
-    """Say that all is done, and let go of the outputs.
-
-    What is left is for the kernel to take apart a large process, which takes longer than most runs.
-    """
-    null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
-    spawn.tell({"type": "ended", "exit_code": code})
-    for fd in _WRITTEN:
-        os.dup2(null, fd)
 
 
 def _finish(code: int) -> int:

@@ -295,17 +295,6 @@ async def test_source_ends_with_the_code_that_python_would_give(
     assert events[-1] == Exited(exit_code=code)
 
 
-async def test_source_has_ended_before_its_process_is_taken_apart(guest: Path) -> None:
-    stays = (
-        "import os, signal\nos._exit = lambda code: signal.pause()\nprint(1)\nraise SystemExit(6)"
-    )
-    async with connected(guest) as agent:
-        async with asyncio.timeout(30), agent.execute(Code(source=stays)) as execution:
-            events = [event async for event in execution]
-        assert (output(events), events[-1]) == (b"1\n", Exited(exit_code=6))
-        assert (await run(agent, shell(f"kill -9 {execution.pid}")))[-1] == Exited(exit_code=0)
-
-
 async def test_a_fork_that_runs_to_the_end_of_the_source_is_not_its_end(guest: Path) -> None:
     source = "import os\nif os.fork():\n    os.wait()\n    print('last')\n    raise SystemExit(5)"
     async with connected(guest) as agent:
