@@ -20,8 +20,10 @@ from vmpool_agent.system import become_subreaper
 def tell(**what):
     os.write(1, json.dumps(what).encode() + b"\\n")
 
-def live():
+def live(way):
     \"\"\"Be the one that is made: with threads, hooks and a lock that work.\"\"\"
+    while way == "_fork_twice" and os.getppid() != agent:
+        time.sleep(0.001)  # the one between ends when it likes
     drawn = []
     thread = threading.Thread(target=lambda: drawn.append(random.random()))
     thread.start()
@@ -32,6 +34,7 @@ def live():
     os._exit(7 + code)
 
 become_subreaper()
+agent = os.getpid()
 hooks = []
 os.register_at_fork(before=lambda: hooks.append("before"),
                     after_in_child=lambda: hooks.append("child"),
@@ -45,7 +48,7 @@ if not warm:
         random.seed(1)
         alive, till_then = os.pipe()
         if fork():
-            live()
+            live(fork.__name__)
         random.seed(1)
         os.close(till_then)
         os.read(alive, 1)  # its end: it is to be no orphan by then
