@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from vmpool import run
+from vmpool.agent import Airtime
 from vmpool.auditing import BY, Auditing
 from vmpool.branching import Branching
 from vmpool.connecting import Connecting
@@ -83,6 +84,7 @@ class Host:
             vault=vault,
             kill_timeout=ground.settings.deadlines.kill,
             paused_seconds=ground.settings.checkpoints.paused_seconds,
+            airtime=Airtime.under(ground.accelerator),
             on_expiry=self._expire,
             on_gone=self._let_base_go,
         )

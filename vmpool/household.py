@@ -13,7 +13,6 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmpool import faults
-from vmpool.agent import Airtime
 from vmpool.cancellation import uninterrupted
 from vmpool.chores import Chores
 from vmpool.errors import CapacityError, NotFoundError, VmpoolError
@@ -27,6 +26,7 @@ from vmpool.sandbox import Sandbox, ended
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
+    from vmpool.agent import Airtime
     from vmpool.clone import Clone
     from vmpool.errors import InfrastructureError
     from vmpool.metrics import Metrics
@@ -49,6 +49,7 @@ class Household:
     Args:
         kill_timeout: Seconds that the end of a machine may take.
         paused_seconds: How long a sandbox may stay paused.
+        airtime: What the guests of all sandboxes share.
         on_expiry: Told of a sandbox that runs and whose time is up, or that was idle for its limit.
         on_gone: Told of the snapshot that a sandbox which ended had descended from.
     """
@@ -61,6 +62,7 @@ class Household:
         vault: Vault,
         kill_timeout: float,
         paused_seconds: float,
+        airtime: Airtime,
         on_expiry: Callable[[Holding, EndReason], None],
         on_gone: Callable[[str], Awaitable[None]],
     ) -> None:
@@ -72,7 +74,7 @@ class Household:
         self._on_expiry = on_expiry
         self._on_gone = on_gone
         self._holdings: dict[str, Holding] = {}
-        self._airtime = Airtime()
+        self._airtime = airtime
         self._chores = Chores("sandboxes")
         self._closed = False
 
