@@ -47,6 +47,7 @@ class Stage:
     def __init__(self, count: int) -> None:
         self.clock = Clock()
         airtime = Airtime(rate_bytes=RATE, clock=self.clock)
+        self.airtime = airtime
         self.shares = [airtime.share() for _ in range(count)]
 
 
@@ -84,6 +85,33 @@ def test_who_says_little_never_rests() -> None:
         for share in stage.shares:
             share.spend(10, events=0, seconds=0.0)
             assert share.rest == 0
+
+
+def test_who_has_said_much_and_is_silent_now_takes_nothing_of_the_rate() -> None:
+    stage = Stage(50)
+    for share in stage.shares:
+        exhaust(share)
+        stage.clock.now += SILENCE
+        assert share.rest == 0
+    for share in stage.shares:
+        exhaust(share)  # beside all the others, and never heard again
+    assert stage.airtime.rate == RATE / 50
+    stage.clock.now += 1
+    assert stage.airtime.rate == RATE
+
+
+def test_who_owes_much_is_read_again_as_soon_as_who_owes_a_little() -> None:
+    stage = Stage(2)
+    loud, other = stage.shares
+    loud.spend(0, events=100_000, seconds=100.0)
+    rests = 0.0
+    while True:
+        other.asked()
+        if not (rest := loud.rest):
+            break
+        stage.clock.now += rest
+        rests += rest
+    assert rests <= (ALLOWANCE_BYTES + 2 * PORTION) / RATE
 
 
 def test_those_who_all_say_much_do_not_wait_for_each_other() -> None:

@@ -48,6 +48,9 @@ PORTION = 16 << 10
 _REST_MOST = 0.05
 """Seconds until it is looked again whether others are silent."""
 
+_OVER_FOR = 1.0
+"""Seconds after which one that is over its allowance has nothing to say: who has looks oftener."""
+
 
 class Airtime:
     """What the links of one event loop share.
@@ -67,7 +70,7 @@ class Airtime:
         self.clock = clock
         self._last: Share | None = None
         self._last_at = self._before_at = float("-inf")
-        self._over: set[Share] = set()
+        self._over: dict[Share, float] = {}
 
     @classmethod
     def under(cls, accelerator: Accelerator) -> Airtime:
@@ -80,7 +83,9 @@ class Airtime:
 
     @property
     def rate(self) -> float:
-        """Bytes a second for each of those that are over their allowance."""
+        """Bytes a second for each of those that are over their allowance and not silent since."""
+        since = self.clock() - _OVER_FOR
+        self._over = {share: at for share, at in self._over.items() if at > since}
         return self._rate / max(1, len(self._over))
 
     def heard(self, share: Share) -> None:
@@ -97,13 +102,13 @@ class Airtime:
     def mark(self, share: Share, level: float) -> None:
         """Note whether one is over its allowance; who is has nothing that others wait for."""
         if level > 0:
-            self._over.discard(share)
+            self._over.pop(share, None)
         else:
-            self._over.add(share)
+            self._over[share] = self.clock()
 
     def forget(self, share: Share) -> None:
         """Count one no more. *Idempotent.*"""
-        self._over.discard(share)
+        self._over.pop(share, None)
         if self._last is share:
             self._last = None
 
@@ -144,7 +149,9 @@ class Share:
             seconds: Of the processor's time, until they had.
         """
         self._fill()
-        self._level -= max(size_bytes + events * EVENT_BYTES, seconds * SECOND_BYTES)
+        cost = max(size_bytes + events * EVENT_BYTES, seconds * SECOND_BYTES)
+        # Who owes more than this would be silent for minutes, and what it is asked with it.
+        self._level = max(self._level - cost, -float(ALLOWANCE_BYTES))
         self._airtime.mark(self, self._level)
         if self._level > 0:
             self._airtime.heard(self)
