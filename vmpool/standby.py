@@ -93,7 +93,12 @@ class Standby:
 
     async def ended(self, base_id: str) -> None:
         """Return when what nobody wants of a template any more is gone."""
-        if ending := [keeper for keeper in self._of(base_id) if keeper.cancelling()]:
+        ending = [
+            keeper
+            for keeper in self._of(base_id)
+            if keeper.cancelling() or keeper in self._promised
+        ]
+        if ending:
             await asyncio.wait(ending)
 
     async def close(self) -> None:
@@ -183,6 +188,7 @@ class Standby:
         if waiting is None:
             return
         self._waiting[keeper] = waiting
+        self._level(template)  # who was promised it may be gone, and nobody want it any more
         try:
             await waiting.wait()
             log.warning("a hypervisor that waited for %s has ended", template.manifest.id)

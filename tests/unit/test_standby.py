@@ -158,6 +158,19 @@ async def test_who_leaves_while_one_starts_leaves_it_to_the_next(state: Path) ->
         assert engine.begun == 1
 
 
+async def test_one_that_was_promised_to_who_left_ends_when_nobody_wants_it(state: Path) -> None:
+    async with starting(state) as (engine, standby, template):
+        taking = asyncio.create_task(standby.take(template))
+        await until(lambda: bool(standby._promised))
+        taking.cancel()
+        dropping = asyncio.create_task(standby.drop(template.manifest.id, party="test"))
+        await asyncio.wait({taking})
+        assert not dropping.done()
+        engine.gate.set()
+        await dropping
+        assert not standby._keepers
+
+
 async def test_who_leaves_when_it_was_given_leaves_nothing(state: Path) -> None:
     async with starting(state) as (engine, standby, template):
         taking = asyncio.create_task(standby.take(template))
