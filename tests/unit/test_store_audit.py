@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vmpool.errors import StoreError
 from vmpool.journal import Journal
 from vmpool.store import AuditFilter, Store
 from vmpool.store.audit import DETAIL_BYTES, Audit
@@ -98,6 +99,23 @@ async def test_notes_that_the_journal_cannot_take_are_told_to_the_log(
         assert audit.waiting == 0
     assert "the audit log lost run of one by t" in caplog.text
     assert "the audit log lost run of two by t" in caplog.text
+
+
+async def test_a_log_that_cannot_be_shortened_loses_no_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vmpool.store.audit.PRUNE_EVERY", 1)
+
+    async def full(audit: Audit, tenant_id: str, *, keep: int) -> int:
+        del audit, keep
+        raise StoreError(f"the disk is full, says {tenant_id}")
+
+    monkeypatch.setattr(Audit, "prune", full)
+    async with Store(tmp_path / "db") as store:
+        for tenant in ("a", "b"):
+            await store.audit.record("run", subject="s", tenant_id=tenant)
+        assert [entry.tenant_id for entry in await store.audit.entries(9)] == ["b", "a"]
+    assert "the audit log of tenant a stays too long: the disk is full" in caplog.text
 
 
 async def test_what_one_tenant_does_pushes_no_others_entries_out(
