@@ -286,7 +286,11 @@ class DeadlineSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True, 
     """`[deadlines]`: when a machine that does not answer is given up."""
 
     boot: Annotated[
-        Seconds, Meta(description="An image's boot and warm-up, when a template is made.")
+        Seconds,
+        Meta(
+            description="An image's boot and warm-up, when a template is made; or half of each of"
+            " up to three tries to boot on a disk that was kept alone."
+        ),
     ] = 300.0
     restore: Annotated[Seconds, Meta(description="One restore, all phases together.")] = 60.0
     hello: Annotated[Seconds, Meta(description="The agent's first answer after a restore.")] = 5.0
