@@ -24,7 +24,6 @@ from vmpool import faults, snapshot
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import EngineError
 from vmpool.snapshot import FileRecord, Snapshot
-from vmpool.stillness import Stillness
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from vmpool.delta import Delta
     from vmpool.engine import Capture, Machine
     from vmpool.snapshot import Manifest, Publish
+    from vmpool.stillness import Stillness
 
     Taking = Callable[[Capture], Awaitable[None]]
 
@@ -138,6 +138,7 @@ async def halt(
 async def halt_disk(
     clone: Clone,
     template: Snapshot,
+    stillness: Stillness,
     *,
     id: str,
     snapshots: Path,
@@ -147,13 +148,16 @@ async def halt_disk(
 
     The guest writes what it holds back before. On any failure and on cancellation it runs on.
 
+    Args:
+        stillness: Of the clone's disk, not begun. It holds when this returns: whoever has the
+            clone run on after all ends it.
+
     Raises:
         InvalidRequestError: `disk_missing`; the guest has what it writes in its memory.
         GuestError: `disk_unwritten`; it did not write, or not in time.
         VmpoolError: As `save`.
     """
     await clone.awake()
-    stillness = Stillness(clone.agent)
     try:
         return await _save(
             clone.machine.capture_disk,
@@ -164,8 +168,10 @@ async def halt_disk(
             publish=publish,
         )
     except BaseException:
-        await _run_on(clone.machine)
-        await stillness.end()
+        try:
+            await _run_on(clone.machine)
+        finally:
+            await stillness.end()
         raise
 
 

@@ -276,15 +276,15 @@ class Host:
 
         Args:
             timeout: Seconds from now until its time is up; `None` for what was left of it. Moves
-            timeout: Seconds from now until its time is up; `None` for what was left of it. Moves
                 the deadline also of one that runs.
             keep: What of it is to go on; with its disk alone it is booted.
+
         Raises:
             NotFoundError: As `sandbox`.
             VmpoolError: As `Pausing.resume`.
         """
         holding = await self._household.find(id, owner=owner)
-        with self._auditing.noted("sandbox.resume", id, owner):
+        with self._auditing.noted("sandbox.resume", id, owner, {"keep": keep.value}):
             woken = await self._household.finish(
                 holding, lambda: self._pausing.resume(holding, timeout, keep)
             )

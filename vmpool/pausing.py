@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING
 
 from vmpool import checkpoint, faults
 from vmpool.cancellation import uninterrupted
-from vmpool.errors import EngineError, SnapshotError, VmpoolError
+from vmpool.errors import EngineError, InvalidRequestError, SnapshotError, VmpoolError
 from vmpool.lifecycle import EndReason, Keep, SandboxState, Turn
 from vmpool.model import Identity, Preserve, Waking, new_id
-from vmpool.quota import most_saved_bytes, share_of
+from vmpool.quota import most_disk_bytes, most_saved_bytes, share_of
+from vmpool.stillness import Stillness
 from vmpool.store import Purpose
 from vmpool.vault import checkpoint_of
 
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from vmpool.vault import Checkpoint
 
 log = logging.getLogger(__name__)
-
-_HALT: Final = {Keep.MEMORY: checkpoint.halt, Keep.DISK: checkpoint.halt_disk}
 
 
 class Pausing:
@@ -67,12 +67,19 @@ class Pausing:
             return
         lineage = await self._catalogue.lineage_of_running(holding.base_id)
         await self._quotas.refresh()
-        most_bytes = most_saved_bytes(lineage.snapshot.spec)
+        most = most_saved_bytes if keep is Keep.MEMORY else most_disk_bytes
+        most_bytes = most(lineage.snapshot.spec)
+        stillness = Stillness(sandbox.clone.agent)
+        halt = (
+            checkpoint.halt
+            if keep is Keep.MEMORY
+            else partial(checkpoint.halt_disk, stillness=stillness)
+        )
         with self._vault.room(sandbox.owner, Purpose.PAUSE, most_bytes=most_bytes) as room:
             sandbox.turn(Turn.PAUSE)
             self._household.disregard(holding)
             try:
-                saved = await _HALT[keep](
+                saved = await halt(
                     sandbox.clone,
                     lineage.snapshot,
                     id=new_id("cp"),
@@ -82,11 +89,13 @@ class Pausing:
             except BaseException:
                 self._run_on(holding)
                 raise
-            await uninterrupted(self._commit_pause(holding, saved, room))
+            await uninterrupted(self._commit_pause(holding, saved, room, stillness))
         if keep is Keep.MEMORY:
             self._nursery.prepare(lineage.snapshot)
 
-    async def _commit_pause(self, holding: Holding, saved: Saved, room: Reservation) -> None:
+    async def _commit_pause(
+        self, holding: Holding, saved: Saved, room: Reservation, stillness: Stillness
+    ) -> None:
         """Exchange the machine, which is halted, for what was saved."""
         faults.reach("pause.saved")
         sandbox = holding.sandbox
@@ -110,7 +119,7 @@ class Pausing:
                 kept.row, deadline_ns=sandbox.deadline_ns, paused_ns=paused_ns
             )
         except VmpoolError:
-            await self._run_again(holding)
+            await self._run_again(holding, stillness)
             await self._vault.discard(kept.id)
             raise
         faults.reach("pause.recorded")
@@ -129,7 +138,7 @@ class Pausing:
         assert pool is not None
         pool.release(machine)
 
-    async def _run_again(self, holding: Holding) -> None:
+    async def _run_again(self, holding: Holding, stillness: Stillness) -> None:
         """Have a machine that was halted run on; a sandbox whose machine does not has crashed."""
         sandbox = holding.sandbox
         try:
@@ -139,6 +148,7 @@ class Pausing:
             self._household.begin_end(holding, EndReason.CRASHED, err)
         else:
             self._run_on(holding)
+            await stillness.end()
 
     def _run_on(self, holding: Holding) -> None:
         """Note that nothing came of a pause; its deadline counts again."""
@@ -148,7 +158,7 @@ class Pausing:
     async def resume(self, holding: Holding, timeout: float | None, keep: Keep) -> bool:
         """Have a paused sandbox go on where it was, or be booted on its disk. *Idempotent.*
 
-        When cancelled before the commit, it stays paused.
+        When cancelled before the commit, it stays paused; but not while its memory is dropped.
 
         Args:
             timeout: Seconds from now until its time is up; `None` for what was left of it, or all
@@ -160,6 +170,7 @@ class Pausing:
             Whether it was paused.
 
         Raises:
+            InvalidRequestError, GuestError: `disk_missing`, `disk_unwritten`; as `pause`.
             SnapshotError: `base_missing`, or its state is damaged or gone.
             CapacityError: `pool_full`.
             QuotaError: Its owner has as much as it may.
@@ -170,10 +181,39 @@ class Pausing:
         if sandbox.state is not SandboxState.PAUSED:
             return False
         if keep is Keep.DISK and self._state_of(sandbox).keep is Keep.MEMORY:
-            await self._resume(holding, None)
-            await self.pause(holding, Keep.DISK)
+            await self._drop_memory(holding, timeout)
         await self._resume(holding, timeout)
         return True
+
+    async def _drop_memory(self, holding: Holding, timeout: float | None) -> None:
+        """Have a paused sandbox go on once more, to keep its disk alone; or its memory again.
+
+        It runs on when it can be kept in neither way.
+        """
+        sandbox = holding.sandbox
+        lineage = await self._catalogue.lineage(holding.base_id, owner=sandbox.owner)
+        if not lineage.snapshot.spec.disk_bytes:
+            raise InvalidRequestError(
+                "there is no disk to go on with: the template was made without one",
+                code="disk_missing",
+                remedy="resume with the memory; or make the template with a disk",
+            )
+        await self._resume(holding, timeout)
+        try:
+            await self.pause(holding, Keep.DISK)
+        except VmpoolError:
+            await self._pause_again(holding)
+            raise
+
+    async def _pause_again(self, holding: Holding) -> None:
+        """Pause with its memory what was woken for nothing."""
+        sandbox = holding.sandbox
+        if holding.ending is not None or sandbox.over:
+            return
+        try:
+            await self.pause(holding, Keep.MEMORY)
+        except VmpoolError as err:
+            log.error("sandbox=%s runs, as it cannot be paused again: %s", sandbox.id, err)
 
     async def _resume(self, holding: Holding, timeout: float | None) -> None:
         sandbox = holding.sandbox

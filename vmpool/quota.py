@@ -113,7 +113,12 @@ def share_of(spec: MachineSpec) -> Usage:
 
 def most_saved_bytes(spec: MachineSpec) -> int:
     """Return what the saved state of a machine can take on disk at most."""
-    return spec.memory_bytes + spec.disk_bytes + DEVICE_STATE_BYTES
+    return spec.memory_bytes + most_disk_bytes(spec)
+
+
+def most_disk_bytes(spec: MachineSpec) -> int:
+    """Return what the disk of a machine can take when it is saved alone, at most."""
+    return spec.disk_bytes + DEVICE_STATE_BYTES
 
 
 DEVICE_STATE_BYTES = 16 << 20
