@@ -2,8 +2,8 @@
 
 A state that is a disk alone cannot be laid over its template's memory: what that has cached of the
 disk would be the template's, and the guest would write it over what is there. So the image is
-booted, once more, on the disk. It decides when to try again, and how many boot at one time; whose
-disk it is, others know.
+booted, once more, on the disk, and compared before that with what was built. It decides when to try
+again, and how many boot at one time; whose disk it is, others know.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from vmpool import clone
 from vmpool.errors import GuestError
 from vmpool.model import Kernel
+from vmpool.vouching import Vouching
 
 if TYPE_CHECKING:
     from vmpool.clone import Clone
@@ -36,6 +37,7 @@ class Rebooting:
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
+        self._vouching = Vouching(ground.images, ground.custody)
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def boot(
@@ -45,13 +47,16 @@ class Rebooting:
 
         Raises:
             NotFoundError: `image_not_found`; the template's image is gone.
+            ImageError: `image_damaged`; its kernel, initrd, root or manifest is not what was built.
             VmpoolError: As `clone.reboot`.
         """
-        images = self._ground.images
-        image = await asyncio.to_thread(images.load, template.manifest.image)
-        kernel = Kernel(kernel=image.kernel, initrd=image.initrd, command_line=image.command_line)
         async with self._turns:
+            image = await asyncio.to_thread(self._ground.images.load, template.manifest.image)
+            kernel = Kernel(
+                kernel=image.kernel, initrd=image.initrd, command_line=image.command_line
+            )
             for attempt in range(1, ATTEMPTS + 1):
+                await self._vouching.image(image)  # each time: it may change while one boots
                 try:
                     return await clone.reboot(
                         self._ground.engine,

@@ -12,7 +12,7 @@ from tests.fakes import Faults
 from tests.standing import stand
 from tests.turns import answers
 from vmpool import rebooting, stillness
-from vmpool.errors import EngineError, GuestError, InvalidRequestError, StoreError
+from vmpool.errors import EngineError, GuestError, ImageError, InvalidRequestError, StoreError
 from vmpool.lifecycle import AutoResume, Keep, OnExpiry, SandboxState
 from vmpool.model import MIB
 from vmpool.snapshot import DEVICE_STATE
@@ -200,6 +200,26 @@ async def test_a_disk_outlives_its_server_and_wakes_when_it_is_needed(
         again = await host.awake(made.id, owner=OWNER)
         assert again.claim.on_expiry is OnExpiry.PAUSE_DISK
         await answers(again)
+
+
+@pytest.mark.parametrize("name", ["kernel", "initrd", "root.erofs", "manifest.json"])
+async def test_no_disk_is_booted_with_an_image_that_was_changed(
+    disked: Host, engine: FakeEngine, name: str
+) -> None:
+    made = await disked.create(wanted(), owner=OWNER)
+    await disked.pause(made.id, owner=OWNER, keep=Keep.DISK)
+    (path,) = (disked.settings.state / "images").glob(f"*/{name}")
+    sound, boots = path.read_bytes(), engine.boots
+    path.write_bytes(sound.replace(b"by nobody", b"by anyone").replace(b"for tests", b"for tears"))
+    assert path.read_bytes() != sound
+    with pytest.raises(ImageError) as caught:
+        await disked.resume(made.id, owner=OWNER, timeout=None)
+    assert caught.value.error_code == "image_damaged"
+    assert engine.boots == boots
+    assert made.state is SandboxState.PAUSED
+    path.write_bytes(sound)
+    await disked.resume(made.id, owner=OWNER, timeout=None)
+    await answers(made)
 
 
 async def test_killing_a_sandbox_that_boots_waits_for_no_boot(

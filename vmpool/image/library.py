@@ -68,7 +68,7 @@ class Library:
         }
 
     def load(self, name_or_digest: str) -> Image:
-        """Return an image; the sizes of its files are checked, their digests are not.
+        """Return an image; its manifest's digest is checked, of its files only the sizes.
 
         Args:
             name_or_digest: A name, a digest, or eight or more digits that only one begins with.

@@ -158,7 +158,9 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def load(directory: Path) -> Image:
-    """Read the image in `directory`; the sizes of its files are checked, their digests are not.
+    """Read the image in `directory`, whose name is the digest of its manifest.
+
+    Of its other files the sizes are checked, the digests are not.
 
     Raises:
         ImageError: There is none (`image_missing`), it is damaged (`image_damaged`), or another
@@ -173,6 +175,8 @@ def load(directory: Path) -> Image:
     except OSError as err:
         raise _damaged(path, err.strerror or str(err)) from err
     manifest = _decode(path, data)
+    if (found := hashlib.sha256(data).hexdigest()) != directory.name:
+        raise _damaged(path, f"its digest is {found}, not its name")
     image = Image(name=manifest.name, digest=directory.name, directory=directory, manifest=manifest)
     image.check_sizes()
     return image
