@@ -50,13 +50,13 @@ class Rebooting:
             ImageError: `image_damaged`; its kernel, initrd, root or manifest is not what was built.
             VmpoolError: As `clone.reboot`.
         """
-        async with self._turns:
-            image = await asyncio.to_thread(self._ground.images.load, template.manifest.image)
-            kernel = Kernel(
-                kernel=image.kernel, initrd=image.initrd, command_line=image.command_line
-            )
-            for attempt in range(1, ATTEMPTS + 1):
-                await self._vouching.image(image)  # each time: it may change while one boots
+        for attempt in range(1, ATTEMPTS + 1):
+            async with self._turns:  # each time anew: what never comes up keeps others out for one
+                image = await asyncio.to_thread(self._ground.images.load, template.manifest.image)
+                await self._vouching.image(image)
+                kernel = Kernel(
+                    kernel=image.kernel, initrd=image.initrd, command_line=image.command_line
+                )
                 try:
                     return await clone.reboot(
                         self._ground.engine,
