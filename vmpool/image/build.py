@@ -22,10 +22,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmpool.errors import NotFoundError
-from vmpool.image import debian, erofs, furnish, initrd, kernel, manifest, shelf, tarball
+from vmpool.errors import ImageError, NotFoundError
+from vmpool.image import (
+    debian,
+    erofs,
+    furnish,
+    initrd,
+    kernel,
+    manifest,
+    shelf,
+    signature,
+    tarball,
+)
 from vmpool.image.recipe import Defaults
 from vmpool.image.work import Step, full_disk_told, in_thread, shown
+from vmpool.trust import Keyring
 from vmpool_agent.wire import VERSIONS
 
 if TYPE_CHECKING:
@@ -61,12 +72,14 @@ class Bench:
         cache: Where stages keep their results.
         images: Where images are published.
         work: A directory of this build alone, removed by its owner.
+        keyring: Whom to believe that an image was built, and what to sign with.
         progress: Told of every step.
     """
 
     cache: Path
     images: Path
     work: Path
+    keyring: Keyring
     freshness: Freshness
     progress: Callable[[Step], None]
 
@@ -121,18 +134,21 @@ async def kernel_files(source: Source, bench: Bench) -> Path:
 
 
 async def image(content: Content, archive: Path, kernel_at: Path, bench: Bench) -> str:
-    """Return the digest of the image of these parts, made and published unless it is kept.
+    """Return the digest of the image of these parts: made, published and signed unless it is kept.
+
+    Kept is what somebody has signed whom this host trusts: that a file of the cache names an image
+    says nothing of who built it.
 
     Raises:
-        ImageError: The archive is refused, or has no Python for the agent.
+        ImageError: The archive is refused, or has no Python for the agent. Or `image_damaged`: what
+            lies there already under the image's digest is something else.
+        HostError: `keys_unreadable`.
         DiskFullError: The disk is full.
     """
     key = key_of(_IMAGE_STAGE, _image_inputs(content, archive, kernel_at))
     place = bench.cache / "images" / key
-    if place.exists():
-        digest = place.read_text(encoding="utf-8")
-        if (bench.images / digest).is_dir():
-            return digest
+    if (kept := await in_thread(lambda _: _kept(place, bench))) is not None:
+        return kept
     with shown(bench.progress, f"packing {content.name}"):
         digest = await in_thread(lambda check: _pack(content, archive, kernel_at, bench, check))
         shelf.publish_text(digest, place, at=bench.work)
@@ -210,7 +226,7 @@ def _publish_kernel(archive: Path, place: Path, work: Path, check: Check) -> Non
 
 
 def _pack(content: Content, archive: Path, kernel_at: Path, bench: Bench, check: Check) -> str:
-    """Write the image's files beside, publish them, return their digest."""
+    """Write the image's files beside, publish and sign them, return their digest."""
     tree = tarball.read(archive, limits=tarball.Limits(), check=check)
     _strip(tree, content.strip)
     python = furnish.furnish(tree, agent=content.agent, warm=content.warm, check=check)
@@ -238,7 +254,26 @@ def _pack(content: Content, archive: Path, kernel_at: Path, bench: Bench, check:
         )
         (made / manifest.MANIFEST).write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
-    shelf.publish_directory(made, bench.images / digest)
+    published = shelf.publish_directory(made, bench.images / digest)
+    image = manifest.load(bench.images / digest)
+    if not published:
+        image.verify()  # who laid it there is not known
+    signature.sign(image, bench.keyring, at=bench.work)
+    return digest
+
+
+def _kept(place: Path, bench: Bench) -> str | None:
+    """Return the digest that a file of the cache has, if its image can be believed."""
+    try:
+        digest = place.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    if not manifest.DIGEST.fullmatch(digest):
+        return None
+    try:
+        signature.require(manifest.load(bench.images / digest), bench.keyring)
+    except ImageError:
+        return None
     return digest
 
 

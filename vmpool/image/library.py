@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _DIGEST_START = re.compile(r"[0-9a-f]{8,64}")
 
 
@@ -120,7 +119,7 @@ class Library:
         Raises:
             InvalidRequestError: `digest` is not one.
         """
-        if not _DIGEST.fullmatch(digest):
+        if not manifest.DIGEST.fullmatch(digest):
             raise InvalidRequestError(f"not a digest: {digest[:100]!r}", code="image_name_invalid")
         for name, known in self.names().items():
             if known == digest:
@@ -171,11 +170,11 @@ class Library:
         )
         async with work.workspace(self._work) as directory:
             keyring = Keyring.open(self._state)
-            bench = self._bench(directory, progress, freshness)
+            bench = self._bench(directory, keyring, progress, freshness)
             kernel_at = await build.kernel_files(recipe.source, bench)
             archive = await build.root_archive(recipe, bench)
             digest = await build.image(content, archive, kernel_at, bench)
-            return self._named(recipe.name, digest, keyring, directory)
+            return self._named(recipe.name, digest, directory)
 
     async def import_tarball(
         self,
@@ -216,31 +215,35 @@ class Library:
         )
         async with work.workspace(self._work) as directory:
             keyring = Keyring.open(self._state)
-            bench = self._bench(directory, progress, Freshness.KEPT)
+            bench = self._bench(directory, keyring, progress, Freshness.KEPT)
             archive = await build.unpacked(source, bench)
             kernel_at = await build.kernel_files(Source(), bench)
             digest = await build.image(content, archive, kernel_at, bench)
-            return self._named(name, digest, keyring, directory)
+            return self._named(name, digest, directory)
 
     def _bench(
-        self, directory: Path, progress: Callable[[Step], None], freshness: Freshness
+        self,
+        directory: Path,
+        keyring: Keyring,
+        progress: Callable[[Step], None],
+        freshness: Freshness,
     ) -> Bench:
         return Bench(
             cache=self._cache,
             images=self._images,
             work=directory,
+            keyring=keyring,
             freshness=freshness,
             progress=progress,
         )
 
-    def _named(self, name: str, digest: str, keyring: Keyring, directory: Path) -> Image:
+    def _named(self, name: str, digest: str, directory: Path) -> Image:
         image = manifest.load(self._images / digest)
-        signature.sign(image, keyring, at=directory)  # first: what has a name is signed
         shelf.publish_text(digest, self._names / name, at=directory)
         return image
 
     def _directories(self) -> tuple[Path, ...]:
         if not self._images.is_dir():
             return ()
-        found = (path for path in self._images.iterdir() if _DIGEST.fullmatch(path.name))
+        found = (path for path in self._images.iterdir() if manifest.DIGEST.fullmatch(path.name))
         return tuple(sorted(found))

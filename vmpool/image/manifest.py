@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ ROOT = "root.erofs"
 KERNEL = "kernel"
 INITRD = "initrd"
 FILES = (ROOT, KERNEL, INITRD)
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+"""The name of an image's directory."""
 
 _MANIFEST_LIMIT_BYTES = 4 << 20
 

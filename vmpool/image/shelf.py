@@ -50,8 +50,10 @@ def publish_text(text: str, target: Path, *, at: Path) -> None:
         publish_file(source, target)
 
 
-def publish_directory(source: Path, target: Path) -> None:
-    """Give a finished directory its name, unless one of that name is there: it is the same.
+def publish_directory(source: Path, target: Path) -> bool:
+    """Give a finished directory its name; return whether: one of that name may be there and stays.
+
+    That one should be the same; whether it is, others see to.
 
     Raises:
         DiskFullError: The disk is full; nothing was published.
@@ -62,13 +64,16 @@ def publish_directory(source: Path, target: Path) -> None:
             path.chmod(0o444)
             sync(path)
         sync(source)
+        published = True
         try:
             source.rename(target)
         except OSError as err:
             if err.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                 raise
+            published = False
             erase(source)
         sync(target.parent)
+    return published
 
 
 def replace_directory(source: Path, target: Path, *, at: Path) -> None:
