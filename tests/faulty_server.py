@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.crashes import verb_of
 from tests.fake_host import OWNER, add_template, opened, wanted
 from tests.fakes import FakeEngine
-from tests.standing import STANDS
+from tests.standing import STANDS, THAWS
 from vmpool import faults, stillness
 from vmpool.host import ForkRequest, Host
 from vmpool.lifecycle import Keep
@@ -55,6 +55,7 @@ async def main(state: Path, place: str) -> None:
         verb = verb_of(place)
         await add_template(host, disk_bytes=8 * MIB if verb == "halt" else 0)
         stillness._COMMAND = STANDS
+        stillness._THAW = THAWS
         first = (await host.create(wanted(), owner=OWNER)).id
         print("running", first, flush=True)
         await host.checkpoint(first, owner=OWNER, name="kept")

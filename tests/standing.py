@@ -15,11 +15,21 @@ if TYPE_CHECKING:
     import pytest
 
 
-STANDS = Command(argv=("/bin/sh", "-c", "echo still; read line"), user="root", cwd="/", stdin=True)
+SAYS = "echo still; read line && echo again; read line"
+STANDS = Command(argv=("/bin/sh", "-c", SAYS), user="root", cwd="/", stdin=True)
 """What stands still until it is let go."""
 
+THAWS = replace(STANDS, argv=("/bin/true",), stdin=False)
+"""What lets go of a disk that nothing holds."""
 
-def stand(monkeypatch: pytest.MonkeyPatch, script: str = "") -> None:
-    """Have guests run `script` where they were to freeze their file systems."""
+
+def stand(monkeypatch: pytest.MonkeyPatch, script: str = "", *, thaw: str = "") -> None:
+    """Have guests run `script` where they were to freeze their file systems.
+
+    Args:
+        thaw: A script, run where they were to unfreeze what a killed process froze.
+    """
     what = replace(STANDS, argv=("/bin/sh", "-c", script)) if script else STANDS
     monkeypatch.setattr(stillness, "_COMMAND", what)
+    thaws = replace(THAWS, argv=("/bin/sh", "-c", thaw)) if thaw else THAWS
+    monkeypatch.setattr(stillness, "_THAW", thaws)

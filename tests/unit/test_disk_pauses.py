@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.fake_host import OWNER, add_template, opened, until, wanted
 from tests.fakes import Faults
-from tests.standing import stand
+from tests.standing import SAYS, stand
 from tests.turns import answers
-from vmpool import checkpoint
+from vmpool import checkpoint, stillness
 from vmpool.config import TenantSettings
 from vmpool.errors import EngineError, GuestError, InvalidRequestError, QuotaError, StoreError
 from vmpool.lifecycle import Keep, SandboxState
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from tests.fakes import FakeEngine
     from vmpool.host import Host
 
-STANDS = "echo still; read line; echo let go > {0}/let-go"
+STANDS = f"{SAYS}; echo let go > {{0}}/let-go"
 DISK_BYTES = 8 * MIB
 
 
@@ -146,6 +147,42 @@ def base_of(host: Host, id: str) -> str:
     holding = host._household.living(id)
     assert holding is not None
     return holding.base_id
+
+
+async def test_a_disk_is_believed_in_from_when_the_guest_was_asked(
+    disked: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stillness, "TRUSTED_SECONDS", 1.0)
+    stand(monkeypatch, "echo still; read line; sleep 1.1; echo again; read line")
+    made = await disked.create(wanted(), owner=OWNER)
+    with pytest.raises(GuestError, match="held still") as caught:
+        await disked.pause(made.id, owner=OWNER, keep=Keep.DISK)
+    assert caught.value.error_code == "disk_unwritten"
+    await answers(made)
+
+
+async def test_a_guest_that_does_not_answer_that_it_still_stands_is_not_believed(
+    disked: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand(monkeypatch, "echo still; read line; echo why not >&2")
+    made = await disked.create(wanted(), owner=OWNER)
+    with pytest.raises(GuestError, match="why not"):
+        await disked.pause(made.id, owner=OWNER, keep=Keep.DISK)
+    await answers(made)
+
+
+async def test_what_a_killed_process_froze_is_let_go_of(
+    disked: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand(monkeypatch, thaw=f"echo thawed > {tmp_path}/thawed")
+    made = await disked.create(wanted(), owner=OWNER)
+    processes = made.clone.agent.processes
+    held = Stillness(made.clone.agent)
+    await held.begin()
+    (holder,) = await processes.list()
+    await processes.signal(holder.pid, signal.SIGKILL)
+    await held.end()
+    await until((tmp_path / "thawed").exists)
 
 
 async def test_room_is_kept_for_the_disk_alone(state: Path, engine: FakeEngine) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vmpool.vault import Checkpoint
 
 NOT_DONE = EngineError("it did not", code="qmp_refused")
-STANDS = "echo still; read line; echo let go > {0}/let-go"
+STANDS = "echo still; read line && echo again; read line; echo let go > {0}/let-go"
 
 
 @pytest.fixture(autouse=True)
