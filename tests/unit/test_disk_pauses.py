@@ -10,39 +10,26 @@ import pytest
 
 from tests.fake_host import OWNER, add_template, opened, until, wanted
 from tests.fakes import Faults
-from tests.standing import SAYS, stand
+from tests.standing import stand
 from tests.turns import answers
+from tests.unit import disked_host
+from tests.unit.disked_host import DISK_BYTES
 from vmpool import checkpoint, stillness
 from vmpool.config import TenantSettings
 from vmpool.errors import EngineError, GuestError, InvalidRequestError, QuotaError, StoreError
 from vmpool.lifecycle import Keep, SandboxState
-from vmpool.model import MIB
 from vmpool.quota import DEVICE_STATE_BYTES
 from vmpool.stillness import Stillness
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
     from typing import Any
 
     from tests.fakes import FakeEngine
     from vmpool.host import Host
 
-STANDS = f"{SAYS}; echo let go > {{0}}/let-go"
-DISK_BYTES = 8 * MIB
-
-
-@pytest.fixture(autouse=True)
-def standing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Guests that are processes of this machine have no disk of their own to freeze."""
-    stand(monkeypatch, STANDS.format(tmp_path))
-
-
-@pytest.fixture
-async def disked(state: Path, engine: FakeEngine) -> AsyncIterator[Host]:
-    async with opened(state, engine) as host:
-        await add_template(host, disk_bytes=DISK_BYTES)
-        yield host
+standing = disked_host.standing
+disked = disked_host.disked
 
 
 async def full(*_: Any, **__: Any) -> None:

@@ -11,14 +11,14 @@ from tests.fake_host import OWNER, add_template, opened, until, wanted
 from tests.fakes import Faults
 from tests.standing import stand
 from tests.turns import answers
+from tests.unit import disked_host
+from tests.unit.disked_host import DISK_BYTES
 from vmpool import rebooting, stillness
 from vmpool.errors import EngineError, GuestError, ImageError, InvalidRequestError, StoreError
 from vmpool.lifecycle import AutoResume, Keep, OnExpiry, SandboxState
-from vmpool.model import MIB
 from vmpool.snapshot import DEVICE_STATE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
     from typing import Any
 
@@ -27,20 +27,8 @@ if TYPE_CHECKING:
     from vmpool.vault import Checkpoint
 
 NOT_DONE = EngineError("it did not", code="qmp_refused")
-STANDS = "echo still; read line && echo again; read line; echo let go > {0}/let-go"
-
-
-@pytest.fixture(autouse=True)
-def standing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Guests that are processes of this machine have no disk of their own to freeze."""
-    stand(monkeypatch, STANDS.format(tmp_path))
-
-
-@pytest.fixture
-async def disked(state: Path, engine: FakeEngine) -> AsyncIterator[Host]:
-    async with opened(state, engine) as host:
-        await add_template(host, disk_bytes=8 * MIB)
-        yield host
+standing = disked_host.standing
+disked = disked_host.disked
 
 
 def kept(host: Host, id: str) -> Checkpoint:
@@ -188,7 +176,7 @@ async def test_a_disk_outlives_its_server_and_wakes_when_it_is_needed(
     state: Path, engine: FakeEngine
 ) -> None:
     async with opened(state, engine) as host:
-        await add_template(host, disk_bytes=8 * MIB)
+        await add_template(host, disk_bytes=DISK_BYTES)
         request = wanted(auto_resume=AutoResume.ON_REQUEST, on_expiry=OnExpiry.PAUSE_DISK)
         made = await host.create(request, owner=OWNER)
         await host.set_timeout(made.id, owner=OWNER, timeout=0.01)
