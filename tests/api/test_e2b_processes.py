@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -151,8 +152,11 @@ async def test_one_that_is_killed_is_reaped_told_of_and_then_unknown(
         named = {"process": {"pid": pid}}
         body = named | {"signal": "SIGNAL_SIGKILL"}
         assert await processes.ask("SendSignal", body) == (200, {})
-        assert await processes.pids() == []
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        # Its child may hold its output a moment longer; what has ended is told of as ended.
         _, end, _ = await incoming.rest()
+    assert await processes.pids() == []
     assert end == {
         "exitCode": -1,
         "exited": False,
