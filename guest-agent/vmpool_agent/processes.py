@@ -86,9 +86,7 @@ class Process:
         self._size = size
         self._pid = 0
         self._followers: list[Attachment] = []
-        self._reaped = False
         self._mourners: list[Callable[[], None]] = []
-        self._givers: list[Callable[[], None]] = []
 
     @property
     def pid(self) -> int:
@@ -133,9 +131,9 @@ class Process:
         else:
             self.ended = value
             self._table.end(self)
-            givers, self._givers = self._givers, []
-            for giver in givers:
-                giver()
+            mourners, self._mourners = self._mourners, []
+            for mourner in mourners:
+                mourner()
 
     def end(self) -> None:
         """See `relay.Outlet`."""
@@ -176,28 +174,14 @@ class Process:
         self.running.relay.resize(size)
         self._size = size
 
-    def note_reaped(self) -> None:
-        """Learn that its process id is free."""
-        self._reaped = True
-        mourners, self._mourners = self._mourners, []
-        for mourner in mourners:
-            mourner()
+    def join(self, mourner: Callable[[], None]) -> None:
+        """Call somebody once it has ended, unless they have left."""
+        self._mourners.append(mourner)
 
-    def await_reaped(self, callback: Callable[[], None]) -> None:
-        """Call back once its process id is free."""
-        if self._reaped:
-            callback()
-        else:
-            self._mourners.append(callback)
-
-    def join(self, giver: Callable[[], None]) -> None:
-        """Call somebody who gives it input once it has ended, unless they have left."""
-        self._givers.append(giver)
-
-    def leave(self, giver: Callable[[], None]) -> None:
+    def leave(self, mourner: Callable[[], None]) -> None:
         """Call them no more. *Idempotent.*"""
-        if giver in self._givers:
-            self._givers.remove(giver)
+        if mourner in self._mourners:
+            self._mourners.remove(mourner)
 
     def describe(self) -> dict[str, Any]:
         """Return what the host is told of it."""

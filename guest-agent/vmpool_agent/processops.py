@@ -39,7 +39,7 @@ def _signal(machine: Machine, channel: Channel, request: dict[str, Any]) -> None
     running = process.running
     running.kill(number)
     if number == signal.SIGKILL:
-        process.await_reaped(functools.partial(_done, channel))
+        process.join(functools.partial(_done, channel))
     else:
         _done(channel)
 

@@ -43,7 +43,7 @@ def run(machine: Machine, channel: Channel, request: dict[str, Any]) -> Foregrou
         machine.processes.drop(process)
         raise
     process.execution = Execution(machine, process, timeout=timeout)
-    process.execution.adopt(pid, pipes, ended=process.note_reaped)
+    process.execution.adopt(pid, pipes)
     return attachment
 
 

@@ -152,11 +152,10 @@ async def test_one_that_is_killed_is_reaped_told_of_and_then_unknown(
         named = {"process": {"pid": pid}}
         body = named | {"signal": "SIGNAL_SIGKILL"}
         assert await processes.ask("SendSignal", body) == (200, {})
+        assert await processes.pids() == []
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-        # Its child may hold its output a moment longer; what has ended is told of as ended.
         _, end, _ = await incoming.rest()
-    assert await processes.pids() == []
     assert end == {
         "exitCode": -1,
         "exited": False,
@@ -170,6 +169,19 @@ async def test_one_that_is_killed_is_reaped_told_of_and_then_unknown(
     assert await processes.ask("CloseStdin", named) == unknown
     async with processes.stream("Connect", named) as incoming:
         assert await incoming.started() == pid
+        assert (await incoming.rest())[1]["status"] == "signal: killed"
+
+
+async def test_one_that_is_killed_has_ended_though_another_holds_its_output(
+    processes: Processes,
+) -> None:
+    # The one that leaves the group lives on, so that the output's end never comes by itself.
+    async with processes.start("setsid sleep 60 & sleep 1000 & wait") as incoming:
+        named = {"process": {"pid": await incoming.started()}}
+        body = named | {"signal": "SIGNAL_SIGKILL"}
+        assert await processes.ask("SendSignal", body) == (200, {})
+        assert await processes.pids() == []
+        assert (await processes.ask("SendSignal", body))[0] == 404
         assert (await incoming.rest())[1]["status"] == "signal: killed"
 
 

@@ -205,7 +205,7 @@ class Processes:
                     raise GuestError("too many processes", code="guest_protocol")
 
     async def signal(self, pid: int, signal: int) -> None:
-        """Send a signal to a process's group; after SIGKILL its id is free when this returns.
+        """Send a signal to a process's group; after SIGKILL it has ended when this returns.
 
         Raises:
             NotFoundError: `process_not_found`.

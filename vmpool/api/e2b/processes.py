@@ -121,7 +121,7 @@ async def close_stdin(visit: Visit, body: messages.Named) -> Nothing:
 
 
 async def send_signal(visit: Visit, body: messages.SendSignal) -> Nothing:
-    """Send a signal to a process's group; after SIGKILL it is reaped when the answer comes."""
+    """Send a signal to a process's group; after SIGKILL it has ended when the answer comes."""
     async with visit.sandbox.attended() as agent:
         pid = await _pid_of(agent, body.process)
         _audit(visit, "process.signal", pid=str(pid), signal=str(body.number))
