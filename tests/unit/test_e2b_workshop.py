@@ -21,12 +21,12 @@ from vmpool.api.e2b.templates.build import (
 )
 from vmpool.api.e2b.templates.recipe import Recipe
 from vmpool.api.e2b.templates.workshop import Workshop
-from vmpool.errors import CapacityError, NotFoundError
+from vmpool.errors import CapacityError, DiskFullError, NotFoundError
 from vmpool.model import Stream
-from vmpool.store import BuildRow
+from vmpool.store import BuildRow, LineRow
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
 
@@ -62,10 +62,17 @@ class Paper:
 
     def __init__(self) -> None:
         self.ends: dict[str, str] = {}
+        self.logs: dict[str, list[str]] = {}
+        self.full = False
 
-    async def save(self, build: BuildRow, *, keep: int) -> None:
+    async def save(
+        self, build: BuildRow, *, keep: int, lines: Sequence[LineRow], first: int
+    ) -> None:
         assert keep > 0
+        if self.full:
+            raise DiskFullError("no room")
         self.ends[build.id] = build.state
+        self.logs.setdefault(build.id, [])[first:] = [each.message for each in lines]
 
 
 def shop(tmp_path: Path) -> Workshop:
@@ -137,6 +144,40 @@ async def test_tenants_take_turns_at_building(
         await settle()
     order = [owner for owner, _ in begun]
     assert order == ["greedy", "modest", "third", "greedy", "third", "greedy"]
+    await workshop.close()
+
+
+class TalkativeBuilder(SlowBuilder):
+    """Says something before it waits to be told to be over."""
+
+    async def run(self) -> None:
+        self.build.say("one")
+        await super().run()
+
+
+async def test_what_is_said_is_recorded_before_the_build_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workshop_module, "Builder", TalkativeBuilder)
+    SlowBuilder.begun = []
+    workshop = shop(tmp_path)
+    made = workshop.promise(owner="a", name="n", tags=())
+    workshop.begin(made, Recipe(base="b", steps=()))
+    await settle()
+    paper = cast("Paper", workshop._host.store.builds)
+    assert paper.logs[made.id] == ["one"]
+    made.say("two")
+    assert [entry.message for entry in await workshop.log_of(made)] == ["one", "two"]
+    assert paper.logs[made.id] == ["one", "two"], "what is told is recorded before"
+    paper.full = True
+    made.say("three")
+    await settle()
+    assert [entry.message for entry in await workshop.log_of(made)] == ["one", "two", "three"]
+    paper.full = False
+    (over,) = (over for _, over in SlowBuilder.begun)
+    over.set()
+    await settle()
+    assert (paper.ends[made.id], paper.logs[made.id]) == ("ready", ["one", "two", "three"])
     await workshop.close()
 
 

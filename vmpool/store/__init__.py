@@ -2,7 +2,7 @@
 
 from vmpool.store.answers import AnswerRow, Answers
 from vmpool.store.audit import AuditFilter, AuditRow
-from vmpool.store.builds import BuildRow
+from vmpool.store.builds import BuildRow, LineRow
 from vmpool.store.rows import CheckpointRow, IfTaken, ImageRow, Purpose, SandboxRow, TemplateRow
 from vmpool.store.store import Store
 from vmpool.store.tenants import LOCAL, TenantRow
@@ -18,6 +18,7 @@ __all__ = [
     "CheckpointRow",
     "IfTaken",
     "ImageRow",
+    "LineRow",
     "Purpose",
     "SandboxRow",
     "Store",

@@ -121,4 +121,11 @@ SCHEMA = (
         "CREATE INDEX builds_by_time ON builds (made_ns)",
     ),
     ("ALTER TABLE checkpoints ADD COLUMN keep TEXT NOT NULL DEFAULT 'memory'",),
+    (
+        """CREATE TABLE build_lines (
+            build_id TEXT NOT NULL REFERENCES builds (id) ON DELETE CASCADE,
+            number INTEGER NOT NULL, at_ns INTEGER NOT NULL, level TEXT NOT NULL,
+            message TEXT NOT NULL, step TEXT NOT NULL,
+            PRIMARY KEY (build_id, number)) STRICT, WITHOUT ROWID""",
+    ),
 )

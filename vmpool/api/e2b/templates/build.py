@@ -5,16 +5,20 @@ What it writes down is bounded: a guest may say more than anyone would read. It 
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import time
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from vmpool.derivation import number_of
 from vmpool.model import Stream
-from vmpool.store import BuildRow
+from vmpool.store import BuildRow, LineRow
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ENTRIES_MOST: Final = 10_000
 CHARACTERS_MOST: Final = 1 << 18
@@ -56,6 +60,18 @@ class Entry:
     message: str
     step: str
 
+    @classmethod
+    def of(cls, row: LineRow) -> Entry:
+        """Return a line that was recorded."""
+        return cls(at_ns=row.at_ns, level=Level(row.level), message=row.message, step=row.step)
+
+    @property
+    def row(self) -> LineRow:
+        """What is recorded of it."""
+        return LineRow(
+            at_ns=self.at_ns, level=self.level.value, message=self.message, step=self.step
+        )
+
 
 class Build:
     """One build.
@@ -71,6 +87,10 @@ class Build:
         reason: Why it failed, in at most `LINE_MOST` characters; empty while it has not.
         made_at: When this process came to know of it, on the clock of `time.monotonic`.
         made_ns: When it was promised.
+        entries: The log, as far as it is `remembered`.
+        remembered: Whether the log is here; that of an earlier server's build is in the journal.
+        noted: How many entries the journal has.
+        news: Set with each entry, for whoever records them.
     """
 
     def __init__(self, *, id: str, owner: str, name: str, tags: tuple[str, ...]) -> None:
@@ -84,6 +104,9 @@ class Build:
         self.begun = False
         self.made_ns = time.time_ns()
         self.entries: list[Entry] = []
+        self.remembered = True
+        self.noted = 0
+        self.news = asyncio.Event()
         self.reason = ""
         self.step = ""
         self.made_at = time.monotonic()
@@ -92,12 +115,19 @@ class Build:
 
     @classmethod
     def of(cls, row: BuildRow) -> Build:
-        """Return a build that a server before this one has recorded; its log ended with that."""
+        """Return a build that a server before this one has recorded, without its log."""
         build = cls(id=row.id, owner=row.owner, name=row.name, tags=row.tags)
         build.state, build.step, build.reason = State(row.state), row.step, row.reason
         build.vcpus, build.memory_bytes = row.vcpus, row.memory_bytes
         build.begun, build.made_ns = build.state is not State.WAITING, row.made_ns
+        build.remembered = not build.begun  # before, it says nothing
         return build
+
+    def remember(self, lines: Sequence[LineRow]) -> None:
+        """Take the log that a server before this one has recorded. *Idempotent.*"""
+        if not self.remembered:
+            self.entries[:0] = map(Entry.of, lines)
+            self.noted, self.remembered = len(lines), True
 
     @property
     def row(self) -> BuildRow:
@@ -115,6 +145,11 @@ class Build:
             reason=self.reason,
             made_ns=self.made_ns,
         )
+
+    @property
+    def unnoted(self) -> list[LineRow]:
+        """What the journal has not of its log, yet."""
+        return [each.row for each in self.entries[self.noted :]]
 
     @property
     def over(self) -> bool:
@@ -141,6 +176,7 @@ class Build:
     def _write(self, message: str, level: Level) -> None:
         entry = Entry(at_ns=time.time_ns(), level=level, message=message, step=self.step)
         self.entries.append(entry)
+        self.news.set()
 
 
 class Lines:

@@ -129,6 +129,7 @@ async def status(call: Call, query: bodies.StatusQuery) -> web.Response:
                 log_entries=[],
             )
         )
+    entries = await call.request.app[WORKSHOP].log_of(build)
     begin, end = query.logs_offset, query.logs_offset + query.limit
     reason: bodies.Reason | UnsetType = UNSET
     if build.state is State.ERROR:
@@ -138,7 +139,7 @@ async def status(call: Call, query: bodies.StatusQuery) -> web.Response:
             template_id=build.name,
             build_id=build.id,
             status=build.state.value,
-            log_entries=[_line(entry) for entry in build.entries[begin:end]],
+            log_entries=[_line(entry) for entry in entries[begin:end]],
             reason=reason,
         )
     )

@@ -1,13 +1,14 @@
 """Workshop: the builds of one server, those that wait, that are made, and that were.
 
-It decides how many there are at one time. What becomes of them the journal has, but for their logs:
-a server that comes after goes on with what was promised, and says of what was being made how it
-ended.
+It decides how many there are at one time. What becomes of them the journal has, and what they say
+as they say it: a server that comes after goes on with what was promised, and says of what was being
+made how it ended.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter, defaultdict
@@ -17,12 +18,14 @@ from uuid import uuid4
 from aiohttp import web
 
 from vmpool.api.e2b.templates.archives import Archives
-from vmpool.api.e2b.templates.build import Build, State, build_id
+from vmpool.api.e2b.templates.build import Build, Entry, State, build_id
 from vmpool.api.e2b.templates.builder import BUILD, PASSING, Builder
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import CapacityError, ConflictError, NotFoundError, VmpoolError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from vmpool.api.e2b.templates.recipe import Recipe
     from vmpool.host import Host
 
@@ -81,18 +84,35 @@ class Workshop:
         for was in await host.store.builds.all():
             build = self._builds[was.id] = Build.of(was)
             if build.state is State.BUILDING:
+                await self.log_of(build)
                 if build.id in became:
                     build.state = State.READY
                 build.fail("the server was killed; build it again")  # unless it is over
                 await self.note(build)
 
     async def note(self, build: Build) -> None:
-        """Record how far a build is, for servers that come after.
+        """Record how far a build is and what it has said, for servers that come after.
 
         Raises:
             StoreError, DiskFullError: The journal could not take it.
         """
-        await self._host.store.builds.save(build.row, keep=TENANT_MOST + KNOWN_MOST)
+        first, lines = build.noted, build.unnoted
+        keep = TENANT_MOST + KNOWN_MOST
+        await self._host.store.builds.save(build.row, keep=keep, lines=lines, first=first)
+        build.noted = max(build.noted, first + len(lines))
+
+    async def log_of(self, build: Build) -> list[Entry]:
+        """Return what a build has said; whoever is told it will be told it by the next server.
+
+        Raises:
+            StoreError: It is an earlier server's, and the journal cannot be read.
+        """
+        if not build.remembered:
+            build.remember(await self._host.store.builds.lines(build.id))
+        entries = build.entries.copy()
+        if build.noted < len(entries):
+            await self._try_to_note(build)
+        return entries
 
     async def close(self) -> None:
         """End all builds, and wait for them. *Idempotent.*"""
@@ -151,18 +171,40 @@ class Workshop:
 
     async def _make(self, build: Build, recipe: Recipe) -> None:
         try:
-            async with self._own_turns[build.owner], self._turns:
+            async with self._own_turns[build.owner], self._turns, self._recorded(build):
                 await Builder(self._host, build, recipe, self.archives).run()
         finally:
             build.fail("the server was stopped; build it again")  # unless it is over
-            await uninterrupted(self._note_end(build))
+            await uninterrupted(self._try_to_note(build))
         log.info("build=%s owner=%s is %s", build.id, build.owner, build.state)
 
-    async def _note_end(self, build: Build) -> None:
+    @contextlib.asynccontextmanager
+    async def _recorded(self, build: Build) -> AsyncIterator[None]:
+        """Record what a build says as it says it, as long as the block."""
+        task = asyncio.get_running_loop().create_task(
+            self._record(build), name=f"log of build {build.id}"
+        )
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _record(self, build: Build) -> None:
+        # A log has so many lines and no more. Those that come during a write go with the next.
+        noted = True
+        while noted and await build.news.wait():
+            build.news.clear()
+            noted = await self._try_to_note(build)
+
+    async def _try_to_note(self, build: Build) -> bool:
+        """Record how far a build is, which goes on without; return whether that went well."""
         try:
             await self.note(build)
         except VmpoolError as err:  # a server that comes after will say that it was killed
             log.error("build=%s is %s, which is not recorded: %s", build.id, build.state, err)
+            return False
+        return True
 
     def _forget(self) -> None:
         """Forget each tenant's oldest that are over, and end those that nobody begins."""
