@@ -63,7 +63,7 @@ MEASUREMENT = Measurement(
     name="crowd",
     summary="a create beside 10, 100 and 300 idle clones; 2, 10 and 20 in a quick run",
     rounds=Rounds(quick=len(ALIVE_QUICK), full=len(ALIVE)),
-    weight=5,
+    weight=7,
     measure=measure,
     chapter=Chapter.SCALE,
     conditions={
