@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 CLONE_BYTES = 52_000_000
-"""What one more idle clone takes: its own memory, see the measurement `memory`, and the kernel's."""
+"""What one more idle clone takes: its own memory (see the measurement `memory`), the kernel's."""
 
 SHARE = 0.8
 """Of the memory that is free now; the rest is for what is measured beside them."""
