@@ -115,6 +115,7 @@ class Branching:
                     key=to.key,
                     identity=lambda _: Identity.known(who.hostname, who.machine_id),
                     policy=Waking(rng=claim.rng, clock=claim.clock, saved_ns=to.saved_ns),
+                    party=sandbox.owner,
                 )
                 try:
                     await self._connecting.connect(sandbox, clone, was=to.network)

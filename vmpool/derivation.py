@@ -152,6 +152,7 @@ class Derivation:
                 key=kept.key,
                 identity=Identity.fresh,
                 policy=Waking(saved_ns=kept.saved_ns),
+                party=kept.owner,
             )
             place.fill(clone)
             try:

@@ -156,6 +156,7 @@ class Forking:
                 key=kept.key,
                 identity=Identity.fresh,
                 policy=Waking(rng=claim.rng, clock=claim.clock, saved_ns=kept.saved_ns),
+                party=claim.owner,
             )
             place.fill(clone)
             took = time.perf_counter_ns() - began
@@ -191,6 +192,7 @@ class Forking:
             key=seedling.key,
             identity=Identity.fresh,
             policy=Waking(rng=claim.rng, clock=claim.clock, saved_ns=saved_ns),
+            party=claim.owner,
         )
         faults.reach("fork.woken")
         place.fill(clone)

@@ -7,10 +7,11 @@ becomes of the clone, the caller says.
 
 from __future__ import annotations
 
-import asyncio
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Protocol
 
 from vmpool import clone
+from vmpool.lanes import Lanes
 from vmpool.standby import AT_ONCE
 
 if TYPE_CHECKING:
@@ -28,7 +29,13 @@ class Boot(Protocol):
     """Boots a clone on a disk."""
 
     async def __call__(
-        self, template: Snapshot, state: Snapshot, *, identity: Identity, policy: Waking
+        self,
+        template: Snapshot,
+        state: Snapshot,
+        *,
+        identity: Identity,
+        policy: Waking,
+        party: str,
     ) -> Clone:
         """Return it running."""
 
@@ -49,7 +56,7 @@ class Nursery:
         self._boot = boot
         self._deadlines = deadlines
         self._spares = spares
-        self._waking = asyncio.Semaphore(AT_ONCE)
+        self._waking = Lanes(AT_ONCE)
 
     def prepare(self, template: Snapshot) -> None:
         """Have hypervisors wait for the next states of a template. *Idempotent.*"""
@@ -80,22 +87,24 @@ class Nursery:
         key: bytes,
         identity: Callable[[str], Identity],
         policy: Waking,
+        party: str,
     ) -> Clone:
         """Have a waiting hypervisor go on from a state; on failure nothing of it is left.
 
         Args:
             key: What the agent in the state obeys.
             identity: Says who a clone of a given id is to be.
+            party: Whose it is: when more are to wake than may at one time, parties take turns.
 
         Raises:
             VmpoolError: As `clone.descend`.
         """
-        try:
-            await self._waking.acquire()
-        except BaseException:
-            await waiting.kill()
-            raise
-        try:
+        async with AsyncExitStack() as turn:
+            try:
+                await turn.enter_async_context(self._waking.one(party))
+            except BaseException:
+                await waiting.kill()
+                raise
             return await clone.descend(
                 waiting,
                 state,
@@ -104,8 +113,6 @@ class Nursery:
                 policy=policy,
                 deadlines=self._deadlines,
             )
-        finally:
-            self._waking.release()
 
     async def grow(
         self,
@@ -115,17 +122,24 @@ class Nursery:
         key: bytes,
         identity: Callable[[str], Identity],
         policy: Waking,
+        party: str,
     ) -> Clone:
         """Return a clone that goes on from a state of `template`'s; as `wake`.
 
-        On one that is a disk alone it is booted, and obeys a key of its own.
+        On one that is a disk alone it is booted, in turn as well, and obeys a key of its own.
 
         Raises:
             VmpoolError: As `stand_by` and `wake`; or as `Rebooting.boot`.
         """
         if not state.has_memory:
             return await self._boot(
-                template, state, identity=identity(template.manifest.id), policy=policy
+                template,
+                state,
+                identity=identity(template.manifest.id),
+                policy=policy,
+                party=party,
             )
         waiting = await self.stand_by(template)
-        return await self.wake(waiting, state, key=key, identity=identity, policy=policy)
+        return await self.wake(
+            waiting, state, key=key, identity=identity, policy=policy, party=party
+        )

@@ -252,6 +252,7 @@ class Pausing:
                 clock=sandbox.claim.clock,
                 saved_ns=kept.saved_ns,
             ),
+            party=sandbox.owner,
         )
 
     async def _connected(self, holding: Holding, clone: Clone, kept: Checkpoint) -> None:

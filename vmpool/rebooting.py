@@ -3,7 +3,8 @@
 A state that is a disk alone cannot be laid over its template's memory: what that has cached of the
 disk would be the template's, and the guest would write it over what is there. So the image is
 booted, once more, on the disk, and compared before that with what was built. It decides when to try
-again, and how many boot at one time; whose disk it is, others know.
+again, how many boot at one time, and that tenants take turns; what becomes of the clone, others
+know.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmpool import clone
 from vmpool.errors import GuestError
+from vmpool.lanes import Lanes
 from vmpool.model import Kernel
 from vmpool.vouching import Vouching
 
@@ -38,12 +40,22 @@ class Rebooting:
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
         self._vouching = Vouching(ground.images, ground.custody)
-        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._lanes = Lanes(AT_ONCE)
 
     async def boot(
-        self, template: Snapshot, state: Snapshot, *, identity: Identity, policy: Waking
+        self,
+        template: Snapshot,
+        state: Snapshot,
+        *,
+        identity: Identity,
+        policy: Waking,
+        party: str,
     ) -> Clone:
         """Return a clone that runs on the disk of a state of `template`'s; it obeys a new key.
+
+        Args:
+            party: Whose sandbox it is: when more are to boot than may at one time, parties take
+                turns, one for each try.
 
         Raises:
             NotFoundError: `image_not_found`; the template's image is gone.
@@ -51,7 +63,8 @@ class Rebooting:
             VmpoolError: As `clone.reboot`.
         """
         for attempt in range(1, ATTEMPTS + 1):
-            async with self._turns:  # each time anew: what never comes up keeps others out for one
+            # Each time anew: what never comes up keeps others out for one.
+            async with self._lanes.one(party):
                 image = await asyncio.to_thread(self._ground.images.load, template.manifest.image)
                 await self._vouching.image(image)
                 kernel = Kernel(

@@ -9,6 +9,7 @@ from tests.fake_host import OWNER, add_template, opened, wanted
 from tests.fakes import FakeEngine, FakeMachine, FakeShell, Faults
 from vmpool.errors import EngineError
 from vmpool.host import CreateRequest, ForkRequest
+from vmpool.lanes import Lanes
 from vmpool.model import Attachment, Code, Exited, Output, Seed
 from vmpool.policy import Limits
 from vmpool.sandbox import Sandbox
@@ -122,7 +123,7 @@ async def test_children_wake_some_at_a_time(state: Path) -> None:
     engine = Counting()
     async with opened(state, engine) as host:
         await add_template(host, limits=Limits(ready=0, total=8))
-        host._nursery._waking = asyncio.Semaphore(2)
+        host._nursery._waking = Lanes(2)
         parent = await host.create(wanted(), owner=OWNER)
         engine.pairs = asyncio.Barrier(2)
         family = await host.fork(parent.id, ForkRequest(count=6, timeout=60.0), owner=OWNER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,10 +14,11 @@ from tests.standing import stand
 from tests.turns import answers
 from tests.unit import disked_host
 from tests.unit.disked_host import DISK_BYTES
-from vmpool import rebooting, stillness
+from vmpool import clone, nursery, rebooting, stillness
 from vmpool.errors import EngineError, GuestError, ImageError, InvalidRequestError, StoreError
+from vmpool.lanes import Lanes
 from vmpool.lifecycle import AutoResume, Keep, OnExpiry, SandboxState
-from vmpool.snapshot import DEVICE_STATE
+from vmpool.snapshot import DEVICE_STATE, Snapshot
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -208,6 +210,48 @@ async def test_no_disk_is_booted_with_an_image_that_was_changed(
     path.write_bytes(sound)
     await disked.resume(made.id, owner=OWNER, timeout=None)
     await answers(made)
+
+
+@pytest.mark.parametrize(("keep", "step"), [(Keep.DISK, "reboot"), (Keep.MEMORY, "descend")])
+async def test_a_tenant_that_resumes_by_the_dozen_puts_off_no_other(
+    state: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, keep: Keep, step: str
+) -> None:
+    for module in (rebooting, nursery):
+        monkeypatch.setattr(module, "AT_ONCE", 2)
+    wake, gate, woken = getattr(clone, step), asyncio.Event(), list[str]()
+    owner_of: dict[str, str] = {}  # of states
+
+    async def gated(*what: Any, **how: Any) -> Any:
+        given = [each.manifest.id for each in what if isinstance(each, Snapshot)]
+        woken.extend(owner_of[id] for id in given if id in owner_of)
+        await gate.wait()
+        return await wake(*what, **how)
+
+    monkeypatch.setattr(clone, step, gated)
+    async with opened(state, engine) as host:
+        await add_template(host, disk_bytes=DISK_BYTES)
+        made = [await host.create(wanted(), owner=owner) for owner in [*["greedy"] * 5, "modest"]]
+        for each in made:
+            await host.pause(each.id, owner=each.owner, keep=keep)
+            owner_of[kept(host, each.id).id] = each.owner
+        async with asyncio.TaskGroup() as group:
+            for count, each in enumerate(made, 1):
+                group.create_task(host.resume(each.id, owner=each.owner, timeout=None))
+                await until(partial(_are_there, count, woken, _lanes(host, keep)))
+            assert woken == ["greedy", "greedy"]
+            gate.set()
+        assert "modest" in woken[2:4]
+
+
+def _lanes(host: Host, keep: Keep) -> Lanes:
+    boots = host._nursery._boot.__self__  # type: ignore[attr-defined]
+    found = host._nursery._waking if keep is Keep.MEMORY else boots._lanes
+    assert isinstance(found, Lanes)
+    return found
+
+
+def _are_there(count: int, woken: list[str], lanes: Lanes) -> bool:
+    return len(woken) + len(list(lanes._waiting)) == count
 
 
 async def test_killing_a_sandbox_that_boots_waits_for_no_boot(

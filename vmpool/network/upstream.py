@@ -21,7 +21,7 @@ import dns.name
 import dns.rcode
 
 from vmpool.errors import HostError
-from vmpool.network.places import Places
+from vmpool.lanes import Lanes
 
 if TYPE_CHECKING:
     from dns.rdatatype import RdataType
@@ -79,7 +79,7 @@ class Server:
 
 
 class Servers:
-    """DNS servers, asked one after the other, by parties that share the places.
+    """DNS servers, asked one after the other, by parties that share the lanes.
 
     Args:
         servers: None for those that the host itself asks, as its `resolv.conf` says at the time.
@@ -87,7 +87,7 @@ class Servers:
 
     def __init__(self, servers: tuple[Server, ...] = ()) -> None:
         self._servers = servers
-        self._places = Places(UNDER_WAY_MOST)
+        self._lanes = Lanes(UNDER_WAY_MOST)
 
     def of(self, party: str) -> Upstream:
         """Return them as one party asks them."""
@@ -98,7 +98,7 @@ class Servers:
         query = dns.message.make_query(dns.name.from_text(name), kind, use_edns=0, payload=1232)
         last = None
         try:
-            async with asyncio.timeout(PATIENCE), self._places.one(party):
+            async with asyncio.timeout(PATIENCE), self._lanes.one(party):
                 for server in self._servers or host_servers():
                     last = await _ask(query, server) or last
                     if last is not None and last.rcode() in _SETTLED:

@@ -1,25 +1,25 @@
-"""Places are shared by turns, and none is lost when somebody leaves while waiting for one."""
+"""Lanes are shared by turns, and none is lost when somebody leaves while waiting for one."""
 
 from __future__ import annotations
 
 import asyncio
 
-from vmpool.network.places import Places
+from vmpool.lanes import Lanes
 
 MOST = 4
 
 
 class Crowd:
-    """Those who hold places, or want them."""
+    """Those who hold lanes, or want them."""
 
     def __init__(self) -> None:
-        self.places = Places(MOST)
+        self.lanes = Lanes(MOST)
         self.served: list[str] = []
         self.leave: list[asyncio.Event] = []
 
     async def hold(self, party: str) -> None:
         leave = asyncio.Event()
-        async with self.places.one(party):
+        async with self.lanes.one(party):
             self.served.append(party)
             self.leave.append(leave)
             await leave.wait()
@@ -31,7 +31,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_whoever_has_all_places_gives_up_the_next_to_another() -> None:
+async def test_whoever_has_all_lanes_gives_up_the_next_to_another() -> None:
     crowd = Crowd()
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(crowd.hold("greedy")) for _ in range(10 * MOST)]
@@ -47,14 +47,14 @@ async def test_whoever_has_all_places_gives_up_the_next_to_another() -> None:
             task.cancel()
 
 
-async def test_a_place_is_not_lost_with_whom_it_was_just_given_to() -> None:
+async def test_a_lane_is_not_lost_with_whom_it_was_just_given_to() -> None:
     crowd = Crowd()
     holders = [asyncio.create_task(crowd.hold("one")) for _ in range(MOST - 1)]
     await settle()
-    async with crowd.places.one("test"):
+    async with crowd.lanes.one("test"):
         waiting = asyncio.create_task(crowd.hold("two"))
         await settle()
-    waiting.cancel()  # which was given a place as the block ended, and does not know it yet
+    waiting.cancel()  # which was given a lane as the block ended, and does not know it yet
     last = asyncio.create_task(crowd.hold("three"))
     await settle()
     assert crowd.served == [*["one"] * (MOST - 1), "three"]

@@ -1,4 +1,7 @@
-"""Places: a bounded number of something under way, shared fairly by those who want more of it."""
+"""Lanes: a bounded number of something under way, shared fairly by those who want more of it.
+
+It does not know what is under way, nor how long that takes.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
-class Places:
-    """So many places at one time; when none is free, parties come by one in turn.
+class Lanes:
+    """So many lanes; when none is free, parties come by one in turn.
 
     Whoever has them all gives one in two to another party as soon as it wants one.
     """
@@ -24,7 +27,7 @@ class Places:
 
     @contextlib.asynccontextmanager
     async def one(self, party: str) -> AsyncIterator[None]:
-        """Hold a place for the time of a block; wait for one if need be."""
+        """Hold a lane for the time of a block; wait for one if need be."""
         if self._free > 0:
             self._free -= 1
         else:
