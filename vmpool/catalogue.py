@@ -413,6 +413,7 @@ class Catalogue:
     async def _bring_up(
         self, entry: Entry, image: Image, progress: Callable[[str], None]
     ) -> Pool[Clone]:
+        self._vouching.former_choice(image)
         await self._vouching.image(image)
         if entry.derived is not None:
             entry.snapshot = await self._depot.find_fit(entry.derived)

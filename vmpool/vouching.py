@@ -30,14 +30,22 @@ class Vouching:
     def choice(self, image: Image) -> None:
         """Refuse an image that a new template is wanted of and that nobody vouches for.
 
-        What the journal or a signed snapshot names by its digest has been chosen before. Takes a
-        fraction of a millisecond: of the image's files only the manifest is read.
+        Takes a fraction of a millisecond: of the image's files only the manifest is read.
 
         Raises:
             ImageError: `image_untrusted`, `image_damaged`.
             HostError: `keys_unreadable`.
         """
         signature.require(image, self._custody.keyring)
+
+    def former_choice(self, image: Image) -> None:
+        """Refuse an image that was chosen once, and whose signer is trusted no more. As quick.
+
+        Raises:
+            ImageError: `image_untrusted`, `image_damaged`.
+            HostError: `keys_unreadable`.
+        """
+        signature.require_not_disowned(image, self._custody.keyring)
 
     async def image(self, image: Image) -> None:
         """Compare all of an image with its digests, unless nobody has touched it since.

@@ -10,7 +10,9 @@ from click.testing import CliRunner
 from tests.api.conftest import IMAGE
 from tests.fake_host import OWNER, add_template, opened, wanted
 from vmpool.cli.images import command
-from vmpool.errors import ImageError
+from vmpool.derivation import DeriveRequest
+from vmpool.entry import TemplateState
+from vmpool.errors import ConflictError, ImageError
 from vmpool.image import Library, signature
 from vmpool.trust import HostKey, Keyring, Purpose
 
@@ -115,3 +117,40 @@ async def test_no_template_is_made_of_an_image_that_nobody_vouches_for(
         await host.kill((await host.create(wanted(), owner=OWNER)).id, owner=OWNER)
         proof.write_bytes(said)
         await add_template(host, name="another")
+
+
+async def test_templates_of_a_key_that_is_trusted_no_more_are_refused_at_the_next_start(
+    image: Image, state: Path, engine: FakeEngine
+) -> None:
+    other, proof = HostKey.fresh(), image.directory / signature.FILE
+    proof.unlink()
+    proof.write_bytes(other.sign(Purpose.IMAGE, (image.directory / "manifest.json").read_bytes()))
+    Keyring.open(state).trust(other.public, "build-server")
+    async with opened(state, engine) as host:
+        await add_template(host)
+        made = await host.create(wanted(), owner=OWNER)
+        checkpoint = await host.checkpoint(made.id, owner=OWNER, name=None)
+        request = DeriveRequest(checkpoint=checkpoint.id, keys=("derived",))
+        await host.derivation.derive(request, owner=OWNER)
+        await host.pause(made.id, owner=OWNER)
+    Keyring.open(state).distrust(other.public)
+    boots = engine.boots
+    async with opened(state, engine) as host:
+        for name in (IMAGE, "derived"):
+            status = await host.catalogue.settled(name)
+            assert status.state is TemplateState.FAILED
+            assert str(other.public) in status.error
+            with pytest.raises(ConflictError, match="does not trust") as refused:
+                await host.create(wanted(template=name), owner=OWNER)
+            assert f"vmpool key trust {other.public}" in refused.value.remedy
+        request = DeriveRequest(checkpoint=checkpoint.id, keys=("again",))
+        with pytest.raises(ImageError) as raised:
+            await host.derivation.derive(request, owner=OWNER)
+        assert raised.value.error_code == "image_untrusted"
+        await host.resume(made.id, owner=OWNER, timeout=None)  # it is its owner's
+        await host.images.sign(image)
+        await add_template(host)
+    async with opened(state, engine) as host:
+        for name in (IMAGE, "derived"):
+            assert (await host.catalogue.settled(name)).state is TemplateState.READY
+    assert engine.boots == boots  # the same snapshot

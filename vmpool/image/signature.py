@@ -55,7 +55,24 @@ def require(image: Image, keyring: Keyring) -> None:
         ImageError: `image_untrusted`, or `image_damaged`.
         HostError: `keys_unreadable`.
     """
-    objection = keyring.objection(Purpose.IMAGE, _document(image), _proof(image))
+    _require(image, keyring, _proof(image))
+
+
+def require_not_disowned(image: Image, keyring: Keyring) -> None:
+    """Refuse an image that was signed, but by nobody whom this host still trusts. Blocks.
+
+    For what was chosen before: images of vmpools that signed none have no signature.
+
+    Raises:
+        ImageError: `image_untrusted`, or `image_damaged`.
+        HostError: `keys_unreadable`.
+    """
+    if proof := _proof(image):
+        _require(image, keyring, proof)
+
+
+def _require(image: Image, keyring: Keyring, proof: bytes) -> None:
+    objection = keyring.objection(Purpose.IMAGE, _document(image), proof)
     if objection is not None:
         raise ImageError(
             f"image {image.name!r} is not trusted: {objection.why}",

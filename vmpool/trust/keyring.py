@@ -151,7 +151,8 @@ class Keyring:
     def distrust(self, key: PublicKey) -> None:
         """Believe a key of another host no more.
 
-        What it signed is refused from then on; machines that run from it run on.
+        What it signed is refused from then on; machines that run from it run on, and templates of
+        its images are refused when the next server starts.
 
         Raises:
             NotFoundError: `key_not_found`; it is not on the list.
