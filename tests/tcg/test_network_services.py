@@ -74,7 +74,7 @@ async def python(api: Api, sandbox: str, program: str, *words: str) -> list[str]
     """Run a program in the guest; return the lines that it printed."""
     argv = ["python3", "-c", program, *words]
     done = await api.execute(sandbox, argv=argv, timeout=120)
-    assert done.get("exit_code") == 0, done
+    assert done.get("exit_code") == 0, repr(done)  # what is no text, pytest shortens
     return str(done["stdout"]).splitlines()
 
 

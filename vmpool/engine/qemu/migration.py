@@ -107,7 +107,7 @@ async def receive(
     if version >= KEEPS_RUNNING_SINCE:
         options["exit_on_error"] = False
     uri = f"file:/dev/fdset/{STATE_FDSET}"
-    # QEMU takes commands in order: none of these need wait for the answer to the one before.
+    # QEMU takes commands in order: once it has the file, neither need wait for the other's answer.
     answers = await asyncio.gather(
         monitor.add_descriptor(descriptor, STATE_FDSET),
         monitor.execute("migrate-incoming", uri=uri, **options),

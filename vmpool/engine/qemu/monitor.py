@@ -135,6 +135,7 @@ class Monitor:
         self.flooded = False
         self._on_flood = on_flood
         self._unasked = 0
+        self._handing_over = asyncio.Lock()
         self._client = _Client()
         self._client.logger = cast("logging.Logger", _Wire(log.getChild("wire"), {}))
         self._client.events.event_filter = self._sift
@@ -157,12 +158,18 @@ class Monitor:
         """Run a QMP command and return its value, as far as `answers` knows that somebody reads it.
 
         `_` in the names of arguments stands for `-`. If this is interrupted, whether the command
-        took effect is unknown.
+        took effect is unknown. Commands are sent at once, in the order in which they are asked for;
+        those behind a descriptor when QEMU has that.
 
         Raises:
             EngineError: QEMU refused the command (`qmp_refused`), did not answer (`qemu_silent`),
                 or not as it does (`qmp_malformed`), or is gone (`qemu_died`).
         """
+        async with self._handing_over:
+            pass  # sent below in this very turn: nothing comes between
+        return await self._ask(command, arguments)
+
+    async def _ask(self, command: str, arguments: Mapping[str, object]) -> Any:
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT):
@@ -184,11 +191,7 @@ class Monitor:
         Raises:
             EngineError: As `execute`.
         """
-        try:
-            self._client.send_fd_scm(descriptor)
-        except (QMPError, OSError) as err:
-            raise EngineError("QEMU went away at 'add-fd'", code="qemu_died") from err
-        return int((await self.execute("add-fd", fdset_id=fdset))["fd"])
+        return int((await self._hand_over(descriptor, "add-fd", {"fdset_id": fdset}))["fd"])
 
     async def give_descriptor(self, descriptor: int, name: str) -> None:
         """Give QEMU a copy of `descriptor` under a name, for the next command that takes one.
@@ -196,11 +199,25 @@ class Monitor:
         Raises:
             EngineError: As `execute`.
         """
-        try:
-            self._client.send_fd_scm(descriptor)
-        except (QMPError, OSError) as err:
-            raise EngineError("QEMU went away at 'getfd'", code="qemu_died") from err
-        await self.execute("getfd", fdname=name)
+        await self._hand_over(descriptor, "getfd", {"fdname": name})
+
+    async def _hand_over(
+        self, descriptor: int, command: str, arguments: Mapping[str, object]
+    ) -> Any:
+        """Send a descriptor and the command that takes it, and nothing until QEMU has done so.
+
+        A thread of QEMU's reads a byte at a time, and has with each byte what descriptor nobody has
+        taken yet block those who read it; another thread takes that meanwhile, without a lock
+        (tcp_chr_recv in chardev/char-socket.c). With a byte to read at that moment the one could be
+        late: then a tap that the other has made non-blocking since blocks for ever, and the guest
+        stands still.
+        """
+        async with self._handing_over:
+            try:
+                self._client.send_fd_scm(descriptor)
+            except (QMPError, OSError) as err:
+                raise EngineError(f"QEMU went away at {command!r}", code="qemu_died") from err
+            return await self._ask(command, arguments)
 
     async def event(self) -> Mapping[str, Any]:
         """Wait for the next of `EVENTS`, also one that came before this call; return it.

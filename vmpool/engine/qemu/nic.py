@@ -43,7 +43,7 @@ async def plug(monitor: Monitor, tap: int) -> None:
         EngineError: As `Monitor.execute`; nothing is connected.
     """
     try:
-        # Sent at once, done in order: what each takes is mostly the way there and back.
+        # Sent together, once QEMU has the tap: what each takes is mostly the way there and back.
         await _all(
             monitor.give_descriptor(tap, _TAP),
             monitor.execute("netdev_add", type="tap", id=_TAP, fd=_TAP),
