@@ -449,7 +449,9 @@ class Catalogue:
         ground = self._ground
         await self._vouching.base(base)
         waiting = await ground.standby.take(base)
-        restored = await clone.restore_into(waiting, deadlines=ground.deadlines, dawn=ground.dawn)
+        restored = await clone.restore_into(
+            waiting, deadlines=ground.deadlines, dawn=ground.dawn, airtime=ground.airtime
+        )
         phases = {
             phase.name.removesuffix("_ns"): getattr(restored.timings, phase.name)
             for phase in fields(restored.timings)

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmpool.agent import Airtime
 from vmpool.clone import Dawn, RestoreDeadlines
 from vmpool.config import Settings
 from vmpool.engine import Engine
@@ -29,6 +30,7 @@ class Ground:
         custody: Says which snapshots to believe.
         restores: Shared by all pools: restores that may run at one time.
         dawn: The same for clones of pools that wake.
+        airtime: What their guests share.
         standby: Has the hypervisors that wait for whatever state comes next.
     """
 
@@ -46,5 +48,6 @@ class Ground:
     custody: Custody
     restores: asyncio.Semaphore
     dawn: Dawn
+    airtime: Airtime
     standby: Standby
     network: Network

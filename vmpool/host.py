@@ -12,7 +12,6 @@ import logging
 from typing import TYPE_CHECKING
 
 from vmpool import run
-from vmpool.agent import Airtime
 from vmpool.auditing import BY, Auditing
 from vmpool.branching import Branching
 from vmpool.connecting import Connecting
@@ -84,7 +83,6 @@ class Host:
             vault=vault,
             kill_timeout=ground.settings.deadlines.kill,
             paused_seconds=ground.settings.checkpoints.paused_seconds,
-            airtime=Airtime.under(ground.accelerator),
             on_expiry=self._expire,
             on_gone=self._let_base_go,
         )
@@ -92,6 +90,7 @@ class Host:
         self._nursery = Nursery(
             ground.standby,
             deadlines=ground.deadlines,
+            airtime=ground.airtime,
             spares=ground.settings.checkpoints.waiting,
             boot=Rebooting(ground).boot,
         )

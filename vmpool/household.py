@@ -26,7 +26,6 @@ from vmpool.sandbox import Sandbox, ended
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from vmpool.agent import Airtime
     from vmpool.clone import Clone
     from vmpool.errors import InfrastructureError
     from vmpool.metrics import Metrics
@@ -49,7 +48,6 @@ class Household:
     Args:
         kill_timeout: Seconds that the end of a machine may take.
         paused_seconds: How long a sandbox may stay paused.
-        airtime: What the guests of all sandboxes share.
         on_expiry: Told of a sandbox that runs and whose time is up, or that was idle for its limit.
         on_gone: Told of the snapshot that a sandbox which ended had descended from.
     """
@@ -62,7 +60,6 @@ class Household:
         vault: Vault,
         kill_timeout: float,
         paused_seconds: float,
-        airtime: Airtime,
         on_expiry: Callable[[Holding, EndReason], None],
         on_gone: Callable[[str], Awaitable[None]],
     ) -> None:
@@ -74,7 +71,6 @@ class Household:
         self._on_expiry = on_expiry
         self._on_gone = on_gone
         self._holdings: dict[str, Holding] = {}
-        self._airtime = airtime
         self._chores = Chores("sandboxes")
         self._closed = False
 
@@ -210,7 +206,6 @@ class Household:
         if holding.ending is not None:
             return
         if holding.sandbox.has_machine:
-            holding.sandbox.clone.agent.share(self._airtime)
             holding.watch = self._chores.begin(self._watch(holding))
             if (limit := holding.sandbox.claim.idle_timeout) is not None:
                 holding.idle = self._chores.begin(self._await_idle(holding, limit))

@@ -136,6 +136,7 @@ class Inheritance:
             template,
             directory=directory,
             deadlines=self._ground.deadlines,
+            airtime=self._ground.airtime,
         )
         try:
             connecting = Connecting(self._ground.network, self._ground.store)

@@ -17,6 +17,7 @@ from vmpool.standby import AT_ONCE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmpool.agent import Airtime
     from vmpool.clone import Clone, RestoreDeadlines, Waiting
     from vmpool.model import Identity, Waking
     from vmpool.snapshot import Snapshot
@@ -45,16 +46,24 @@ class Nursery:
 
     Args:
         standby: Has the hypervisors.
+        airtime: What the guests share.
         spares: How many are to wait for each template that `prepare` names.
         boot: Makes a clone of a state that is a disk alone, as `Rebooting.boot`.
     """
 
     def __init__(
-        self, standby: Standby, *, deadlines: RestoreDeadlines, spares: int, boot: Boot
+        self,
+        standby: Standby,
+        *,
+        deadlines: RestoreDeadlines,
+        airtime: Airtime,
+        spares: int,
+        boot: Boot,
     ) -> None:
         self._standby = standby
         self._boot = boot
         self._deadlines = deadlines
+        self._airtime = airtime
         self._spares = spares
         self._waking = Lanes(AT_ONCE)
 
@@ -112,6 +121,7 @@ class Nursery:
                 identity=identity(waiting.id),
                 policy=policy,
                 deadlines=self._deadlines,
+                airtime=self._airtime,
             )
 
     async def grow(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmpool import descriptors, snapshot, tenure
+from vmpool.agent import Airtime
 from vmpool.catalogue import Catalogue
 from vmpool.clone import Dawn, RestoreDeadlines
 from vmpool.engine import Engine, qemu
@@ -105,6 +106,7 @@ async def open_host(
             custody=custody,
             restores=asyncio.Semaphore(max(2, os.cpu_count() or 1)),
             dawn=Dawn(at_once=max(1, (os.cpu_count() or 1) // 2)),
+            airtime=Airtime.under(base.facts.accelerator),
             standby=await opened.enter_async_context(_standby(base.engine, clones, metrics)),
             network=network,
         )

@@ -80,6 +80,7 @@ class Rebooting:
                         identity=identity,
                         policy=policy,
                         deadlines=self._ground.deadlines,
+                        airtime=self._ground.airtime,
                         boot_timeout=self._ground.settings.deadlines.boot,
                     )
                 except GuestError as err:

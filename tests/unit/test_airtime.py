@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import fake_guest
+from tests.fake_host import OWNER, add_template, opened, wanted
+from tests.standing import stand
+from tests.unit.disked_host import DISK_BYTES
 from tests.unit.test_agent_link import DATA, MESSAGE, frame, hostile, synchronise
-from vmpool.agent import Agent, Airtime, connect
+from vmpool.agent import Agent, Airtime, client, connect, link
 from vmpool.agent.airtime import (
     ALLOWANCE_BYTES,
     CHUNK,
@@ -21,12 +24,16 @@ from vmpool.agent.airtime import (
     SILENCE,
     Share,
 )
+from vmpool.lifecycle import Keep, OnStop
 from vmpool.model import Command, Output, SerialAddress
 from vmpool_agent import wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+    from typing import Any
+
+    from tests.fakes import FakeEngine
 
 RATE = 1000.0
 
@@ -156,7 +163,9 @@ def test_small_pieces_count_by_what_they_take(events: int, seconds: float) -> No
 
 
 @asynccontextmanager
-async def flooding(tmp_path: Path, payload: bytes) -> AsyncIterator[tuple[Agent, list[int]]]:
+async def flooding(
+    tmp_path: Path, payload: bytes, airtime: Airtime
+) -> AsyncIterator[tuple[Agent, list[int]]]:
     """Play a guest that says the same over and over, as the window allows.
 
     Yields:
@@ -184,7 +193,7 @@ async def flooding(tmp_path: Path, payload: bytes) -> AsyncIterator[tuple[Agent,
 
     async with (
         hostile(tmp_path, script) as address,
-        await connect(address, key=fake_guest.KEY, timeout=30) as agent,
+        await connect(address, key=fake_guest.KEY, timeout=30, airtime=airtime) as agent,
     ):
         yield agent, got_rid_of
 
@@ -195,13 +204,13 @@ async def test_a_flood_beside_somebody_who_is_asked_says_its_allowance_and_no_mo
     """The clock stands still: there is no more for the flood, however long this takes."""
     airtime = Airtime(clock=Clock())
     with fake_guest.running(tmp_path) as path:
-        neighbour = await connect(SerialAddress(path=path), key=fake_guest.KEY, timeout=30)
+        neighbour = await connect(
+            SerialAddress(path=path), key=fake_guest.KEY, timeout=30, airtime=airtime
+        )
         async with (
             neighbour,
-            flooding(tmp_path, b"0" * wire.MAX_PAYLOAD) as (flood, got_rid_of),
+            flooding(tmp_path, b"0" * wire.MAX_PAYLOAD, airtime) as (flood, got_rid_of),
         ):
-            neighbour.share(airtime)
-            flood.share(airtime)
             await neighbour.stat("/", user="user")
             read = 0
             async with flood.execute(Command(argv=("yes",))) as execution:
@@ -218,8 +227,7 @@ async def test_a_flood_beside_somebody_who_is_asked_says_its_allowance_and_no_mo
 async def test_a_flood_that_had_to_wait_comes_whole(tmp_path: Path) -> None:
     airtime = Airtime(rate_bytes=64 << 20)
     other = airtime.share()
-    async with flooding(tmp_path, bytes(range(256)) * 64) as (flood, _):
-        flood.share(airtime)
+    async with flooding(tmp_path, bytes(range(256)) * 64, airtime) as (flood, _):
         said = b""
         async with flood.execute(Command(argv=("yes",))) as execution:
             async for event in execution:
@@ -257,6 +265,32 @@ async def test_small_events_that_wait_already_leave_turns_to_others(tmp_path: Pa
         for _ in range(1000):
             await anext(execution)
         assert turns >= 1000 // 16
+
+
+async def test_all_guests_of_a_host_share_from_their_first_word_on(
+    state: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand(monkeypatch)
+    links: list[Airtime | None] = []
+    opening = link.open_link
+
+    async def opened_link(*what: Any, airtime: Airtime | None = None, **how: Any) -> link.Link:
+        links.append(airtime)
+        return await opening(*what, airtime=airtime, **how)
+
+    async with opened(state, engine, on_stop=OnStop.KEEP) as host:
+        await add_template(host, disk_bytes=DISK_BYTES)
+        monkeypatch.setattr(client, "open_link", opened_link)
+        made = await host.create(wanted(), owner=OWNER)
+        for keep in (Keep.MEMORY, Keep.DISK):
+            await host.pause(made.id, owner=OWNER, keep=keep)
+            await host.resume(made.id, owner=OWNER, timeout=None)
+        assert len(links) == 4  # of a boot there are two
+        (airtime,) = set(links)
+    async with opened(state, engine) as host:
+        assert [each.id for each in host.sandboxes(owner=OWNER)] == [made.id]
+        (another,) = set(links[4:])
+    assert None not in {airtime, another}
 
 
 async def _count(execution: AsyncIterator[object], counted: list[int]) -> None:

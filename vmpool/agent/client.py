@@ -45,7 +45,12 @@ _LISTING_DEADLINE = 300.0
 
 
 async def connect(
-    address: AgentAddress, *, key: bytes, timeout: float, peer: Peer = Peer.NEW
+    address: AgentAddress,
+    *,
+    key: bytes,
+    timeout: float,
+    peer: Peer = Peer.NEW,
+    airtime: Airtime | None = None,
 ) -> Agent:
     """Return the agent at `address`; tries until it answers.
 
@@ -54,11 +59,13 @@ async def connect(
         peer: What its stream was used for before.
         key: From `new_key`. An agent that was never connected to, or that a snapshot was restored
             with, obeys the first key it is shown, and no other afterwards.
+        airtime: What it shares with others, from its first word; `None` for as much as it takes.
 
     Raises:
         GuestError: `guest_unreachable` when none answered in time, `guest_protocol`.
     """
-    return Agent(await open_link(address, key=key, timeout=timeout, peer=peer))
+    link = await open_link(address, key=key, timeout=timeout, peer=peer, airtime=airtime)
+    return Agent(link)
 
 
 class Agent:
@@ -88,10 +95,6 @@ class Agent:
     async def close(self) -> None:
         """Close the link; what runs over it is killed in the guest. *Idempotent.*"""
         await self._link.close()
-
-    def share(self, airtime: Airtime) -> None:
-        """Speak from now on as fast as others let it. *Idempotent.*"""
-        self._link.share(airtime)
 
     async def wait_closed(self) -> None:
         """Return when the link is lost or closed."""

@@ -188,12 +188,12 @@ class Link:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         connection: wire.Connection,
+        airtime: Airtime,
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._connection = connection
-        self._airtime = Airtime()
-        self._share = self._airtime.share()
+        self._share = airtime.share()
         self._channels: dict[int, LinkChannel] = {}
         self._error: GuestError | None = None
         self.held = 0
@@ -208,12 +208,6 @@ class Link:
         """
         if self._error is not None:
             raise GuestError(self._error.message, code=self._error.error_code)
-
-    def share(self, airtime: Airtime) -> None:
-        """Be read as fast as others let it, in place of as fast as it speaks. *Idempotent.*"""
-        if airtime is not self._airtime:
-            self._share.close()
-            self._airtime, self._share = airtime, airtime.share()
 
     def open(self) -> LinkChannel:
         """Open a channel.
@@ -364,13 +358,19 @@ class Peer(Enum):
 
 
 async def open_link(
-    address: AgentAddress, *, key: bytes, timeout: float, peer: Peer = Peer.NEW
+    address: AgentAddress,
+    *,
+    key: bytes,
+    timeout: float,
+    peer: Peer = Peer.NEW,
+    airtime: Airtime | None = None,
 ) -> Link:
     """Connect and synchronise; tries again until the deadline.
 
     Args:
         key: An agent that obeys nobody yet obeys who has this key from now on.
         peer: Decides whether half a frame is ended first.
+        airtime: What it shares with others; `None` for as much as it takes.
 
     Raises:
         GuestError: `guest_unreachable`: no agent answered in time; `guest_protocol`: it speaks
@@ -379,7 +379,9 @@ async def open_link(
     last: list[str] = ["nothing answered"]
     try:
         async with asyncio.timeout(timeout):
-            return await _open_until_synchronised(address, key, last, _flush_for(address, peer))
+            return await _open_until_synchronised(
+                address, key, last, _flush_for(address, peer), airtime or Airtime()
+            )
     except TimeoutError as err:
         raise GuestError(
             f"no agent at {address!r} within {timeout} s: {last[0]}", code="guest_unreachable"
@@ -394,7 +396,7 @@ def _flush_for(address: AgentAddress, peer: Peer) -> bytes:
 
 
 async def _open_until_synchronised(
-    address: AgentAddress, key: bytes, last: list[str], flush: bytes
+    address: AgentAddress, key: bytes, last: list[str], flush: bytes, airtime: Airtime
 ) -> Link:
     delay, patience = _RETRY, _CONNECT
     while True:
@@ -404,7 +406,7 @@ async def _open_until_synchronised(
             async with _Aborting(writer) as aborting:
                 connection = await _synchronise(reader, writer, key, flush)
                 aborting.release()
-                return Link(reader, writer, connection)
+                return Link(reader, writer, connection, airtime)
         except (OSError, EOFError) as err:
             # Refused, or accepted and then reset: the guest is not up, or finds its new CID. What
             # it answers before that, our kernel drops: then the connection hangs.

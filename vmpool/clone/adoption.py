@@ -20,6 +20,7 @@ from vmpool.model import Attachment
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmpool.agent import Airtime
     from vmpool.clone.timings import RestoreDeadlines
     from vmpool.engine import Engine
     from vmpool.snapshot import Snapshot
@@ -28,7 +29,12 @@ log = logging.getLogger(__name__)
 
 
 async def adopt(
-    engine: Engine, template: Snapshot, *, directory: Path, deadlines: RestoreDeadlines
+    engine: Engine,
+    template: Snapshot,
+    *,
+    directory: Path,
+    deadlines: RestoreDeadlines,
+    airtime: Airtime | None = None,
 ) -> Clone:
     """Return the clone that a manager which is gone has left in a directory; it runs.
 
@@ -37,6 +43,7 @@ async def adopt(
 
     Args:
         template: What its hypervisor maps.
+        airtime: What its guest shares with others; `None` for as much as it takes.
 
     Raises:
         EngineError: `clone_unknown` when nothing in the directory says how to reach it;
@@ -47,7 +54,11 @@ async def adopt(
     machine = await engine.adopt(template, Attachment(directory=directory))
     try:
         agent = await connect(
-            machine.agent_address, key=known.key, peer=Peer.USED, timeout=deadlines.hello
+            machine.agent_address,
+            key=known.key,
+            peer=Peer.USED,
+            timeout=deadlines.hello,
+            airtime=airtime,
         )
         try:
             offset_ns = known.clock_offset_ns

@@ -18,7 +18,7 @@ from vmpool.errors import GuestError, VmpoolError
 from vmpool.model import Code, Exited, Preserve
 
 if TYPE_CHECKING:
-    from vmpool.agent import Agent, Peer
+    from vmpool.agent import Agent, Airtime, Peer
     from vmpool.clone.timings import RestoreDeadlines
     from vmpool.engine import Machine
     from vmpool.model import Identity, IdentityReceipt, Rng
@@ -44,6 +44,7 @@ async def introduce(
     key: bytes,
     peer: Peer,
     deadlines: RestoreDeadlines,
+    airtime: Airtime | None = None,
 ) -> tuple[Agent, IdentityReceipt, int]:
     """Claim a restored machine's agent and have it take its identity.
 
@@ -58,7 +59,9 @@ async def introduce(
     """
     last_try = time.monotonic() + deadlines.hello
     while True:
-        agent = await connect(machine.agent_address, key=key, peer=peer, timeout=deadlines.hello)
+        agent = await connect(
+            machine.agent_address, key=key, peer=peer, timeout=deadlines.hello, airtime=airtime
+        )
         watch = Stopwatch()
         try:
             receipt = await identify(

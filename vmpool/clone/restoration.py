@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vmpool.agent import Agent, Peer, connect, new_key
+from vmpool.agent import Agent, Airtime, Peer, connect, new_key
 from vmpool.cancellation import uninterrupted
 from vmpool.clone.clone import Clone
 from vmpool.clone.introduction import introduce, warm
@@ -62,7 +62,11 @@ async def restore(
 
 
 async def restore_into(
-    waiting: Waiting, *, deadlines: RestoreDeadlines, dawn: Dawn | None = None
+    waiting: Waiting,
+    *,
+    deadlines: RestoreDeadlines,
+    dawn: Dawn | None = None,
+    airtime: Airtime | None = None,
 ) -> Clone:
     """Restore a clone of a template and leave it resting: paused, identified and warm.
 
@@ -71,6 +75,7 @@ async def restore_into(
             directory removed.
         deadlines: When to give up on the guest.
         dawn: Says when it wakes once it is activated; `None` for at once.
+        airtime: What its guest shares with others; `None` for as much as it takes.
 
     Raises:
         EngineError: The hypervisor failed.
@@ -84,6 +89,7 @@ async def restore_into(
         identity=Identity.fresh(waiting.id),
         policy=Waking(),
         deadlines=deadlines,
+        airtime=airtime,
     )
     async with contextlib.AsyncExitStack() as undo:
         woken = await _wake(undo, waiting, waiting.template, birth)
@@ -108,6 +114,7 @@ async def descend(
     identity: Identity,
     policy: Waking,
     deadlines: RestoreDeadlines,
+    airtime: Airtime | None = None,
 ) -> Clone:
     """Have a clone go on where a checkpoint was taken.
 
@@ -122,6 +129,7 @@ async def descend(
         identity: Who it is from now on: the one that was saved, or somebody new.
         policy: How its random generators and its clock go on.
         deadlines: When to give up on the guest.
+        airtime: As of `restore_into`.
 
     Raises:
         EngineError: The hypervisor failed.
@@ -130,7 +138,14 @@ async def descend(
         GuestError: The guest did not answer or confirm in time.
         HostError, DiskFullError: Its papers could not be written.
     """
-    birth = _Birth(key=key, peer=Peer.USED, identity=identity, policy=policy, deadlines=deadlines)
+    birth = _Birth(
+        key=key,
+        peer=Peer.USED,
+        identity=identity,
+        policy=policy,
+        deadlines=deadlines,
+        airtime=airtime,
+    )
     async with contextlib.AsyncExitStack() as undo:
         woken = await _wake(undo, waiting, checkpoint, birth)
         clone = _documented(waiting.directory, waiting.template, woken, birth)
@@ -150,6 +165,7 @@ async def reboot(
     policy: Waking,
     deadlines: RestoreDeadlines,
     boot_timeout: float,
+    airtime: Airtime | None = None,
 ) -> Clone:
     """Boot a clone of a template on the disk of a checkpoint.
 
@@ -164,6 +180,7 @@ async def reboot(
         policy: How its random generators and its clock come about.
         deadlines: Of the clone, once it is up.
         boot_timeout: Seconds until it must be, of each of two steps.
+        airtime: As of `restore_into`.
 
     Raises:
         EngineError: The hypervisor failed.
@@ -172,7 +189,12 @@ async def reboot(
         HostError, DiskFullError: There is no place for its directory or its papers.
     """
     birth = _Birth(
-        key=new_key(), peer=Peer.USED, identity=identity, policy=policy, deadlines=deadlines
+        key=new_key(),
+        peer=Peer.USED,
+        identity=identity,
+        policy=policy,
+        deadlines=deadlines,
+        airtime=airtime,
     )
     directory = claim_directory(run)
     async with contextlib.AsyncExitStack() as undo:
@@ -191,13 +213,14 @@ async def reboot(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Birth:
-    """Who a clone is to be, and by when."""
+    """Who a clone is to be, by when, and what its guest shares with others meanwhile."""
 
     key: bytes
     peer: Peer
     identity: Identity
     policy: Waking
     deadlines: RestoreDeadlines
+    airtime: Airtime | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +264,7 @@ async def _introduced(undo: contextlib.AsyncExitStack, machine: Machine, birth: 
         key=birth.key,
         peer=birth.peer,
         deadlines=birth.deadlines,
+        airtime=birth.airtime,
     )
     undo.push_async_callback(agent.close)
     timings = RestoreTimings(
@@ -264,7 +288,9 @@ async def _come_up(
     for long when it says what that shows.
     """
     watch = Stopwatch()
-    async with await connect(machine.agent_address, key=birth.key, timeout=timeout) as agent:
+    async with await connect(
+        machine.agent_address, key=birth.key, timeout=timeout, airtime=birth.airtime
+    ) as agent:
         await warm(agent, timeout=timeout)
     warm_ns = watch.lap()
     woken = await _introduced(undo, machine, birth)
