@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from vmpool import delta
+from vmpool import delta, disk
 from vmpool.errors import EngineError
 from vmpool.snapshot import DEVICE_STATE, PAGES, layer_name
 
@@ -67,7 +67,8 @@ class FakeCapture:
             (self._directory / DEVICE_STATE).write_bytes(STATE)
             delta.Writer(self._directory / PAGES, []).close()
         if self._machine.spec.disk_bytes:
-            (self._directory / layer_name(0)).write_bytes(bytes(4096))
+            with (self._directory / layer_name(0)).open("wb") as layer:
+                disk.write_overlay(layer.fileno(), self._machine.spec.disk_bytes)
 
     async def lend(self) -> None:
         await self.write()

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmpool import checkpoint, faults
 from vmpool.cancellation import uninterrupted
 from vmpool.errors import ConflictError, VmpoolError
-from vmpool.lifecycle import SandboxState, Turn
+from vmpool.lifecycle import Keep, SandboxState, Turn
 from vmpool.model import Identity, Waking, new_id
-from vmpool.quota import most_saved_bytes
+from vmpool.quota import most_disk_bytes, most_saved_bytes
+from vmpool.stillness import Stillness
 from vmpool.store import IfTaken, Purpose
 from vmpool.vault import checkpoint_of
 
@@ -42,13 +44,18 @@ class Branching:
         self._connecting = means.connecting
 
     async def keep(
-        self, holding: Holding, name: str | None, if_taken: IfTaken = IfTaken.REFUSE
+        self,
+        holding: Holding,
+        name: str | None,
+        if_taken: IfTaken = IfTaken.REFUSE,
+        keep: Keep = Keep.MEMORY,
     ) -> Checkpoint:
-        """Keep the state that a running sandbox is in. *Not idempotent.*
+        """Keep the state that a running sandbox is in, or its disk alone. *Not idempotent.*
 
         Raises:
             ConflictError: `sandbox_paused`, `checkpoint_exists`.
-            InvalidRequestError: `checkpoint_name_invalid`.
+            InvalidRequestError: `checkpoint_name_invalid`; `disk_missing`: there is no disk.
+            GuestError: `disk_unwritten`; it did not bring what it wrote to its disk.
             QuotaError: Its owner has as many checkpoints, or as much, as it may.
             DiskFullError: There is no room for it.
             EngineError, SnapshotError: It could not be saved.
@@ -57,11 +64,17 @@ class Branching:
         sandbox = holding.running()
         lineage = await self._catalogue.lineage_of_running(holding.base_id)
         await self._quotas.refresh()
-        most_bytes = most_saved_bytes(lineage.snapshot.spec)
+        most = most_saved_bytes if keep is Keep.MEMORY else most_disk_bytes
+        most_bytes = most(lineage.snapshot.spec)
+        save = (
+            checkpoint.save
+            if keep is Keep.MEMORY
+            else partial(checkpoint.save_disk, stillness=Stillness(sandbox.clone.agent))
+        )
         with self._vault.room(
             sandbox.owner, Purpose.KEPT, name, most_bytes=most_bytes, if_taken=if_taken
         ):
-            saved = await checkpoint.save(
+            saved = await save(
                 sandbox.clone,
                 lineage.snapshot,
                 id=new_id("cp"),
@@ -93,6 +106,8 @@ class Branching:
 
     async def roll_back(self, holding: Holding, to: Checkpoint) -> None:
         """Have a running sandbox go on from a checkpoint of its lineage. *Idempotent.*
+
+        On one that is a disk alone it is booted.
 
         Raises:
             ConflictError: `sandbox_paused`; `checkpoint_unrelated`: it is of another template;

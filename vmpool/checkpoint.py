@@ -1,8 +1,8 @@
 """Checkpoint: a clone saved as what differs from its template.
 
-One recipe, three ways to use it: saved, a clone runs on; halted, it stays as it was saved, with all
-that it was or with its disk alone; branched off, what is saved is for its children alone and soon
-gone. Count, pause, take, and what comes
+One recipe, three ways to use it: saved, a clone runs on; halted, it stays as it was saved, either
+with all that it was or with its disk alone; branched off, what is saved is for its children alone
+and soon gone. Count, pause, take, and what comes
 after. Whatever fails, the clone runs on, and there is the whole checkpoint or none. It knows no
 sandbox; whose clone it is and when a checkpoint goes, others decide.
 """
@@ -105,6 +105,38 @@ async def save(
     )
 
 
+async def save_disk(
+    clone: Clone,
+    template: Snapshot,
+    stillness: Stillness,
+    *,
+    id: str,
+    snapshots: Path,
+    publish: Publish = snapshot.publish,
+) -> Saved:
+    """Save a running clone's disk alone as `save` does; the clone runs on, whatever happens.
+
+    The guest writes what it holds back before, and writes on once it was copied.
+
+    Args:
+        stillness: Of the clone's disk, not begun; it is over when this returns or raises.
+
+    Raises:
+        InvalidRequestError: `disk_missing`; the guest has what it writes in its memory.
+        GuestError: `disk_unwritten`; it did not write, or not in time.
+        VmpoolError: As `save`.
+    """
+    await clone.awake()
+    return await _save(
+        clone.machine.capture_disk,
+        partial(_take_still_and_resume, clone.machine, stillness),
+        template,
+        id=id,
+        snapshots=snapshots,
+        publish=publish,
+    )
+
+
 async def halt(
     clone: Clone,
     template: Snapshot,
@@ -168,10 +200,7 @@ async def halt_disk(
             publish=publish,
         )
     except BaseException:
-        try:
-            await _run_on(clone.machine)
-        finally:
-            await stillness.end()
+        await _write_on(clone.machine, stillness)
         raise
 
 
@@ -249,6 +278,27 @@ async def _take_still(machine: Machine, stillness: Stillness, capture: Capture) 
     await machine.pause()
     stillness.require()
     await capture.take()
+
+
+async def _take_still_and_resume(machine: Machine, stillness: Stillness, capture: Capture) -> None:
+    """Hold the guest's disk still for as long as it takes to copy it."""
+    try:
+        await _take_still(machine, stillness, capture)
+    except BaseException:
+        await _write_on(machine, stillness)
+        raise
+    try:
+        await uninterrupted(machine.resume())
+    finally:
+        await stillness.end()
+
+
+async def _write_on(machine: Machine, stillness: Stillness) -> None:
+    """Resume after a failure, as `_run_on`, and have the guest write to its disk again."""
+    try:
+        await _run_on(machine)
+    finally:
+        await stillness.end()
 
 
 async def _take_and_resume(machine: Machine, capture: Capture) -> None:

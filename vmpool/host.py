@@ -8,7 +8,6 @@ below. It knows no HTTP.
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 from vmpool import run
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
     from vmpool.vault import Checkpoint, Vault
 
 __all__ = ["AutoResume", "Cargo", "CreateRequest", "ForkRequest", "Host", "HostFacts", "OnExpiry"]
-
-log = logging.getLogger(__name__)
 
 
 class Host:
@@ -346,21 +343,25 @@ class Host:
     # Checkpoints.
 
     async def checkpoint(
-        self, id: str, *, owner: str, name: str | None, if_taken: IfTaken = IfTaken.REFUSE
+        self,
+        id: str,
+        *,
+        owner: str,
+        name: str | None,
+        if_taken: IfTaken = IfTaken.REFUSE,
+        keep: Keep = Keep.MEMORY,
     ) -> Checkpoint:
-        """Keep the state that a sandbox is in; it runs on. *Not idempotent.*
-
-        When cancelled after it began, it goes on.
+        """Keep the state of a sandbox, or of its disk. *Not idempotent*; goes on when cancelled.
 
         Raises:
             NotFoundError: As `sandbox`.
             VmpoolError: As `Branching.keep`.
         """
         holding = await self._household.find(id, owner=owner)
-        detail = {} if name is None else {"name": name}
+        detail = {"keep": keep.value} | ({} if name is None else {"name": name})
         with self._auditing.noted("sandbox.checkpoint", id, owner, detail):
             return await self._household.finish(
-                holding, lambda: self._branching.keep(holding, name, if_taken)
+                holding, lambda: self._branching.keep(holding, name, if_taken, keep)
             )
 
     async def checkpoints(self, *, owner: str, sandbox: str | None) -> list[Checkpoint]:

@@ -34,7 +34,7 @@ class Boot(Protocol):
         template: Snapshot,
         state: Snapshot,
         *,
-        identity: Identity,
+        identity: Callable[[str], Identity],
         policy: Waking,
         party: str,
     ) -> Clone:
@@ -145,7 +145,7 @@ class Nursery:
             return await self._boot(
                 template,
                 state,
-                identity=identity(template.manifest.id),
+                identity=identity,
                 policy=policy,
                 party=party,
             )

@@ -20,6 +20,8 @@ from vmpool.model import Kernel
 from vmpool.vouching import Vouching
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmpool.clone import Clone
     from vmpool.ground import Ground
     from vmpool.model import Identity, Waking
@@ -47,13 +49,14 @@ class Rebooting:
         template: Snapshot,
         state: Snapshot,
         *,
-        identity: Identity,
+        identity: Callable[[str], Identity],
         policy: Waking,
         party: str,
     ) -> Clone:
         """Return a clone that runs on the disk of a state of `template`'s; it obeys a new key.
 
         Args:
+            identity: Says who a clone of a given id is to be.
             party: Whose sandbox it is: when more are to boot than may at one time, parties take
                 turns, one for each try.
 

@@ -30,7 +30,7 @@ from vmpool.parcel import Envelope, State, Unpacking, pack
 from vmpool.parcel.envelope import damaged
 from vmpool.snapshot import Snapshot
 from vmpool.store import Purpose
-from vmpool.vault import Checkpoint, check_own
+from vmpool.vault import Checkpoint, check_own, kept_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -310,6 +310,7 @@ def _checkpoint(envelope: Envelope, manifest: Manifest, owner: str, name: str | 
         key=bytes.fromhex(state.key),
         saved_ns=state.saved_ns,
         env=state.env,
+        keep=kept_of(manifest),
     )
 
 

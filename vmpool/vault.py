@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from vmpool.checkpoint import Saved
     from vmpool.quotas import Quotas, Reservation
-    from vmpool.snapshot import Publish, Snapshot
+    from vmpool.snapshot import Manifest, Publish, Snapshot
     from vmpool.store import Store
     from vmpool.trust import Custody
 
@@ -393,6 +393,11 @@ class Vault:
         return {path.name for path in self.directory.iterdir()}
 
 
+def kept_of(manifest: Manifest) -> Keep:
+    """Return what of a sandbox a checkpoint is."""
+    return Keep.MEMORY if snapshot.DEVICE_STATE in manifest.files else Keep.DISK
+
+
 def _require_fit(name: str) -> None:
     if _NAME.fullmatch(name) is None:
         raise InvalidRequestError(
@@ -442,5 +447,5 @@ def checkpoint_of(
         secrets=secrets,
         confided=confided,
         network=network,
-        keep=Keep.MEMORY if saved.snapshot.has_memory else Keep.DISK,
+        keep=kept_of(manifest),
     )

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from vmpool.cli.program import program
-from vmpool.errors import ConflictError, GuestError, NotFoundError
+from vmpool.errors import ConflictError, GuestError, InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,11 +75,13 @@ async def test_a_checkpoint_is_kept_listed_gone_back_to_and_removed(terminal: Te
     kept = (await terminal.run("checkpoint", "create", sandbox, "before")).strip()
     nameless = await terminal.read("checkpoint", "create", sandbox)
     header, *lines = (await terminal.run("checkpoint", "list")).splitlines()
-    assert header.split()[:3] == ["ID", "NAME", "SANDBOX"]
-    assert [line.split()[:3] for line in lines] == [
-        [nameless["id"], "-", sandbox],
-        [kept, "before", sandbox],
+    assert header.split()[:5] == ["ID", "NAME", "SANDBOX", "TEMPLATE", "KEPT"]
+    assert [line.split()[:5] for line in lines] == [
+        [nameless["id"], "-", sandbox, "python", "memory"],
+        [kept, "before", sandbox, "python", "memory"],
     ]
+    with pytest.raises(InvalidRequestError, match="no disk"):
+        await terminal.run("checkpoint", "create", sandbox, "--keep", "disk")
     assert await terminal.read("checkpoint", "list", "--sandbox", "other") == []
     await terminal.run("rollback", sandbox, "before")
     made = await terminal.read("sandbox", "create", "--checkpoint", "before", "--rng", "seed=7")

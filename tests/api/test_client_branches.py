@@ -58,6 +58,12 @@ async def test_a_disk_is_kept_alone_and_booted_on(
         assert (await held.pause(keep="disk")).state == "paused"
         resumed = await held.resume()
         assert resumed.identity.machine_id == held.created.identity.machine_id
+        kept = await held.checkpoint("disk", keep="disk")
+        assert (kept.name, kept.keep, kept.dirty_bytes) == ("disk", "disk", 0)
+        assert [each.keep for each in await client.checkpoints.list()] == ["disk"]
+        async with client.sandbox(checkpoint=kept) as booted:
+            assert booted.created.identity.machine_id != resumed.identity.machine_id
+            assert (await booted.run(argv=ECHO)).stdout == "here\n"
         await held.pause()
         await held.resume(timeout=100, keep="disk")
         assert (await held.run(argv=ECHO)).stdout == "here\n"
@@ -65,6 +71,10 @@ async def test_a_disk_is_kept_alone_and_booted_on(
         with pytest.raises(InvalidRequestError) as refused:
             await diskless.pause(keep="disk")
         assert refused.value.error_code == "disk_missing"
+        with pytest.raises(InvalidRequestError) as refused:
+            await diskless.checkpoint(keep="disk")
+        assert refused.value.error_code == "disk_missing"
+        assert (await diskless.checkpoint()).keep == "memory"
         assert (await diskless.run(argv=ECHO)).stdout == "here\n"
 
 

@@ -44,7 +44,11 @@ async def create(call: Call, body: sandbox_bodies.CreateCheckpoint) -> web.Respo
     """Keep what a sandbox is now."""
     check_own(body.name)
     kept = await call.host.checkpoint(
-        _id(call), owner=call.caller.owner, name=body.name, if_taken=body.if_taken
+        _id(call),
+        owner=call.caller.owner,
+        name=body.name,
+        if_taken=body.if_taken,
+        keep=Keep(body.keep),
     )
     return answer(views.checkpoint(kept), status=201)
 

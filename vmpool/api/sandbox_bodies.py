@@ -85,10 +85,12 @@ class CreateCheckpoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A checkpoint to take; `name` is yours, and no other checkpoint of yours has it.
 
     With `if_taken` as `move` it is taken from whichever has it, which goes by its id from then on.
+    With `keep` as `disk` it is what is on the sandbox's disk: what is made of it is booted.
     """
 
     name: CheckpointName | None = None
     if_taken: IfTaken = IfTaken.REFUSE
+    keep: Keep = "memory"
 
 
 class Rollback(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -177,11 +179,13 @@ class SandboxList(Struct, frozen=True, kw_only=True):
 class CheckpointAnswer(Struct, frozen=True, kw_only=True):
     """A sandbox's state, kept: what differs from the snapshot `base` of its template.
 
-    `dirty_bytes` is the memory that differs, `size_bytes` what all of it takes on the disk.
+    `dirty_bytes` is the memory that differs, `size_bytes` what all of it takes on the disk. One
+    that has `keep` as `disk` has no memory.
     """
 
     id: str
     name: str | None
+    keep: Keep
     sandbox: str
     template: str
     base: str

@@ -91,6 +91,7 @@ def checkpoint(value: Checkpoint) -> sandbox_bodies.CheckpointAnswer:
     return sandbox_bodies.CheckpointAnswer(
         id=value.id,
         name=value.name,
+        keep=value.keep.value,
         sandbox=value.sandbox_id,
         template=value.template,
         base=value.base_id,

@@ -32,9 +32,22 @@ def command() -> None:
     flag_value="move",
     help="Take NAME from the checkpoint that has it; that one goes by its id from then on.",
 )
+@click.option(
+    "--keep",
+    type=click.Choice(["memory", "disk"]),
+    default="memory",
+    show_default=True,
+    help="With 'disk' its disk alone: what is made of that is booted.",
+)
 @json_option
 def create(
-    remote: Remote, *, sandbox: str, name: str | None, if_taken: str | None, as_json: bool
+    remote: Remote,
+    *,
+    sandbox: str,
+    name: str | None,
+    if_taken: str | None,
+    keep: str,
+    as_json: bool,
 ) -> None:
     """Keep what a sandbox is now, memory and disk, and print the checkpoint's id.
 
@@ -44,9 +57,8 @@ def create(
       vmpool checkpoint create $id before-training
       vmpool rollback $id before-training
     """
-    one = remote.once(
-        path("sandboxes", sandbox, "checkpoints"), given(name=name, if_taken=if_taken)
-    )
+    what = given(name=name, if_taken=if_taken) | {"keep": keep}
+    one = remote.once(path("sandboxes", sandbox, "checkpoints"), what)
     if as_json:
         table.print_json(one)
     else:
@@ -71,13 +83,14 @@ def list_(remote: Remote, *, sandbox: str | None, as_json: bool) -> None:
         table.print_json(checkpoints)
         return
     table.print_table(
-        ("ID", "NAME", "SANDBOX", "TEMPLATE", "CREATED", "CHANGED", "ON DISK"),
+        ("ID", "NAME", "SANDBOX", "TEMPLATE", "KEPT", "CREATED", "CHANGED", "ON DISK"),
         [
             (
                 one["id"],
                 one["name"] or "-",
                 one["sandbox"],
                 one["template"],
+                one["keep"],
                 table.moment(one["created_at"]),
                 table.size(one["dirty_bytes"]),
                 table.size(one["size_bytes"]),

@@ -207,10 +207,14 @@ class Sandbox:
         return self._portal.call(self._behind.resume(timeout=timeout, keep=keep))
 
     def checkpoint(
-        self, name: str | None = None, *, if_taken: IfTaken = "refuse"
+        self,
+        name: str | None = None,
+        *,
+        if_taken: IfTaken = "refuse",
+        keep: Keep = "memory",
     ) -> CheckpointInfo:
         """As `AsyncSandbox.checkpoint`."""
-        return self._portal.call(self._behind.checkpoint(name, if_taken=if_taken))
+        return self._portal.call(self._behind.checkpoint(name, if_taken=if_taken, keep=keep))
 
     def rollback(self, checkpoint: CheckpointInfo | str) -> SandboxInfo:
         """As `AsyncSandbox.rollback`."""

@@ -190,7 +190,11 @@ class AsyncSandbox:
         return await self._turn("resume", how if keep == "memory" else how | {"keep": keep})
 
     async def checkpoint(
-        self, name: str | None = None, *, if_taken: IfTaken = "refuse"
+        self,
+        name: str | None = None,
+        *,
+        if_taken: IfTaken = "refuse",
+        keep: Keep = "memory",
     ) -> CheckpointInfo:
         """Keep what it is now, memory and disk; it runs on.
 
@@ -199,14 +203,18 @@ class AsyncSandbox:
         Args:
             name: Yours, unique among your checkpoints; lower case, digits, `.`, `_` and `-`.
             if_taken: With `move` another that has the name gives it up, and goes by its id.
+            keep: With `disk` no more is kept than what is on its disk, and what is made of that is
+                booted. It needs a template that was made with a disk.
 
         Raises:
             ConflictError: `checkpoint_exists`: another one has this name, and keeps it.
+            InvalidRequestError: `disk_missing`.
             NotFoundError: `sandbox_not_found` or `sandbox_ended`.
             VmpoolError: It could not be kept, and nothing of it is; or the server was lost.
         """
         body = {} if name is None else {"name": name, "if_taken": if_taken}
-        return read(await self._ask("checkpoints", body), CheckpointInfo)
+        how = body if keep == "memory" else body | {"keep": keep}
+        return read(await self._ask("checkpoints", how), CheckpointInfo)
 
     async def rollback(self, checkpoint: CheckpointInfo | str) -> SandboxInfo:
         """Go back to a checkpoint: what was done since is gone, and what runs is broken off.

@@ -66,6 +66,7 @@ class CheckpointInfo:
 
     Attributes:
         name: The one that it was given, if any.
+        keep: `memory` for all that it was, `disk` for what was on its disk.
         sandbox: Id of the one that it was taken of.
         base: Id of the template's snapshot that it is the difference from.
         dirty_bytes: Memory that differed.
@@ -74,6 +75,7 @@ class CheckpointInfo:
 
     id: str
     name: str | None
+    keep: str
     sandbox: str
     template: str
     base: str

@@ -28,7 +28,7 @@ from vmpool.errors import GuestError
 from vmpool.model import Attachment, Identity, IdentityReceipt, Waking
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from vmpool.clone.dawn import Dawn
@@ -161,7 +161,7 @@ async def reboot(
     kernel: Kernel,
     *,
     run: Path,
-    identity: Identity,
+    identity: Callable[[str], Identity],
     policy: Waking,
     deadlines: RestoreDeadlines,
     boot_timeout: float,
@@ -176,7 +176,7 @@ async def reboot(
         state: The checkpoint; of it only the disk is used.
         kernel: What the template's image is booted with.
         run: Directory that clones' directories are made in.
-        identity: Who it is.
+        identity: Says who a clone of a given id is to be.
         policy: How its random generators and its clock come about.
         deadlines: Of the clone, once it is up.
         boot_timeout: Seconds until it must be, of each of two steps.
@@ -188,15 +188,15 @@ async def reboot(
         GuestError: The guest ended as it booted, or did not answer or confirm in time.
         HostError, DiskFullError: There is no place for its directory or its papers.
     """
+    directory = claim_directory(run)
     birth = _Birth(
         key=new_key(),
         peer=Peer.USED,
-        identity=identity,
+        identity=identity(directory.name),
         policy=policy,
         deadlines=deadlines,
         airtime=airtime,
     )
-    directory = claim_directory(run)
     async with contextlib.AsyncExitStack() as undo:
         undo.push_async_callback(_removed, directory)
         watch = Stopwatch()

@@ -103,7 +103,7 @@ async def connect(call: Call, body: bodies.Connect) -> web.Response:
         await _lengthen(call, sandbox, body.timeout)
         return answer(await views.made(call.host, sandbox))
     sandbox = await call.host.resume(
-        sandbox.id, owner=sandbox.owner, timeout=body.timeout, keep=_keep(body.memory)
+        sandbox.id, owner=sandbox.owner, timeout=body.timeout, keep=keep_of(body.memory)
     )
     return answer(await views.made(call.host, sandbox), status=201)
 
@@ -130,7 +130,7 @@ async def pause(call: Call, body: bodies.Pause) -> web.Response:
     """
     if (await _sandbox(call)).state is SandboxState.PAUSED:
         raise ConflictError(f"sandbox {_id(call)!r} is paused", code="sandbox_paused")
-    await call.host.pause(_id(call), owner=call.caller.owner, keep=_keep(body.memory))
+    await call.host.pause(_id(call), owner=call.caller.owner, keep=keep_of(body.memory))
     return done()
 
 
@@ -192,7 +192,8 @@ def _on_expiry(body: bodies.NewSandbox) -> OnExpiry:
     return OnExpiry.PAUSE_DISK if body.auto_pause_memory is False else OnExpiry.PAUSE
 
 
-def _keep(memory: bool | None) -> Keep:
+def keep_of(memory: bool | None) -> Keep:
+    """Return what is kept of a sandbox, as these clients say it."""
     return Keep.DISK if memory is False else Keep.MEMORY
 
 

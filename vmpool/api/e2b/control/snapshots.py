@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmpool.api.e2b import naming
-from vmpool.api.e2b.control import bodies, networks, views
+from vmpool.api.e2b.control import bodies, sandboxes, views
 from vmpool.api.e2b.operation import answer
 from vmpool.store import IfTaken
 from vmpool.vault import STEP, check_own
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 async def create(call: Call, body: bodies.NewSnapshot) -> web.Response:
     """Keep what a sandbox is now; it runs on. A name that is taken means this one from then on."""
-    if body.memory is False:
-        raise networks.unsupported("a snapshot without the memory", remedy="keep it with that")
     name = None if body.name is None else naming.bare(body.name)
     check_own(name)
     id, owner = call.request.match_info["id"], call.caller.owner
     await call.host.awake(id, owner=owner)
-    kept = await call.host.checkpoint(id, owner=owner, name=name, if_taken=IfTaken.MOVE)
+    kept = await call.host.checkpoint(
+        id, owner=owner, name=name, if_taken=IfTaken.MOVE, keep=sandboxes.keep_of(body.memory)
+    )
     return answer(views.snapshot(kept), status=201)
 
 
