@@ -74,9 +74,8 @@ async def open_host(
     clones, snapshots = settings.run / "clones", settings.state / "snapshots"
     checkpoints = settings.state / "checkpoints"
     async with contextlib.AsyncExitStack() as opened:
-        await asyncio.to_thread(
-            _make_directories, settings.state, settings.run, clones, snapshots, checkpoints
-        )
+        places = (settings.state, settings.run, clones, snapshots, checkpoints)
+        await asyncio.to_thread(_make_directories, *places)
         for directory in (settings.state, settings.run):
             await opened.enter_async_context(tenure.held(directory))
         images = Library(settings.state)
