@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.api.conftest import IMAGE
 from tests.fake_host import add_template, opened, run_request, until, wanted
 from tests.fakes import FakeEngine
 from vmpool.config import TenantSettings
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable
     from pathlib import Path
 
+    from vmpool.clone import Clone
     from vmpool.host import Host
+    from vmpool.pool import Pool
 
 ROOM = Limits(ready=0, total=16)
 MEMORY = 256 << 20
@@ -59,6 +63,32 @@ async def test_of_many_who_ask_at_once_as_many_are_served_as_may_be(
         for sandbox in host.sandboxes(owner="t"):
             await host.kill(sandbox.id, owner="t")
         assert used(host) == Usage()
+
+
+async def test_a_tenant_that_asks_by_the_dozen_keeps_no_other_waiting(
+    state: Path, engine: FakeEngine
+) -> None:
+    async with opened(state, engine) as host:
+        await add_template(host, limits=Limits(ready=0, total=1, queue=20))
+        held = await host.create(wanted(), owner="greedy")
+        served: list[str] = []
+
+        async def ask(owner: str) -> None:
+            sandbox = await host.create(wanted(), owner=owner)
+            served.append(owner)
+            await host.kill(sandbox.id, owner=owner)
+
+        pool = host.catalogue.pool(IMAGE)
+        async with asyncio.TaskGroup() as group:
+            for count, owner in enumerate(["greedy"] * 4 + ["modest"], 1):
+                group.create_task(ask(owner))
+                await until(partial(_wait, count, pool))
+            await host.kill(held.id, owner="greedy")
+        assert "modest" in served[:2]
+
+
+def _wait(count: int, pool: Pool[Clone]) -> bool:
+    return pool.census.waiting == count
 
 
 async def test_what_comes_to_nothing_is_given_back(state: Path, engine: FakeEngine) -> None:

@@ -359,6 +359,23 @@ async def test_the_next_server_is_asked_when_one_has_no_answer(world: World) -> 
     assert broken.names == world.zone.names == ["pypi.org"]
 
 
+async def test_a_tenants_questions_keep_no_other_tenant_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upstream, "UNDER_WAY_MOST", 1)
+    zone = Zone()
+    async with serving_zone(zone) as server, asyncio.TaskGroup() as group:
+        servers = Servers((server,))
+        async with servers._lanes.one("somebody"):
+            for owner in ["greedy"] * 4 + ["modest"]:
+                ask = servers.of(owner).ask(f"{owner}.pypi.org", dns.rdatatype.A)
+                group.create_task(ask)
+                await asyncio.sleep(0)
+            assert len(list(servers._lanes._waiting)) == 5
+    assert len(zone.names) == 5
+    assert "modest.pypi.org" in zone.names[:2]
+
+
 async def test_the_last_word_counts_when_nobody_has_an_answer() -> None:
     async with serving_zone(Zone(rcode=dns.rcode.SERVFAIL)) as server:
         answer = await Servers((server,)).ask("pypi.org", dns.rdatatype.A, "")
