@@ -16,7 +16,7 @@ PATIENT = aiohttp.ClientTimeout(total=START_SECONDS)
 DISKED = {"name": "disked", "image": TEMPLATE, "disk_bytes": 1 << 30, "limits": {"ready": 0}}
 
 
-async def test_files_outlive_a_pause_that_keeps_them_alone(
+async def test_sandboxes_boot_with_the_files_that_were_kept_alone(
     e2b_server: Server, programs: Programs
 ) -> None:
     async with client(e2b_server) as api:
@@ -27,6 +27,6 @@ async def test_files_outlive_a_pause_that_keeps_them_alone(
         finally:
             await api.call("DELETE", "/v1/templates/disked")
     assert said.splitlines() == [
-        *("paused", "file", "boot", "processes", "command"),
+        *("runs on", "paused", "gone", "file", "boot", "processes", "command", "forgotten"),
         *("paused with memory", "memory", "files", "kill"),
     ]
