@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from vmpool import snapshot
 from vmpool.agent import connect, new_key
 from vmpool.cancellation import uninterrupted
-from vmpool.clone import claim_directory, identify, warm
+from vmpool.clone import claim_directory, identify, in_step, warm
 from vmpool.errors import DiskFullError, EngineError, GuestError
 from vmpool.model import Attachment, Identity, Kernel, Unique
 
@@ -268,9 +268,10 @@ async def rehearse(agent: Agent) -> None:
     Nothing is asked of the agent afterwards: the machine is to be saved.
 
     Raises:
-        GuestError: The guest did not, or not in time.
+        GuestError: The guest did not, or not in time; `guest_clock_wrong`: all clones would be.
     """
-    await warm(agent, timeout=STEP_TIMEOUT)
+    async with in_step(agent, timeout=STEP_TIMEOUT):
+        await warm(agent, timeout=STEP_TIMEOUT)
     await agent.quiesce(timeout=STEP_TIMEOUT)
     for _ in range(WARM_RUNS):
         await identify(agent, Identity.fresh("template"), rng=Unique(), timeout=STEP_TIMEOUT)

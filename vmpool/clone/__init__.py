@@ -8,6 +8,7 @@ from vmpool.clone.adoption import adopt
 from vmpool.clone.clone import Clone
 from vmpool.clone.dawn import Dawn
 from vmpool.clone.introduction import identify, warm
+from vmpool.clone.pace import in_step
 from vmpool.clone.restoration import descend, reboot, restore, restore_into
 from vmpool.clone.timings import RestoreDeadlines, RestoreTimings
 from vmpool.clone.waiting import Waiting, claim_directory, stand_by
@@ -22,6 +23,7 @@ __all__ = [
     "claim_directory",
     "descend",
     "identify",
+    "in_step",
     "reboot",
     "restore",
     "restore_into",

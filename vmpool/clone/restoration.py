@@ -20,6 +20,7 @@ from vmpool.agent import Agent, Airtime, Peer, connect, new_key
 from vmpool.cancellation import uninterrupted
 from vmpool.clone.clone import Clone
 from vmpool.clone.introduction import introduce, warm
+from vmpool.clone.pace import in_step
 from vmpool.clone.papers import Papers
 from vmpool.clone.timings import RestoreDeadlines, RestoreTimings, Stopwatch
 from vmpool.clone.waiting import claim_directory, stand_by
@@ -185,7 +186,8 @@ async def reboot(
     Raises:
         EngineError: The hypervisor failed.
         SnapshotError: `snapshot_unfit`; the checkpoint is not of that template.
-        GuestError: The guest ended as it booted, or did not answer or confirm in time.
+        GuestError: The guest ended as it booted, or did not answer or confirm in time, or
+            `guest_clock_wrong`.
         HostError, DiskFullError: There is no place for its directory or its papers.
     """
     directory = claim_directory(run)
@@ -288,9 +290,10 @@ async def _come_up(
     for long when it says what that shows.
     """
     watch = Stopwatch()
-    async with await connect(
+    booted = await connect(
         machine.agent_address, key=birth.key, timeout=timeout, airtime=birth.airtime
-    ) as agent:
+    )
+    async with booted as agent, in_step(agent, timeout=timeout):
         await warm(agent, timeout=timeout)
     warm_ns = watch.lap()
     woken = await _introduced(undo, machine, birth)
