@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from vmpool_agent import wire
     from vmpool_agent.machine import Machine
     from vmpool_agent.processes import Attachment, Process
+    from vmpool_agent.reactor import Timer
     from vmpool_agent.session import Channel, Operation
 
     Start = Callable[[Machine, Channel, dict[str, Any]], Operation | None]
+
+_LAST_WORD = 1.0
+"""Seconds after a process's end in which who gave it input may say that this was all."""
 
 
 def _attach(machine: Machine, channel: Channel, request: dict[str, Any]) -> Attachment:
@@ -94,6 +98,8 @@ class _Input:
         self._close = request.get("close") is True
         self._waiting = 0
         self._finished = False
+        self._after = machine.reactor.after
+        self._refusal: Timer | None = None
         if not self._process.running.relay.takes_input:
             raise OperationError("stdin_closed", f"process {self._process.pid} takes no input")
         self._process.join(self._on_process_ended)
@@ -102,13 +108,16 @@ class _Input:
         """See `session.Operation`."""
         running = self._process.execution
         assert running is not None
+        if self._refusal is not None:
+            self._refuse()
+            return
         self._waiting += 1
         running.relay.feed(data.payload, functools.partial(self._on_taken, data), self)
 
     def on_finish(self) -> None:
         """See `session.Operation`."""
         running = self._process.execution
-        self._process.leave(self._on_process_ended)
+        self._leave()
         if self._close and running is not None:
             running.relay.finish_input()
         self._finished = True
@@ -123,13 +132,23 @@ class _Input:
 
     def on_closed(self) -> None:
         """See `session.Operation`; what a process does not read must not pile up here."""
-        self._process.leave(self._on_process_ended)
+        self._leave()
         if self._process.execution is not None:
             self._process.execution.relay.withdraw(self)
 
     def _on_process_ended(self) -> None:
+        self._refusal = self._after(_LAST_WORD, self._refuse)
+
+    def _refuse(self) -> None:
+        self._leave()
         error = OperationError("process_ended", f"process {self._process.pid} has ended")
         self._channel.fail(error)
+
+    def _leave(self) -> None:
+        self._process.leave(self._on_process_ended)
+        if self._refusal is not None:
+            self._refusal.cancel()
+            self._refusal = None
 
     def _on_taken(self, data: wire.Data) -> None:
         self._waiting -= 1

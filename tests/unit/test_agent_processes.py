@@ -217,7 +217,7 @@ async def test_input_that_is_not_read_goes_with_whoever_sent_it(guest: Path) -> 
     assert 0 < ended.output_bytes <= 64 << 10
 
 
-async def test_who_gives_input_is_told_at_once_that_the_process_has_ended(guest: Path) -> None:
+async def test_who_goes_on_giving_input_is_told_that_the_process_has_ended(guest: Path) -> None:
     hold = asyncio.Event()
 
     async def word_and_then_nothing() -> AsyncIterator[bytes]:
@@ -229,6 +229,16 @@ async def test_who_gives_input_is_told_at_once_that_the_process_has_ended(guest:
         with pytest.raises(ConflictError) as caught:
             await agent.processes.input(pid, word_and_then_nothing())
     assert caught.value.error_code == "process_ended"
+
+
+async def test_a_process_that_ends_with_all_its_input_has_it(guest: Path) -> None:
+    async def word_and_its_end() -> AsyncIterator[bytes]:
+        yield b"word\n"
+        await gone(pid)
+
+    async with connected(guest) as agent, asyncio.timeout(GRACE):
+        pid = await agent.processes.start(shell("read word", stdin=True))
+        await agent.processes.input(pid, word_and_its_end())
 
 
 async def test_input_that_fails_on_its_way_is_told_to_whoever_gives_it(guest: Path) -> None:

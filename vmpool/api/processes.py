@@ -5,7 +5,7 @@ Who attaches to one holds it back while he reads slowly, and lets it go on when 
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from aiohttp import WSMsgType, web
@@ -25,7 +25,7 @@ from vmpool.errors import (
 from vmpool.model import DEFAULT_USER, Attached
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Iterator
 
     from vmpool.agent.processes import Attachment
     from vmpool.api.route import Call
@@ -229,11 +229,8 @@ async def kill(call: Call, _: bodies.Nothing) -> web.Response:
         call.caller.owner, "process.signal", sandbox.id, {"pid": str(pid), "signal": "9"}
     )
     async with sandbox.attended() as agent:
-        try:
+        with _content_with_its_end():
             await agent.processes.signal(pid, 9)
-        except ConflictError as err:
-            if err.error_code != "process_ended":
-                raise
     return web.Response(status=204)
 
 
@@ -256,8 +253,19 @@ async def write_input(call: Call, query: InputQuery) -> web.Response:
     async with sandbox.attended() as agent, aclosing(content) as chunks:
         await agent.processes.input(pid, chunks)
         if query.eof:
-            await agent.processes.close_stdin(pid)
+            with _content_with_its_end():
+                await agent.processes.close_stdin(pid)
     return web.Response(status=204)
+
+
+@contextmanager
+def _content_with_its_end() -> Iterator[None]:
+    """Do what has its way with a process that has ended, too."""
+    try:
+        yield
+    except ConflictError as err:
+        if err.error_code != "process_ended":
+            raise
 
 
 async def _relay(attachment: Attachment, send: Callable[[Struct], Awaitable[None]]) -> None:
