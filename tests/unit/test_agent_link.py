@@ -191,6 +191,26 @@ async def test_a_guest_that_breaks_the_protocol_gets_a_clear_error(
         await expect_failure(address, "guest_protocol")
 
 
+async def test_a_guest_that_sends_more_of_a_file_than_was_asked_for_is_cut_off(
+    tmp_path: Path,
+) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await synchronise(reader, writer)
+        await reader.read(65536)
+        writer.write(frame(DATA, 1, bytes(64), stream=1) + frame(DATA, 1, b"x", stream=1))
+        await reader.read()
+
+    async with (
+        hostile(tmp_path, script) as address,
+        await connect(address, key=fake_guest.KEY, timeout=30) as agent,
+    ):
+        pieces = agent.read_file("/x", user="user", length=64)
+        assert await anext(pieces) == bytes(64)
+        with pytest.raises(GuestError) as raised:
+            await anext(pieces)
+    assert raised.value.error_code == "guest_protocol"
+
+
 async def test_an_error_text_from_the_guest_is_cut_and_can_be_encoded(tmp_path: Path) -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await synchronise(reader, writer)

@@ -7,6 +7,7 @@ says is checked before it becomes a value.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from typing import TYPE_CHECKING, Any, Self
 
@@ -193,15 +194,19 @@ class Agent:
     async def read_file(
         self, path: str, *, user: str, offset: int = 0, length: int | None = None
     ) -> AsyncGenerator[bytes, None]:
-        """Yield a file's bytes as they come, at most 32 KiB a piece.
+        """Yield a file's bytes as they come, at most 32 KiB a piece and `length` in all.
 
         Raises:
             GuestFileError: The guest refused; the code says why.
-            GuestError: The guest died, hung or broke the protocol.
+            GuestError: The guest died, hung or broke the protocol, as by sending more.
         """
         request = {"op": "read", "path": path, "user": user, "offset": offset, "length": length}
+        left = math.inf if length is None else length
         async with contextlib.aclosing(self._content(request)) as pieces:
             async for piece in pieces:
+                left -= len(piece)
+                if left < 0:
+                    raise answers.malformed("length")
                 yield piece
 
     async def archive(self, path: str, *, user: str) -> AsyncGenerator[bytes, None]:

@@ -146,7 +146,9 @@ async def warm(agent: Agent, *, timeout: float) -> None:
     line = Code(source="print(6*7)")
     try:
         async with limit, agent.execute(line, start_timeout=timeout) as execution:
-            last = [event async for event in execution][-1]
+            last = None
+            async for event in execution:
+                last = event  # and no more: a guest may say what it likes for as long
     except TimeoutError as err:
         if not limit.expired():
             raise
