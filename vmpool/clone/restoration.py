@@ -288,7 +288,25 @@ async def _come_up(
 
     Not before: it has what it is told confirmed by that interpreter, and its clock would have run
     for long when it says what that shows.
+
+    Args:
+        timeout: Seconds for each of two steps, and twice as many for all.
     """
+    limit = asyncio.timeout(2 * timeout)
+    try:
+        async with limit:
+            return await _come_up_within(undo, machine, birth, timeout)
+    except TimeoutError as err:
+        if not limit.expired():
+            raise
+        raise GuestError(
+            f"the guest did not come up within {2 * timeout} s", code="guest_unresponsive"
+        ) from err
+
+
+async def _come_up_within(
+    undo: contextlib.AsyncExitStack, machine: Machine, birth: _Birth, timeout: float
+) -> _Woken:
     watch = Stopwatch()
     booted = await connect(
         machine.agent_address, key=birth.key, timeout=timeout, airtime=birth.airtime
