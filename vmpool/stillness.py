@@ -44,10 +44,13 @@ _WORDS_BYTES: Final = 500
 
 # In a mount namespace of its own: nobody in the guest sees the file system twice, and it is
 # unmounted when the process is gone. Over a directory that every image has. It stays frozen when
-# the process is killed, so what may be frozen is let go of first.
+# the process is killed, so what may be frozen is let go of first. One process at a time: one of a
+# server before, whose minute runs out, would let go of what the next one holds.
 _MOUNT: Final = "mount -t ext4 /dev/vdb /tmp"
 _SCRIPT: Final = f"""\
 set -e
+exec 9</dev/vdb
+flock 9
 {_MOUNT}
 fsfreeze --unfreeze /tmp 2>/dev/null || true
 sync -f /tmp
