@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from qemu.qmp import ExecuteError, Message, QMPClient, QMPError, Runstate
 
+from vmpool.cancellation import uninterrupted
 from vmpool.engine.qemu import answers
 from vmpool.errors import EngineError
 
@@ -217,7 +218,8 @@ class Monitor:
                 self._client.send_fd_scm(descriptor)
             except (QMPError, OSError) as err:
                 raise EngineError(f"QEMU went away at {command!r}", code="qemu_died") from err
-            return await self._ask(command, arguments)
+            # Also when cancelled: until QEMU has it, nobody else may send anything.
+            return await uninterrupted(self._ask(command, arguments))
 
     async def event(self) -> Mapping[str, Any]:
         """Wait for the next of `EVENTS`, also one that came before this call; return it.
