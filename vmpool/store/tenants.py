@@ -128,6 +128,7 @@ class Tenants:
                 "UPDATE tokens SET revoked_ns = coalesce(revoked_ns, ?) WHERE tenant_id = ?",
                 [now_ns, found.id],
             )
+            db.execute("DELETE FROM builds WHERE owner = ?", [found.id])
             db.execute("DELETE FROM tenants WHERE id = ?", [found.id])
 
         await self._journal.run(remove, Durability.POWER_CUT)

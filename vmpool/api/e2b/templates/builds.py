@@ -129,20 +129,25 @@ async def status(call: Call, query: bodies.StatusQuery) -> web.Response:
                 log_entries=[],
             )
         )
+    # How it stands before what it said: who hears that it is over asks for its log no more.
+    state, reason = build.state, _reason(build)
     entries = await call.request.app[WORKSHOP].log_of(build)
     begin, end = query.logs_offset, query.logs_offset + query.limit
-    reason: bodies.Reason | UnsetType = UNSET
-    if build.state is State.ERROR:
-        reason = bodies.Reason(message=build.reason, step=build.step or UNSET)
     return answer(
         bodies.BuildStatus(
             template_id=build.name,
             build_id=build.id,
-            status=build.state.value,
+            status=state.value,
             log_entries=[_line(entry) for entry in entries[begin:end]],
             reason=reason,
         )
     )
+
+
+def _reason(build: Build) -> bodies.Reason | UnsetType:
+    if build.state is not State.ERROR:
+        return UNSET
+    return bodies.Reason(message=build.reason, step=build.step or UNSET)
 
 
 def _build(call: Call) -> Build:

@@ -192,19 +192,16 @@ class Workshop:
 
     async def _record(self, build: Build) -> None:
         # A log has so many lines and no more. Those that come during a write go with the next.
-        noted = True
-        while noted and await build.news.wait():
+        while await build.news.wait():
             build.news.clear()
-            noted = await self._try_to_note(build)
+            await self._try_to_note(build)
 
-    async def _try_to_note(self, build: Build) -> bool:
-        """Record how far a build is, which goes on without; return whether that went well."""
+    async def _try_to_note(self, build: Build) -> None:
+        """Record how far a build is, which goes on without where that fails."""
         try:
             await self.note(build)
         except VmpoolError as err:  # a server that comes after will say that it was killed
             log.error("build=%s is %s, which is not recorded: %s", build.id, build.state, err)
-            return False
-        return True
 
     def _forget(self) -> None:
         """Forget each tenant's oldest that are over, and end those that nobody begins."""
