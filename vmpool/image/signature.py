@@ -43,6 +43,7 @@ def sign(image: Image, keyring: Keyring, *, at: Path) -> None:
     try:
         with full_disk_told(image.directory):
             beside.write_bytes(proof)
+            beside.chmod(0o444)  # as all files of an image: what is trusted any account may read
             shelf.add_file(beside, image.directory / FILE)
     except FileNotFoundError as err:
         raise ImageError(f"image {image.name!r} was removed", code="image_missing") from err
