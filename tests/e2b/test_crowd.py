@@ -64,5 +64,5 @@ async def _crowd(pointed: dict[str, str]) -> str:
     )
     async with asyncio.timeout(RUN_SECONDS):
         said, complaints = await process.communicate()
-    assert process.returncode == 0, complaints.decode()
+    assert process.returncode == 0, (said, complaints.decode())
     return said.decode()
