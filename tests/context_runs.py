@@ -24,7 +24,7 @@ async def run(
 ) -> list[ExecutionEvent]:
     """Run a cell to its end; return all that was told."""
     cell = Cell(context=context, source=source, **more)  # type: ignore[arg-type]
-    async with asyncio.timeout(30), agent.contexts.run(cell, outer=outer or {}) as execution:
+    async with asyncio.timeout(60), agent.contexts.run(cell, outer=outer or {}) as execution:
         return [event async for event in execution]
 
 

@@ -6,6 +6,7 @@ its context killed when that does not help: an execution that nobody follows hol
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from vmpool_agent.session import Channel
 
 TIMEOUT_GRACE = 2.0
-"""Seconds that code has after the interrupt that tells it that its time is up."""
+"""Seconds that code has after the interrupt that tells it that its time is up, and again after a
+second one: the first is missed by who was just about to wait, and a traceback takes its time."""
 ABANDON_GRACE = 5.0
 """The same for code that nobody waits for any more."""
 REPEAT_DELAY = 0.5
@@ -128,7 +130,7 @@ class Cell:
             self._machine.reactor.after(REPEAT_DELAY, self._interrupt_again)
 
     def _interrupt_again(self) -> None:
-        if self._context.is_current(self):
+        if self._begun and self._context.is_current(self):
             self._context.kill(signal.SIGINT)
 
     def show(self, value: dict[str, Any]) -> None:
@@ -183,6 +185,10 @@ class Cell:
 
     def _give_up(self, grace: float) -> None:
         self.interrupt()
+        self._timer = self._machine.reactor.after(grace, functools.partial(self._insist, grace))
+
+    def _insist(self, grace: float) -> None:
+        self._interrupt_again()
         self._timer = self._machine.reactor.after(grace, self._kill)
 
     def _kill(self) -> None:

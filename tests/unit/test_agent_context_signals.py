@@ -38,7 +38,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 async def test_an_interrupt_waits_until_there_is_something_to_interrupt(
     guest: Path, language: str, source: str, after: str
 ) -> None:
-    async with asyncio.timeout(20), connected(guest) as agent:
+    async with asyncio.timeout(60), connected(guest) as agent:
         context = await create(agent, language)
         async with agent.contexts.run(Cell(context=context, source=source), outer={}) as execution:
             assert await agent.contexts.interrupt(context)
@@ -50,7 +50,7 @@ async def test_an_interrupt_waits_until_there_is_something_to_interrupt(
 
 
 async def test_a_signal_between_two_executions_hits_nothing(guest: Path) -> None:
-    async with asyncio.timeout(20), connected(guest) as agent:
+    async with asyncio.timeout(60), connected(guest) as agent:
         python, bash = await create(agent), await create(agent, "bash")
         pids = {info.id: info.pid for info in await agent.contexts.list()}
         for _ in range(2):
@@ -62,6 +62,16 @@ async def test_an_end_of_another_execution_is_not_believed(guest: Path) -> None:
     forged = (
         r"""printf '{"type":"ended","number":0,"exit_code":7}\n' >&199; echo still; sleep 0.1"""
     )
-    async with asyncio.timeout(20), connected(guest) as agent:
+    async with asyncio.timeout(60), connected(guest) as agent:
         events = await run(agent, await create(agent, "bash"), forged)
     assert (output(events), events[-1]) == (b"still\n", Exited(exit_code=0))
+
+
+async def test_who_misses_the_interrupt_that_ends_its_time_has_another(guest: Path) -> None:
+    deaf = "import time\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    time.sleep(600)"
+    async with connected(guest) as agent:
+        context = await create(agent)
+        await run(agent, context, "x = 1")
+        events = await run(agent, context, deaf, timeout=0.2)
+        assert events[-1] == Exited(exit_code=1, timed_out=True)
+        assert await value(agent, context, "x") == "1"

@@ -41,7 +41,7 @@ def new_guest(tmp_path: Path) -> Iterator[Path]:
 async def _closed_contexts(guest: Path) -> AsyncIterator[None]:
     """Leave the guest that tests share as it was."""
     yield
-    async with asyncio.timeout(20), connected(guest) as agent:
+    async with asyncio.timeout(60), connected(guest) as agent:
         for info in await agent.contexts.list():
             await agent.contexts.close(info.id)
 
@@ -186,7 +186,7 @@ async def test_variables_of_an_execution_hold_for_it_alone(guest: Path) -> None:
 
 @pytest.mark.parametrize("source", [HOLDS, "print('begun')\n!sleep 60"])
 async def test_an_interrupt_ends_what_runs_and_keeps_the_state(guest: Path, source: str) -> None:
-    async with asyncio.timeout(20), connected(guest) as agent:
+    async with asyncio.timeout(60), connected(guest) as agent:
         context = await create(agent)
         await run(agent, context, "x = 1")
         cell = Cell(context=context, source=source)
@@ -237,7 +237,7 @@ async def test_an_interpreter_that_ends_is_started_anew(guest: Path) -> None:
 
 
 async def test_an_abandoned_execution_is_interrupted(guest: Path) -> None:
-    async with asyncio.timeout(20), connected(guest) as agent:
+    async with asyncio.timeout(60), connected(guest) as agent:
         context = await create(agent)
         await run(agent, context, "x = 1")
         cell = Cell(context=context, source=HOLDS)
@@ -272,7 +272,7 @@ async def test_executions_run_in_the_order_in_which_they_were_asked_for(guest: P
 
 
 async def test_a_queue_has_an_end(new_guest: Path) -> None:
-    async with asyncio.timeout(30), connected(new_guest) as agent:
+    async with asyncio.timeout(60), connected(new_guest) as agent:
         context = await create(agent, "bash")
         cell = Cell(context=context, source="echo begun; sleep 60")
         async with agent.contexts.run(cell, outer={}) as execution:
@@ -326,7 +326,7 @@ async def test_a_context_is_restarted_and_closed(guest: Path) -> None:
 
 
 async def test_closing_ends_what_runs_and_what_waits(guest: Path) -> None:
-    async with asyncio.timeout(20), connected(guest) as agent:
+    async with asyncio.timeout(60), connected(guest) as agent:
         context = await create(agent)
         async with agent.contexts.run(Cell(context=context, source=HOLDS), outer={}) as execution:
             await until_output(execution, b"begun")
@@ -341,7 +341,7 @@ async def test_closing_ends_what_runs_and_what_waits(guest: Path) -> None:
 
 
 async def test_one_that_prints_for_ever_is_held_back_and_holds_up_nobody(guest: Path) -> None:
-    async with asyncio.timeout(20), connected(guest) as agent:
+    async with asyncio.timeout(60), connected(guest) as agent:
         context, other = await create(agent), await create(agent)
         cell = Cell(context=context, source="while True: print('x' * 1000)")
         async with agent.contexts.run(cell, outer={}) as execution:
@@ -357,7 +357,7 @@ async def test_what_is_left_running_is_neither_told_nor_held_back(
 ) -> None:
     done = tmp_path / "done"
     line = f"(head -c 4000000 /dev/zero; touch {done}) & echo at once"
-    async with asyncio.timeout(20), connected(guest) as agent:
+    async with asyncio.timeout(60), connected(guest) as agent:
         context = await create(agent, language)
         if language == "python":
             line = f"import subprocess; subprocess.Popen({line!r}, shell=True); print('at once')"
@@ -382,7 +382,7 @@ async def test_bash_keeps_variables_functions_and_directory(guest: Path) -> None
 
 async def test_an_interrupt_ends_a_line_of_bash_and_not_bash(guest: Path) -> None:
     source = "x=1; for i in 1 2 3; do echo begun; sleep 60; done; echo never"
-    async with asyncio.timeout(20), connected(guest) as agent:
+    async with asyncio.timeout(60), connected(guest) as agent:
         context = await create(agent, "bash")
         async with agent.contexts.run(Cell(context=context, source=source), outer={}) as execution:
             await until_output(execution, b"begun")
@@ -395,7 +395,7 @@ async def test_an_interrupt_ends_a_line_of_bash_and_not_bash(guest: Path) -> Non
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node here")
 async def test_javascript_keeps_its_state_awaits_and_is_interrupted(guest: Path) -> None:
-    async with asyncio.timeout(30), connected(guest) as agent:
+    async with asyncio.timeout(60), connected(guest) as agent:
         context = await create(agent, "javascript")
         await run(agent, context, "let a = 1; const wait = (x) => new Promise((r) => r(x))")
         assert await value(agent, context, "a += await wait(41); `ü ${a}`") == "'ü 42'"
@@ -440,7 +440,7 @@ async def test_a_context_that_has_not_come_up_can_be_closed(tmp_path: Path) -> N
     warm_up, flag = tmp_path / "warm.py", tmp_path / "flag"
     warm_up.write_text(f"import os\nwhile not os.path.exists({str(flag)!r}): pass")
     with fake_guest.running(tmp_path, "--warm-up", str(warm_up)) as path:
-        async with asyncio.timeout(20), connected(path) as agent:
+        async with asyncio.timeout(60), connected(path) as agent:
             making = asyncio.create_task(create(agent))
             while not (listed := await agent.contexts.list()):
                 pass
